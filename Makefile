@@ -1,0 +1,47 @@
+# Every target that needs .venv sets it up first: tools/set_up.py, from requirements.lock, a moment when nothing changed.
+
+.DEFAULT_GOAL := help
+.PHONY: help set-up demo test test-fast check lock clean distclean
+.NOTPARALLEL:
+SHELL := /bin/sh
+
+# The first of these that runs and is Python 3.11; a python3.11 of a version manager may exist and not run.
+is_311 = $(shell $(1) -c 'import sys; print("yes" * (sys.version_info[:2] == (3, 11)))' 2>/dev/null)
+PYTHON ?= $(firstword $(foreach name,python3.11 python3 python,$(if $(call is_311,$(name)),$(name))))
+BIN := .venv/bin
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+
+set-up:  ## create or update .venv, nothing else
+	@if [ -z "$(PYTHON)" ]; then \
+	  echo "No Python 3.11 found: install it, or run make PYTHON=/path/to/python3.11" >&2; exit 1; fi
+	@"$(PYTHON)" tools/set_up.py
+
+demo: set-up  ## train on a small Spark cluster of this machine and show what came out
+	@$(BIN)/python demo/run.py
+
+test: check  ## everything: check, then all tests
+	$(BIN)/python -m pytest
+
+test-fast: set-up  ## the tests that start no Spark, under two minutes
+	$(BIN)/python -m pytest -m "not spark and not slow and not cluster"
+
+check: set-up  ## lint, format, types, architecture
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy dlspark backends/*/dlspark_*
+	$(BIN)/python -m pytest -q tests/test_architecture.py
+
+lock: set-up  ## write requirements.lock from requirements.in (make lock UPGRADE=1: newest versions)
+	$(BIN)/uv --no-config pip compile $(if $(UPGRADE),--upgrade) --quiet --generate-hashes --no-annotate \
+	  --python-version 3.11 --python-platform x86_64-manylinux_2_28 --no-emit-index-url --no-emit-find-links \
+	  --custom-compile-command "make lock" --output-file requirements.lock requirements.in
+
+clean:  ## remove caches, builds and what the demo wrote
+	rm -rf build dist demo-output spark-warehouse metastore_db derby.log .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -path ./.venv -prune -o -path ./.git -prune -o \( -name __pycache__ -o -name '*.egg-info' \) -print0 | xargs -0 rm -rf
+	find backends benchmarks -name build -type d -print0 2>/dev/null | xargs -0 rm -rf
+
+distclean: clean  ## the same and .venv (the built Horovod stays in ~/.cache/dlspark)
+	rm -rf .venv

@@ -1,0 +1,1 @@
+"""The elephas backend of dlspark."""

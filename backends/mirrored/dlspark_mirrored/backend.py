@@ -1,0 +1,108 @@
+"""MirroredBackend: launches workers by MirroredStrategyRunner and lets them sum by TensorFlow's collectives."""
+
+from __future__ import annotations
+
+import base64
+import logging
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
+
+from dlspark.backend import Capabilities, LaunchBackend, WorkerFunction
+from dlspark.cluster import check_cluster, driver_host, task_resources
+from dlspark.errors import ConfigError
+from dlspark.job import TrainJob, WorkerResult
+from dlspark.mends import tensorflow_context
+from dlspark.spark import get_session
+from dlspark.worker import own_threads
+from dlspark_mirrored.collectives import CollectiveSession
+
+
+@dataclass(frozen=True, kw_only=True)
+class MirroredOptions:
+    """Options of backend ``mirrored``.
+
+    Attributes:
+        bytes_per_pack: about how many bytes of gradients go into one collective. Four packs for a ResNet50.
+        collective_timeout_seconds: the most that one collective waits for a worker that does not come; 0 for ever.
+    """
+
+    bytes_per_pack: int = 25_000_000
+    collective_timeout_seconds: float = 600.0
+
+    def __post_init__(self) -> None:
+        if self.bytes_per_pack < 1:
+            raise ConfigError(f"bytes_per_pack must be at least 1; {self.bytes_per_pack} came.")
+        if self.collective_timeout_seconds < 0:
+            raise ConfigError(
+                f"collective_timeout_seconds must be at least 0; {self.collective_timeout_seconds} came."
+            )
+
+
+class MirroredBackend(LaunchBackend):
+    """One worker per Spark task of a barrier stage; CPU, or one GPU each when Spark schedules them."""
+
+    name: ClassVar[str] = "mirrored"
+    options_type: ClassVar[type] = MirroredOptions
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        synchronous_gradients=True, exact_rows=True, deterministic=True, resumable=True
+    )
+
+    def check(self, job: TrainJob) -> None:
+        check_cluster(job, self.name, barrier=True)
+
+    def driver_host(self) -> str:
+        return driver_host(get_session())
+
+    def launch(self, function: WorkerFunction, num_workers: int) -> list[WorkerResult]:
+        from dlspark_mirrored.runner import Runner
+
+        resources = task_resources(get_session(num_workers))
+        with _quiet(Runner.__name__):
+            runner = Runner(num_slots=num_workers, use_gpu=resources.gpus > 0, use_custom_strategy=True)
+            gathered = runner.run(partial(_rank, function, self.options, resources.cores, resources.gpus > 0))
+        return [pickle.loads(base64.b64decode(result)) for result in gathered]  # noqa: S301 - Spark's own results
+
+
+def _rank(function: WorkerFunction, options: MirroredOptions, threads: int, needs_gpu: bool) -> list[str]:
+    """Runs in every task, after the runner has set TF_CONFIG; returns every rank's result."""
+    from pyspark import BarrierTaskContext
+
+    context = BarrierTaskContext.get()
+    tensorflow_context.reset()
+    try:
+        own_threads(threads)
+        import tensorflow as tf
+
+        session = CollectiveSession(
+            tf.distribute.MultiWorkerMirroredStrategy(),
+            rank=context.partitionId(),
+            world_size=len(context.getTaskInfos()),
+            bytes_per_pack=options.bytes_per_pack,
+            timeout_seconds=options.collective_timeout_seconds,
+            threads=threads,
+            needs_gpu=needs_gpu,
+        )
+        result = function(session)
+    finally:
+        tensorflow_context.reset()
+    # The runner hands on the first task's value only, so the first task must have everybody's.
+    return context.allGather(base64.b64encode(pickle.dumps(result)).decode())
+
+
+@contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """Keep the runner's notes on its own doings to itself; its warnings still show."""
+    logger = logging.getLogger(name)
+
+    def important(record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.WARNING
+
+    logger.addFilter(important)
+    try:
+        yield
+    finally:
+        logger.removeFilter(important)

@@ -1,0 +1,123 @@
+"""What an engine implements to be a backend: one method, or a way to launch a function on N processes."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
+
+from dlspark.errors import ConfigError, did_you_mean
+from dlspark.job import FitResult, TrainJob, WorkerResult
+from dlspark.monitor import RunMonitor
+from dlspark.session import WorkerSession
+from dlspark.worker import run_worker
+
+WorkerFunction = Callable[[WorkerSession], WorkerResult]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Capabilities:
+    """What a backend promises. The contract picks its clauses by these.
+
+    Attributes:
+        synchronous_gradients: N workers train as one process would, to 1e-5.
+        exact_rows: every row is seen exactly once per epoch.
+        deterministic: same seed, same weights.
+        resumable: a run can be cut at an epoch's end and go on to the same weights.
+        max_workers: the most workers that it can run; None when only the cluster bounds it.
+    """
+
+    synchronous_gradients: bool
+    exact_rows: bool
+    deterministic: bool
+    resumable: bool
+    max_workers: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoOptions:
+    """The options of a backend that has none."""
+
+
+class Backend(ABC):
+    """Carries out a job.
+
+    Subclasses set ``name`` and ``capabilities``, and ``options_type``, a frozen keyword-only dataclass that checks its
+    values in ``__post_init__``. ``__init__`` stores the options and does nothing else.
+    """
+
+    name: ClassVar[str]
+    options_type: ClassVar[type] = NoOptions
+    capabilities: ClassVar[Capabilities]
+
+    def __init__(self, options: Any = None) -> None:
+        self.options = self.options_type() if options is None else options
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any] | Any | None) -> Backend:
+        """The backend with ``options`` given as a mapping, as an ``options_type``, or None for the defaults.
+
+        Raises:
+            ConfigError: an unknown option (the nearest valid one is named) or a value that its option refuses.
+        """
+        if options is None or isinstance(options, cls.options_type):
+            return cls(options)
+        if not isinstance(options, Mapping):
+            raise ConfigError(
+                f"options must be a dict or a {cls.options_type.__name__}; a {type(options).__name__} came."
+            )
+        known = [field.name for field in dataclasses.fields(cls.options_type)]
+        for name in options:
+            if name not in known:
+                raise ConfigError(f"Backend {cls.name!r} has no option {name!r}. {did_you_mean(name, known)}")
+        return cls(cls.options_type(**options))
+
+    def check(self, job: TrainJob) -> None:  # noqa: B027 - optional, not abstract
+        """Refuse a job that cannot work, before any work starts. Cheap: under a second.
+
+        Raises:
+            ConfigError: it cannot work here; the message says what would.
+        """
+
+    @abstractmethod
+    def fit(self, job: TrainJob) -> FitResult:
+        """Carry out ``job``: rank 0 leaves the trained variables in the job's folder of the store.
+
+        Returns:
+            The result without ``weights`` and ``model``, which the trainer adds.
+
+        Raises:
+            WorkerError: a worker failed; with its rank, host and traceback.
+        """
+
+    def close(self) -> None:  # noqa: B027 - optional, not abstract
+        """Release what the backend holds. Calling it twice is fine."""
+
+
+class LaunchBackend(Backend):
+    """A backend whose engine can run a function on N processes at once."""
+
+    @abstractmethod
+    def launch(self, function: WorkerFunction, num_workers: int) -> list[WorkerResult]:
+        """Call ``function(session)`` once in each of ``num_workers`` processes, all of them running at the same time.
+
+        Args:
+            function: picklable by cloudpickle, a few hundred bytes.
+            num_workers: the world size.
+
+        Returns:
+            What the calls returned, in rank order. An exception in any of them makes ``launch`` raise, in bounded time.
+        """
+
+    def driver_host(self) -> str:
+        """The address on which workers reach this process."""
+        return "127.0.0.1"
+
+    def fit(self, job: TrainJob) -> FitResult:
+        with RunMonitor(job, self.name, self.driver_host()) as monitor:
+            with monitor.explaining_failures():
+                results = self.launch(partial(run_worker, job.uri, monitor.endpoint), job.num_workers)
+            return monitor.result(results)

@@ -1,0 +1,111 @@
+"""The batches of one worker: a finite dataset of known cardinality per pass, under every Keras backend."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from dlspark.data.sharding import epoch_order, num_steps, step_range
+from dlspark.data.shards import RowReader, ShardedRows
+
+PREFETCH_BATCHES = 2
+
+
+class Feed:
+    """Reads this worker's part of every step from memory-mapped shards.
+
+    A context manager: the files stay mapped until it is closed.
+
+    Args:
+        rows: what to read.
+        batch_size: the most rows a step takes, *global*.
+        rank: this worker.
+        world_size: the number of workers that share each step.
+        seed: of the order; None reads the rows in their own order, as validation does.
+
+    Attributes:
+        epoch: the epoch whose order the next pass has; whoever runs the loop sets it before the pass begins.
+        steps: steps of a pass.
+    """
+
+    def __init__(
+        self, rows: ShardedRows, *, batch_size: int, rank: int = 0, world_size: int = 1, seed: int | None = None
+    ) -> None:
+        self._reader: RowReader = rows.open()
+        self._rows = rows.rows
+        self._batch_size = batch_size
+        self._rank = rank
+        self._world_size = world_size
+        self._seed = seed
+        self.steps = num_steps(rows.rows, batch_size)
+        self.epoch = 0
+
+    def __enter__(self) -> Feed:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._reader.close()
+
+    def part_rows(self, step: int) -> int:
+        """How many rows this worker has in ``step``."""
+        start, stop = step_range(self._rows, self._batch_size, step, self._rank, self._world_size)
+        return stop - start
+
+    def batch(self, step: int, order: np.ndarray[Any, Any] | None) -> tuple[Any, ...]:
+        """The rows of one step as ``(x, y)`` or ``(x, y, sample_weight)``; each leaf has shape (rows, …)."""
+        start, stop = step_range(self._rows, self._batch_size, step, self._rank, self._world_size)
+        return self._reader.batch(np.arange(start, stop) if order is None else order[start:stop])
+
+    def order(self) -> np.ndarray[Any, Any] | None:
+        """The order of the pass of ``self.epoch``, or None for the rows' own."""
+        return None if self._seed is None else epoch_order(self._rows, self._seed, self.epoch)
+
+    def __iter__(self) -> Iterator[tuple[Any, ...]]:
+        order = self.order()
+        for step in range(self.steps):
+            yield self.batch(step, order)
+
+    def dataset(self) -> Any:
+        """What ``Model.fit`` takes: a ``tf.data.Dataset`` under TensorFlow, a ``keras.utils.PyDataset`` elsewhere."""
+        import keras
+
+        return _tensorflow_dataset(self) if keras.backend.backend() == "tensorflow" else _py_dataset(self)
+
+
+def _tensorflow_dataset(feed: Feed) -> Any:
+    import keras
+    import tensorflow as tf
+
+    def signature(leaf: np.ndarray[Any, Any]) -> Any:
+        # The batch dimension stays open: steps differ by a row, and one trace must serve them all.
+        return tf.TensorSpec(shape=(None, *leaf.shape[1:]), dtype=leaf.dtype)
+
+    spec = keras.tree.map_structure(signature, feed.batch(0, None))
+    dataset = tf.data.Dataset.from_generator(lambda: iter(feed), output_signature=spec)
+    return dataset.apply(tf.data.experimental.assert_cardinality(feed.steps)).prefetch(PREFETCH_BATCHES)
+
+
+def _py_dataset(feed: Feed) -> Any:
+    import keras
+
+    class Batches(keras.utils.PyDataset):  # type: ignore[misc]
+        """Steps by number, read ahead by one thread of Keras' own."""
+
+        def __init__(self) -> None:
+            super().__init__(workers=1, max_queue_size=PREFETCH_BATCHES)
+            self._order: tuple[int, np.ndarray[Any, Any] | None] | None = None
+
+        def __len__(self) -> int:
+            return feed.steps
+
+        def __getitem__(self, step: int) -> tuple[Any, ...]:
+            if self._order is None or self._order[0] != feed.epoch:
+                self._order = (feed.epoch, feed.order())
+            return feed.batch(step, self._order[1])
+
+    return Batches()

@@ -1,0 +1,61 @@
+"""Every error that dlspark raises on purpose.
+
+A message says what was expected, what came and what to do about it. Each class is also the matching builtin, so that
+``except ValueError`` keeps working for people who do not know dlspark. All of them survive pickling, because they cross
+from executors to the driver.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class DlsparkError(Exception):
+    """The parent of all of them: ``except DlsparkError`` catches whatever dlspark refuses or reports."""
+
+
+class ConfigError(DlsparkError, ValueError):
+    """A setting, an option or a cluster that cannot work, found before any work starts."""
+
+
+class DataError(DlsparkError, ValueError):
+    """Rows, labels, shapes or files that do not fit what was asked of them."""
+
+
+class MissingDependencyError(DlsparkError, ImportError):
+    """A package that this call needs is not installed; the message holds the command that installs it."""
+
+
+class WorkerError(DlsparkError, RuntimeError):
+    """A worker failed. The driver raises it with what the worker itself had to say.
+
+    Attributes:
+        rank: the worker's number, from 0; None when no worker could be named.
+        host: where it ran; None when unknown.
+        remote_traceback: the worker's own traceback as text; empty when it left none.
+    """
+
+    def __init__(
+        self, message: str, *, rank: int | None = None, host: str | None = None, remote_traceback: str = ""
+    ) -> None:
+        super().__init__(message)
+        self.rank = rank
+        self.host = host
+        self.remote_traceback = remote_traceback
+
+    def __reduce__(self) -> tuple[object, ...]:
+        state = {"rank": self.rank, "host": self.host, "remote_traceback": self.remote_traceback}
+        return (type(self), self.args, state)
+
+    def __str__(self) -> str:
+        message = super().__str__()
+        return f"{message}\n\n{self.remote_traceback.rstrip()}" if self.remote_traceback else message
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of an error message about an unknown ``name``: the nearest known one, then all of them."""
+    known = sorted(known)
+    nearest = get_close_matches(name, known, n=1)
+    hint = f"Did you mean {nearest[0]!r}? " if nearest else ""
+    return f"{hint}Known: {', '.join(known) or 'none'}."

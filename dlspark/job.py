@@ -1,0 +1,126 @@
+"""What crosses process boundaries: plain, frozen, picklable data."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from dlspark.data.shards import ShardedRows
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+Verbosity = Literal["auto", 0, 1, 2]
+
+# Names inside a run's folder of the store.
+MODEL_FILE = "model.keras"
+PAYLOAD_FILE = "payload.pkl"
+JOB_FILE = "job.pkl"
+WEIGHTS_FILE = "trained.npz"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainJob:
+    """One training run, as the backend and the workers see it.
+
+    The large things lie in the store under ``uri``: the compiled model (``model.keras``, or a builder in the payload),
+    the payload (callbacks, builder, custom objects) and, afterwards, the trained variables.
+
+    Attributes:
+        uri: folder of the store that holds this run.
+        num_workers: the world size.
+        epochs: passes over the training rows.
+        batch_size: the most rows that a step takes, *global*.
+        seed: of shuffling, initialisation, dropout and augmentation.
+        train: the training rows.
+        validation: rows evaluated after every epoch, or None.
+        class_weight: weight of the loss by class index, or None.
+        keras_backend: the Keras backend that the workers must use.
+        verbose: 0 silent, 1 live display, 2 plain lines, "auto" 1 on a terminal and 2 elsewhere.
+        from_builder: the workers build the model by the builder in the payload instead of loading the file.
+    """
+
+    uri: str
+    num_workers: int
+    epochs: int
+    batch_size: int
+    seed: int
+    train: ShardedRows
+    validation: ShardedRows | None = None
+    class_weight: Mapping[int, float] | None = None
+    keras_backend: str = "tensorflow"
+    verbose: Verbosity = "auto"
+    from_builder: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerReport:
+    """What one worker did.
+
+    Attributes:
+        rank: 0 to world size - 1.
+        host: name of its machine.
+        device: what it computed on, with the number of threads or the address of the GPU.
+        rows: training rows that it saw, over all epochs.
+        seconds: from the start of its work to the end.
+        peak_memory_bytes: largest resident set of its process.
+    """
+
+    rank: int
+    host: str
+    device: str
+    rows: int
+    seconds: float
+    peak_memory_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerResult:
+    """What a worker returns to the driver. ``history`` and ``epoch_seconds`` are equal on all ranks up to clocks."""
+
+    report: WorkerReport
+    history: Mapping[str, list[float]]
+    epoch_seconds: list[float]
+    versions: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitResult:
+    """What ``Trainer.fit`` returns.
+
+    Attributes:
+        backend: name of the backend that ran.
+        history: metric → one float per epoch; over all rows of all workers; validation metrics as ``val_…``.
+        epoch_seconds: wall time of each epoch, validation included, on rank 0.
+        time_to_first_step_seconds: from the call of ``fit`` until every worker had done its first step.
+        versions: of Python and of the packages that mattered, on rank 0.
+        workers: one report per rank, in rank order.
+        weights: the trained weights, in the order of ``model.get_weights()``.
+        model: the caller's model, trained (or the one that the builder made).
+    """
+
+    backend: str
+    history: Mapping[str, list[float]]
+    epoch_seconds: list[float]
+    time_to_first_step_seconds: float
+    versions: Mapping[str, str]
+    workers: list[WorkerReport]
+    weights: list[NDArray[np.generic]] = field(default_factory=list, repr=False)
+    model: Any = field(default=None, repr=False)
+
+    def to_json(self) -> str:
+        """All but ``weights`` and ``model``, as JSON."""
+        plain = {
+            f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("weights", "model", "workers")
+        }
+        return json.dumps({**plain, "workers": [dataclasses.asdict(worker) for worker in self.workers]}, indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> FitResult:
+        """The result that ``to_json`` wrote, without weights and model."""
+        plain = json.loads(text)
+        return cls(**{**plain, "workers": [WorkerReport(**worker) for worker in plain["workers"]]})

@@ -1,0 +1,54 @@
+"""Which backends are installed: by entry point, ours and a stranger's alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import metadata
+
+from dlspark.backend import Backend
+from dlspark.errors import ConfigError, MissingDependencyError, did_you_mean
+
+GROUP = "dlspark.backends"
+
+# Plug-ins of this project that may be absent, and what installs them.
+PLUGINS: Mapping[str, str] = {
+    "mirrored": "pip install dlspark-mirrored   (from a checkout: pip install ./backends/mirrored)",
+    "horovod": "python tools/build_horovod.py && pip install ./backends/horovod   (from a checkout; needs a C++ compiler)",
+    "elephas": "pip install dlspark-elephas   (from a checkout: pip install ./backends/elephas)",
+}
+
+
+def available_backends() -> list[str]:
+    """Names of the installed backends, sorted. Nothing is imported."""
+    return sorted(_entry_points())
+
+
+def load_backend(name: str) -> type[Backend]:
+    """The class of backend ``name``.
+
+    Raises:
+        ConfigError: no such backend is known, or two distributions claim the name.
+        MissingDependencyError: it is one of ours and not installed; the message has the command.
+        Exception: it is installed and its import fails: the plug-in's own error, as it is.
+    """
+    points = _entry_points()
+    if name not in points:
+        if name in PLUGINS:
+            raise MissingDependencyError(f"Backend {name!r} is not installed here. Run: {PLUGINS[name]}")
+        raise ConfigError(f"There is no backend {name!r}. {did_you_mean(str(name), {*points, *PLUGINS})}")
+    backend = points[name].load()
+    if not (isinstance(backend, type) and issubclass(backend, Backend)):
+        raise ConfigError(f"The entry point of backend {name!r} is {backend!r}, and should be a subclass of dlspark's Backend.")
+    return backend
+
+
+def _entry_points() -> dict[str, metadata.EntryPoint]:
+    found: dict[str, metadata.EntryPoint] = {}
+    for point in metadata.entry_points(group=GROUP):
+        other = found.setdefault(point.name, point)
+        if other.value != point.value:
+            raise ConfigError(
+                f"Two installed distributions claim the backend name {point.name!r}: {other.value} and {point.value}. "
+                "Uninstall one of them."
+            )
+    return found

@@ -1,0 +1,17 @@
+"""What all tests share: one Spark session per test process, with two slots."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from dlspark.spark import get_session
+
+
+@pytest.fixture(scope="session")
+def spark() -> Iterator[Any]:
+    session = get_session(2, app_name="dlspark-tests")
+    yield session
+    session.stop()
