@@ -7,6 +7,7 @@ import os
 import re
 import socket
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -320,7 +321,10 @@ def _optimizer(learning_rate: Any, multipliers: dict[str, float]) -> keras.optim
 
 def _load(network: keras.Model, file: Path, backbone: str) -> None:
     try:
-        network.load_weights(file)
+        with warnings.catch_warnings():
+            # Keras warns of every layer of a file that does not fit before it raises; the error says enough.
+            warnings.filterwarnings("ignore", message="Skipping nested container")
+            network.load_weights(file)
     except Exception as error:  # h5py, zipfile and Keras each raise what they like for a file that does not fit
         raise ConfigError(
             f"Expected the weights of {backbone} without its top; got {str(file)!r}, which could not be loaded "

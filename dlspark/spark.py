@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dlspark._require import require
-from dlspark.errors import ConfigError
+from dlspark.errors import ConfigError, DataError, DlsparkError
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -156,6 +156,20 @@ def running_dynamic_allocation(spark: SparkSession) -> bool:
     """Whether Spark adds and removes executors as it runs; barrier stages, and so most engines, refuse that."""
     enabled = _context(spark).getConf().get("spark.dynamicAllocation.enabled", "false")
     return str(enabled).strip().lower() == "true" and not is_local(spark)  # Spark ignores it on a local master
+
+
+@contextmanager
+def told_plainly() -> Iterator[None]:
+    """Turn a job's failure back into the `DataError` that a task raised, without the JVM's hundred lines around it."""
+    try:
+        yield
+    except DlsparkError:
+        raise
+    except Exception as error:
+        told = re.search(r"^dlspark\.errors\.DataError: (.*)$", str(error), re.MULTILINE)
+        if told is None:
+            raise
+        raise DataError(told[1]) from error
 
 
 def find_java() -> Path:

@@ -10,7 +10,8 @@ import resource
 import socket
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
@@ -35,9 +36,15 @@ __all__ = [
     "load_job",
     "load_model",
     "load_payload",
+    "describe_device",
+    "load_trained",
     "own_threads",
+    "reporting",
     "run_worker",
+    "save_trained",
     "train",
+    "versions",
+    "worker_report",
 ]
 
 logger = logging.getLogger(__name__)
@@ -68,12 +75,25 @@ def run_worker(job_uri: str, endpoint: Endpoint, session: WorkerSession) -> Work
     Raises:
         Exception: whatever went wrong here, after it was reported to the driver with its traceback.
     """
-    reporter = endpoint.connect(session.rank)
     position: dict[str, int] = {}
-    try:
+    with reporting(endpoint, session.rank, position) as reporter:
         job = load_job(job_uri)
         with environment(KERAS_BACKEND=job.keras_backend), random_states():
             return _run(job, load_payload(job), reporter, session, position)
+
+
+@contextmanager
+def reporting(endpoint: Endpoint, rank: int, position: dict[str, int]) -> Iterator[Reporter]:
+    """A connection to the driver, which hears of whatever goes wrong inside the block before it is raised.
+
+    Args:
+        endpoint: where to report.
+        rank: this worker.
+        position: "epoch" and "step", kept up to date by ``train``; part of the report of a failure.
+    """
+    reporter = endpoint.connect(rank)
+    try:
+        yield reporter
     except BaseException as error:
         reporter.send("failed", host=socket.gethostname(), **position, **failure_fields(error))
         raise
@@ -107,14 +127,7 @@ def _run(
     )
     if session.rank == 0:
         save_trained(Store(job.uri), model)
-    report = WorkerReport(
-        rank=session.rank,
-        host=socket.gethostname(),
-        device=device,
-        rows=rows,
-        seconds=time.perf_counter() - started,
-        peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-    )
+    report = worker_report(session.rank, device=device, rows=rows, seconds=time.perf_counter() - started)
     reporter.send("done", seconds=report.seconds, rows=rows)
     return WorkerResult(report=report, history=history, epoch_seconds=epoch_seconds, versions=versions())
 
@@ -339,6 +352,18 @@ def describe_device(session: WorkerSession) -> str:
             "session without spark.task.resource.gpu.amount to train on CPUs."
         )
     return f"cpu, {session.threads or os.cpu_count()} threads"
+
+
+def worker_report(rank: int, *, device: str, rows: int, seconds: float) -> WorkerReport:
+    """The report of this process."""
+    return WorkerReport(
+        rank=rank,
+        host=socket.gethostname(),
+        device=device,
+        rows=rows,
+        seconds=seconds,
+        peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    )
 
 
 def versions() -> dict[str, str]:

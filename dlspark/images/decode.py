@@ -26,6 +26,15 @@ MAX_PIXELS = 50_000_000
 
 _ORIENTATION = 0x0112
 _TURNED = frozenset({5, 6, 7, 8})  # orientations whose width and height swap
+_UPRIGHT = {  # what undoes each orientation of the EXIF 2.3 specification, 4.6.4
+    2: "FLIP_LEFT_RIGHT",
+    3: "ROTATE_180",
+    4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE",
+    6: "ROTATE_270",
+    7: "TRANSVERSE",
+    8: "ROTATE_90",
+}
 
 
 def decode(data: bytes, image_size: tuple[int, int], *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
@@ -45,7 +54,7 @@ def decode(data: bytes, image_size: tuple[int, int], *, max_pixels: int = MAX_PI
     Raises:
         DataError: the reason why these bytes are no image to train on; it does not name the file.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, UnidentifiedImageError
 
     if not data:
         raise DataError("the file is empty")
@@ -57,10 +66,14 @@ def decode(data: bytes, image_size: tuple[int, int], *, max_pixels: int = MAX_PI
         if image.width * image.height > max_pixels:
             raise DataError(f"{image.width} x {image.height} pixels are more than the {max_pixels:,} allowed")
         if image.format == "JPEG":
-            turned = image.getexif().get(_ORIENTATION) in _TURNED
-            image.draft("RGB", (height, width) if turned else (width, height))
-        image = _to_rgb(ImageOps.exif_transpose(image))
-        return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
+            image.draft("RGB", (height, width) if _orientation(image) in _TURNED else (width, height))
+        image.load()
+        orientation = _orientation(image)  # asked again: Pillow turns a TIFF upright while it loads
+        size = (height, width) if orientation in _TURNED else (width, height)
+        image = _to_rgb(image).resize(size, Image.Resampling.BILINEAR)
+        if orientation in _UPRIGHT:
+            image = image.transpose(Image.Transpose[_UPRIGHT[orientation]])
+        return np.asarray(image)
     except DataError:
         raise
     except UnidentifiedImageError as error:
@@ -68,7 +81,15 @@ def decode(data: bytes, image_size: tuple[int, int], *, max_pixels: int = MAX_PI
     except Image.DecompressionBombError as error:
         raise DataError(f"more than the {max_pixels:,} pixels allowed: {error}") from error
     except Exception as error:  # decoders raise whatever comes: OSError, SyntaxError, struct.error, ValueError, ...
-        raise DataError(f"damaged: {error}") from error
+        raise DataError(f"cannot be decoded: {error}") from error
+
+
+def _orientation(image: Any) -> int:
+    """1 to 8 by EXIF; 1, which is upright, where the EXIF block is absent or broken: the pixels may well be sound."""
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except Exception:
+        return 1
 
 
 def _to_rgb(image: Any) -> Any:

@@ -8,8 +8,18 @@ builds its strategy, unless it is told to leave the strategy to the caller (tens
 from __future__ import annotations
 
 
+_generation = 0
+
+
+def generation() -> int:
+    """How often this process' context was reset: whoever keeps tensors must drop them when it has changed."""
+    return _generation
+
+
 def reset() -> None:
     """Drop this process' eager context; the next operation starts a fresh one. Existing tensors become unusable."""
+    global _generation
+    _generation += 1
     from tensorflow.python.eager import context  # private: TensorFlow has no public way
 
     context._reset_context()  # noqa: SLF001

@@ -5,23 +5,25 @@ from __future__ import annotations
 import random
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
+
 from dlspark.errors import ConfigError
 from dlspark.images.augment import AUGMENTATIONS, augmentation_layers
 
 keras = pytest.importorskip("keras")
 
 
-def act(layers: list, images: np.ndarray) -> np.ndarray:
+def act(layers: list[Any], images: Any) -> Any:
     for layer in layers:
         images = layer(images, training=True)
     return np.asarray(images)
 
 
 @pytest.fixture
-def images() -> np.ndarray:
+def images() -> Any:
     return np.random.default_rng(0).integers(0, 256, (200, 6, 6, 3)).astype("uint8")
 
 
@@ -38,7 +40,7 @@ def test_importing_it_loads_no_keras() -> None:
         ("vertical_flip", {"same", "top-bottom"}),
     ],
 )
-def test_a_flip_gives_every_picture_it_names_equally_often(name: str, pictures: set[str], images: np.ndarray) -> None:
+def test_a_flip_gives_every_picture_it_names_equally_often(name: str, pictures: set[str], images: Any) -> None:
     flipped = act(augmentation_layers([name]), images)
     options = {
         "same": images,
@@ -52,12 +54,13 @@ def test_a_flip_gives_every_picture_it_names_equally_often(name: str, pictures: 
     assert min(count for count in counts.values() if count) > 0.6 * len(images) / len(pictures)
 
 
-def test_rotation_is_over_the_full_circle_and_stays_within_the_pixels(images: np.ndarray) -> None:
+def test_rotation_is_over_the_full_circle_and_stays_within_the_pixels(images: Any) -> None:
     (layer,) = augmentation_layers(["rotation"])
     angles = np.asarray(layer.get_random_transformation(np.zeros((4000, 6, 6, 3), "float32"))["angle"])
     assert tuple(layer.factor) == (-0.99, 0.99)
     assert layer.fill_mode == "reflect"
-    assert angles.min() < -0.97 * 360 and angles.max() > 0.97 * 360
+    assert angles.min() < -0.97 * 360
+    assert angles.max() > 0.97 * 360
     assert np.histogram(angles, bins=4)[0].min() > 850  # uniform: 1,000 expected in each
     turned = act([layer], np.full((8, 6, 6, 3), 200, "uint8"))
     np.testing.assert_allclose(turned, 200.0, rtol=1e-6)  # no black corners
@@ -78,7 +81,7 @@ def test_layers_are_taken_as_they_are_and_in_order() -> None:
     assert augmentation_layers(()) == []
 
 
-def test_names_compute_in_float32_under_mixed_precision(images: np.ndarray) -> None:
+def test_names_compute_in_float32_under_mixed_precision(images: Any) -> None:
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy("mixed_bfloat16")
     try:
@@ -88,7 +91,7 @@ def test_names_compute_in_float32_under_mixed_precision(images: np.ndarray) -> N
     assert {layer.compute_dtype for layer in layers} == {"float32"}
 
 
-def test_a_copy_draws_what_the_original_draws(images: np.ndarray) -> None:
+def test_a_copy_draws_what_the_original_draws(images: Any) -> None:
     layers = augmentation_layers(["flip", "rotation"])
     copies = [type(layer).from_config(layer.get_config()) for layer in layers]
     np.testing.assert_array_equal(act(layers, images), act(copies, images))

@@ -1,0 +1,116 @@
+"""Master: the driver's model as Elephas sees it, and one round of Elephas' synchronous mode."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import elephas.spark_model
+import numpy as np
+from elephas.spark_model import SparkModel
+from numpy.typing import NDArray
+
+from dlspark.channel import Endpoint
+from dlspark.data.feed import Feed
+from dlspark.errors import ConfigError
+from dlspark.job import TrainJob
+from dlspark_elephas.round import Outcome, RoundWorker, evaluate_part, state_of
+
+__all__ = ["Master", "Outcome"]
+
+
+class Master:
+    """Wraps the driver's model for Elephas: its "weights" are the model's variables and the optimizer's.
+
+    Elephas gives every round a fresh optimizer, which resets momentum and learning-rate schedules at every epoch without a
+    word. As the optimizer's variables travel and are averaged together with the weights, they go on instead.
+    """
+
+    def __init__(self, model: Any, job: TrainJob) -> None:
+        self._model = model
+        self._job = job
+        # What SparkModel reads of a model. Our RoundWorker does not use it.
+        self.loss = None
+        self._compile_metrics = None
+        self.optimizer = model.optimizer
+        if not model.optimizer.built:
+            model.optimizer.build(model.trainable_variables)
+        self._build_metrics()
+        self._spark_model = SparkModel(self, batch_size=job.batch_size)
+
+    def get_weights(self) -> list[NDArray[np.generic]]:
+        return state_of(self._model)
+
+    def set_weights(self, values: Sequence[NDArray[np.generic]]) -> None:
+        from dlspark_elephas.round import set_state
+
+        set_state(self._model, values)
+
+    def to_json(self) -> str:
+        return "{}"
+
+    def compile(self, **_: Any) -> None:
+        """The model stays compiled as it is."""
+
+    def train_round(self, spark: Any, **config: Any) -> list[Outcome]:
+        """Let every worker train one epoch of its part, and average what came out.
+
+        Args:
+            spark: the session.
+            config: what RoundWorker needs.
+
+        Returns:
+            One outcome per worker, in rank order.
+        """
+        ranks = spark.sparkContext.parallelize(range(self._job.num_workers), self._job.num_workers)
+        already = len(self._spark_model.training_histories)
+        with _round_workers(), contextlib.redirect_stdout(io.StringIO()):  # Elephas prints
+            self._spark_model.fit(ranks, epochs=1, batch_size=self._job.batch_size, **config)
+        outcomes: list[Outcome] = self._spark_model.training_histories[already:]
+        return sorted(outcomes, key=lambda outcome: outcome.rank)
+
+    def evaluate_round(self, spark: Any, *, job_uri: str, epoch: int, endpoint: Endpoint) -> list[Outcome]:
+        """Let every worker evaluate its part of the validation rows with the averaged weights."""
+        context = spark.sparkContext
+        weights = context.broadcast(self.get_weights())
+        try:
+            ranks = context.parallelize(range(self._job.num_workers), self._job.num_workers)
+            outcomes: list[Outcome] = ranks.map(
+                lambda rank: evaluate_part(rank, weights, job_uri=job_uri, epoch=epoch, endpoint=endpoint)
+            ).collect()
+            return outcomes
+        finally:
+            weights.destroy()
+
+    def merged_metrics(self, outcomes: Sequence[Outcome]) -> dict[str, float]:
+        """The metrics over all workers' rows: their states are sums over rows, so the sum of states has the answer."""
+        for i, variable in enumerate(self._model.metrics_variables):
+            variable.assign(sum(outcome.metric_states[i] for outcome in outcomes))
+        values = {name: float(value) for name, value in self._model.get_metrics_result().items()}
+        self._model.reset_metrics()
+        return values
+
+    def _build_metrics(self) -> None:
+        """Create the metrics' variables, by evaluating one row."""
+        with Feed(self._job.train, batch_size=1) as feed:
+            self._model.test_on_batch(*feed.batch(0, None))
+        self._model.reset_metrics()
+
+
+@contextlib.contextmanager
+def _round_workers() -> Iterator[None]:
+    """Let SparkModel send our workers instead of its own.
+
+    Elephas' worker trains nothing on a part of at most ``batch_size`` rows, holds its part as one array, and starts a new
+    optimizer (danielenricocahall/elephas, worker.py).
+    """
+    original = getattr(elephas.spark_model, "SparkWorker", None)
+    if original is None:
+        raise ConfigError("This version of Elephas has no SparkWorker any more; install elephas==7.3.0.")
+    elephas.spark_model.SparkWorker = RoundWorker
+    try:
+        yield
+    finally:
+        elephas.spark_model.SparkWorker = original

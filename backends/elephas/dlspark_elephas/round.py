@@ -1,0 +1,184 @@
+"""RoundWorker: one worker's part of one round, inside a Spark task."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import socket
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dlspark._process import environment, random_states
+from dlspark.channel import Endpoint, Reporter
+from dlspark.data.feed import Feed
+from dlspark.data.sharding import num_steps
+from dlspark.job import TrainJob, WorkerReport
+from dlspark.mends import tensorflow_context
+from dlspark.worker import (
+    WorkerSession,
+    describe_device,
+    load_job,
+    load_model,
+    load_payload,
+    own_threads,
+    reporting,
+    train,
+    worker_report,
+)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a worker returns from a round beside its weights."""
+
+    rank: int
+    metric_states: list[NDArray[np.generic]]
+    report: WorkerReport
+
+
+@dataclass
+class _Loaded:
+    """A job's model as this Python worker keeps it between rounds, with the seeds of its random layers."""
+
+    job: TrainJob
+    model: Any
+    device: str
+    seeds: list[NDArray[np.generic]]
+
+
+# One model at most, for as long as TensorFlow's context is the one it was loaded in: (job URI, generation) → model.
+_loaded: dict[tuple[str, int], _Loaded] = {}
+
+
+class RoundWorker:
+    """Takes the place of Elephas' SparkWorker: the same arguments, the same outcome, dlspark's loop and feed."""
+
+    def __init__(
+        self, _json: str, parameters: Any, train_config: dict[str, Any], *_: Any
+    ) -> None:
+        self._parameters = parameters
+        self._config = {name: value for name, value in train_config.items() if name not in ("epochs", "batch_size")}
+
+    def train(self, ranks: Iterable[int]) -> Iterator[list[Any]]:
+        """Train the part of the one rank in ``ranks``; yields Elephas' pair of [weights before minus after, outcome]."""
+        (rank,) = ranks
+        yield _train_part(rank, self._parameters.value, **self._config)
+
+
+def _train_part(
+    rank: int,
+    state: Sequence[NDArray[np.generic]],
+    *,
+    job_uri: str,
+    epoch: int,
+    endpoint: Endpoint,
+    threads: int,
+    needs_gpu: bool,
+) -> list[Any]:
+    position: dict[str, int] = {}
+    job = load_job(job_uri)
+    session = WorkerSession(rank, job.num_workers, threads=threads, needs_gpu=needs_gpu, exchanges=False)
+    with reporting(endpoint, rank, position) as reporter, environment(KERAS_BACKEND=job.keras_backend), random_states():
+        started = time.perf_counter()
+        if not epoch:
+            reporter.send("started", pid=os.getpid(), host=socket.gethostname(), device=f"{threads} threads")
+        loaded = _load(job, session)
+        set_state(loaded.model, state)
+        for variable, seed in zip(_seed_variables(loaded.model), loaded.seeds, strict=True):
+            # The same draws in whichever process the round runs; others in every round.
+            variable.assign(np.array([seed[0] + 7919 * epoch, 0], seed.dtype))
+        _, _, rows = train(
+            dataclasses.replace(job, validation=None),
+            loaded.model,
+            session,
+            _StepsOnly(reporter),
+            callbacks=(),
+            epochs=range(epoch, epoch + 1),
+            position=position,
+        )
+        report = worker_report(rank, device=loaded.device, rows=rows, seconds=time.perf_counter() - started)
+    # Elephas averages over workers; scaled like this, that is the average over rows.
+    share = rows * job.num_workers / job.train.rows
+    delta = [(before - after) * share for before, after in zip(state, state_of(loaded.model), strict=True)]
+    return [delta, Outcome(rank, _metric_states(loaded.model), report)]
+
+
+def evaluate_part(rank: int, state: Any, *, job_uri: str, epoch: int, endpoint: Endpoint) -> Outcome:
+    """Evaluate the part of ``rank`` of the validation rows; ``state`` is a broadcast of the averaged state."""
+    job = load_job(job_uri)
+    if job.validation is None:
+        raise ValueError("The job has no validation rows.")
+    session = WorkerSession(rank, job.num_workers, exchanges=False)
+    with reporting(endpoint, rank, {"epoch": epoch, "step": num_steps(job.train.rows, job.batch_size)}):
+        with environment(KERAS_BACKEND=job.keras_backend), random_states():
+            started = time.perf_counter()
+            loaded = _load(job, session)
+            set_state(loaded.model, state.value)
+            with Feed(job.validation, batch_size=job.batch_size, rank=rank, world_size=job.num_workers) as feed:
+                loaded.model.evaluate(feed.dataset(), verbose=0)
+    report = worker_report(rank, device=loaded.device, rows=0, seconds=time.perf_counter() - started)
+    return Outcome(rank, _metric_states(loaded.model), report)
+
+
+def state_of(model: Any) -> list[NDArray[np.generic]]:
+    """The values of all weights and optimizer variables."""
+    import keras
+
+    return [keras.ops.convert_to_numpy(variable) for variable in _state_variables(model)]
+
+
+def set_state(model: Any, values: Sequence[NDArray[np.generic]]) -> None:
+    """Assign what ``state_of`` gave; averages of whole numbers are rounded back to whole numbers."""
+    for variable, value in zip(_state_variables(model), values, strict=True):
+        variable.assign(value if "float" in variable.dtype else np.rint(value).astype(variable.dtype))
+
+
+def _state_variables(model: Any) -> list[Any]:
+    return [*model.weights, *model.optimizer.variables]
+
+
+def _seed_variables(model: Any) -> list[Any]:
+    return [variable for variable in model.variables if variable.name == "seed_generator_state"]
+
+
+def _metric_states(model: Any) -> list[NDArray[np.generic]]:
+    return [np.array(variable) for variable in model.metrics_variables]
+
+
+def _load(job: TrainJob, session: WorkerSession) -> _Loaded:
+    """The job's model, from this process' memory or from the store."""
+    kept = _loaded.get((job.uri, tensorflow_context.generation()))
+    if kept is not None:
+        return kept
+    _loaded.clear()
+    tensorflow_context.reset()
+    own_threads(session.threads or 1)
+    import keras
+
+    keras.utils.set_random_seed(job.seed)
+    model = load_model(job, load_payload(job))
+    if not model.optimizer.built:
+        model.optimizer.build(model.trainable_variables)
+    loaded = _Loaded(job, model, describe_device(session), [np.array(v) for v in _seed_variables(model)])
+    _loaded[job.uri, tensorflow_context.generation()] = loaded
+    return loaded
+
+
+class _StepsOnly:
+    """Passes on steps. An epoch is over when the driver has averaged, and it says so itself."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        self._reporter = reporter
+
+    def send(self, kind: str, **fields: Any) -> None:
+        if kind == "step":
+            self._reporter.send(kind, **fields)
+
+    def close(self) -> None:
+        """The task closes the connection."""
+

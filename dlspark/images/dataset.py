@@ -1,0 +1,92 @@
+"""ImageDataset: a folder of shards and the manifest that says what is in them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from dlspark.data.shards import ShardedRows
+from dlspark.data.split import PARTS
+from dlspark.errors import DataError
+from dlspark.store import Store
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class ImageDataset:
+    """A prepared dataset: images of one size, their labels, ids and further columns. Plain, picklable data.
+
+    Attributes:
+        uri: the store's folder.
+        classes: names of the classes, sorted; a label is the index into them.
+        image_size: (height, width) in pixels.
+        train: its rows, as `Trainer.fit` takes them: ``x`` uint8 of shape (rows, height, width, 3), RGB; ``y`` int32
+            of shape (rows,). None when there are none.
+        validation: the same.
+        test: the same.
+        manifest: all that the manifest says.
+    """
+
+    uri: str
+    classes: tuple[str, ...]
+    image_size: tuple[int, int]
+    train: ShardedRows | None
+    validation: ShardedRows | None
+    test: ShardedRows | None
+    manifest: Mapping[str, Any] = field(repr=False)
+
+    @classmethod
+    def open(cls, uri: str | os.PathLike[str]) -> ImageDataset:
+        """The dataset that `prepare_images` finished at ``uri``.
+
+        Raises:
+            DataError: there is no finished dataset, or one of another format version.
+        """
+        store = Store(uri)
+        if not store.exists(MANIFEST):
+            raise DataError(f"Expected a prepared dataset at {store.uri!r}: it has no {MANIFEST}. Run prepare_images.")
+        manifest = store.read_json(MANIFEST)
+        if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+            raise DataError(
+                f"Expected a manifest of format {FORMAT} at {store.uri!r}: it is of another version of dlspark. "
+                "Prepare the dataset again."
+            )
+        classes = tuple(manifest["classes"])
+        parts = {part: _rows(store.uri, classes, manifest["parts"].get(part)) for part in PARTS}
+        height, width = manifest["image_size"]
+        return cls(uri=store.uri, classes=classes, image_size=(height, width), manifest=manifest, **parts)
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes there are."""
+        return len(self.classes)
+
+    def summary(self) -> dict[str, Any]:
+        """What a person wants to know, as plain data: sizes, rows by part and class, and how many were rejected."""
+        parts = self.manifest["parts"]
+        return {
+            "uri": self.uri,
+            "image_size": list(self.image_size),
+            "classes": list(self.classes),
+            "parts": {part: {"rows": parts[part]["rows"], "by_class": parts[part]["by_class"]} for part in parts},
+            "size_bytes": sum(file["size_bytes"] for part in parts.values() for file in part["files"]),
+            "rejected": self.manifest["rejected"]["rows"],
+        }
+
+
+def _rows(uri: str, classes: tuple[str, ...], part: Mapping[str, Any] | None) -> ShardedRows | None:
+    if not part or not part["rows"]:
+        return None
+    return ShardedRows(
+        uri=uri,
+        files=tuple(file["file"] for file in part["files"]),
+        rows_per_file=tuple(file["rows"] for file in part["files"]),
+        x="image",
+        y="label",
+        num_classes=len(classes),
+        classes=classes,
+    )

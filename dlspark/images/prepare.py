@@ -1,0 +1,340 @@
+"""prepare_images: a collection of image files becomes a dataset to train on, all of it or nothing.
+
+The split comes first, on the table of paths alone. Then every executor reads, decodes and writes its own shards; the
+driver sees counts, names and what was rejected. Rows are in the order of their ids within each part, whatever the
+cluster, and the manifest is written last: without it there is no dataset.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import re
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+from dlspark._require import require
+from dlspark.data.shard_writer import SHARD_BYTES, ShardWriter
+from dlspark.data.split import PARTS, Split, assign
+from dlspark.errors import ConfigError, DataError
+from dlspark.images.dataset import FORMAT, MANIFEST, ImageDataset
+from dlspark.images.layouts import Layout, describe, find_layout
+from dlspark.images.write import ShardTask, column_kind, write_shard
+from dlspark.spark import get_session, told_plainly
+from dlspark.store import Store
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+logger = logging.getLogger(__name__)
+
+UNFINISHED = "unfinished.json"
+REJECTED = "rejected.arrow"
+MAX_LISTED = 100_000
+"""Rejected images listed with path and reason; beyond that they are only counted."""
+
+_OURS = re.compile(
+    rf"^((train|validation|test)-\d{{5}}-[0-9a-f-]+\.arrow|{re.escape(REJECTED)}|{re.escape(UNFINISHED)})$"
+)
+_SHARDS = 64  # as many as that at least, where rows allow: enough for a small cluster, the same on any
+_FEWEST_ROWS = 32
+
+
+def prepare_images(
+    source: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    layout: str | Layout,
+    image_size: tuple[int, int],
+    split: Split | None = None,
+    strict: bool = False,
+    max_rejected_fraction: float = 0.01,
+    spark: SparkSession | None = None,
+) -> ImageDataset:
+    """Read, decode, scale and split a collection of images into a dataset.
+
+    A finished dataset of the same source, layout, size and split is opened and returned at once; what an interrupted
+    run left is removed first. Memory on the driver does not grow with the collection; an executor's task holds one
+    shard, at most 64 MiB of pixels.
+
+    Args:
+        source: path or URI of the folder that the layout reads. On a cluster, one that all executors reach, as ``out``.
+        out: path or URI of the folder to make. It must not exist, be empty, or be the remains of an earlier run.
+        layout: how to find images and labels: ``"folders"``, ``"csv"``, ``"ham10000"``, or a function; see
+            `dlspark.images.layouts`.
+        image_size: (height, width) in pixels that every image is scaled to.
+        split: who trains and who tests; ``Split()`` when None.
+        strict: whether one image that cannot be read is enough to fail.
+        max_rejected_fraction: the most images that may be unreadable, as a fraction of all, otherwise. Those are left
+            out and listed with path and reason in ``rejected.arrow``.
+        spark: the session; `get_session` on all cores when None.
+
+    Raises:
+        ConfigError: a setting that cannot be, ``out`` in use by something else or by a dataset of other settings (the
+            message says which).
+        DataError: nothing found, a row without label, an id twice, a part without rows that was asked for, or too many
+            images that cannot be read. Nothing is left in ``out``.
+    """
+    split = split or Split()
+    height, width = _checked(image_size, max_rejected_fraction)
+    find_layout(layout)
+    store = Store(out)
+    settings = {
+        "source": Store(source).uri,
+        "layout": describe(layout),
+        "image_size": [height, width],
+        "split": asdict(split),
+    }
+    finished = _finished(store, settings)
+    if finished is not None:
+        _judge(finished.manifest["rejected"], strict, max_rejected_fraction)
+        return finished
+    require("PIL", install="pillow", purpose="Reading images")
+    spark = spark or get_session(
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    started = time.monotonic()
+    store.delete_all()
+    store.write_json(UNFINISHED, {"started_by": "dlspark.prepare_images", "settings": settings})
+    try:
+        with told_plainly():
+            manifest = _prepare(spark, store, find_layout(layout), split, settings, strict, max_rejected_fraction)
+        store.write_json(MANIFEST, manifest)
+    except BaseException:
+        store.delete_all()
+        raise
+    store.delete(UNFINISHED, missing_ok=True)
+    dataset = ImageDataset.open(store.uri)
+    logger.info("prepared %s in %.1f s", dataset.summary(), time.monotonic() - started)
+    return dataset
+
+
+def _prepare(
+    spark: SparkSession,
+    store: Store,
+    layout: Layout,
+    split: Split,
+    settings: dict[str, Any],
+    strict: bool,
+    max_rejected_fraction: float,
+) -> dict[str, Any]:
+    rows = _normalised(layout(settings["source"], spark)).persist()
+    try:
+        total, classes = _counted(rows, settings)
+        told = {"path", "label", "part"}
+        kinds = tuple((name, column_kind(name, kind)) for name, kind in rows.dtypes if name not in told)
+        parted = assign(rows, split)
+        sizes = {row["part"]: row["count"] for row in parted.groupBy("part").count().collect()}
+        _none_missing(sizes, split)
+        height, width = settings["image_size"]
+        shards = _shards(sizes, total, height * width * 3)
+        count = sum(shards.values())
+        task = ShardTask(
+            uri=store.uri,
+            run=uuid.uuid4().hex[:8],
+            image_size=(height, width),
+            classes=classes,
+            columns=kinds,
+            max_listed=max(10, MAX_LISTED // count),
+        )
+        logger.info("preparing %d images into %d shards", total, count)
+        summaries = (
+            _numbered(parted, shards, [name for name, _ in kinds]).mapPartitions(partial(write_shard, task)).collect()
+        )
+    finally:
+        rows.unpersist()
+    for summary in summaries:
+        if summary["error"]:
+            raise DataError(summary["error"])
+    rejected = [entry for summary in summaries for entry in summary["rejected"]]
+    report: dict[str, Any] = {
+        "rows": sum(summary["rejected_rows"] for summary in summaries),
+        "of": total,
+        "file": REJECTED if rejected else None,
+        "first": [list(entry) for entry in rejected[:10]],
+    }
+    _judge(report, strict, max_rejected_fraction)
+    if rejected:
+        with store.open_writer(REJECTED) as path, ShardWriter(path) as writer:
+            paths, reasons = zip(*rejected, strict=True)
+            writer.write({"path": paths, "reason": reasons})
+    _all_there(store, summaries)
+    return {
+        "format": FORMAT,
+        "classes": list(classes),
+        "image_size": settings["image_size"],
+        "columns": ["image", "label", *(name for name, _ in kinds)],
+        "parts": {part: _part(part, classes, summaries) for part in PARTS},
+        "rejected": report,
+        "settings": settings,
+        "versions": _versions(),
+    }
+
+
+def _checked(image_size: Any, max_rejected_fraction: float) -> tuple[int, int]:
+    try:
+        height, width = (int(side) for side in image_size)
+    except (TypeError, ValueError):
+        height = width = 0
+    if height < 1 or width < 1:
+        raise ConfigError(f"Expected image_size as (height, width) in pixels: received {image_size!r}.")
+    if not 0 <= max_rejected_fraction <= 1:
+        raise ConfigError(f"Expected max_rejected_fraction from 0 to 1: received {max_rejected_fraction!r}.")
+    return height, width
+
+
+def _finished(store: Store, settings: dict[str, Any]) -> ImageDataset | None:
+    """The finished dataset of these settings; None where a new one may be written."""
+    names = store.list()
+    if MANIFEST not in names:
+        foreign = [name for name in names if not _OURS.match(name)]
+        if foreign and UNFINISHED not in names:
+            raise ConfigError(
+                f"Expected an empty or new folder for the dataset: {store.uri!r} holds {foreign[0]!r} and "
+                f"{len(names) - 1} more. Give another one; nothing there was touched."
+            )
+        return None
+    dataset = ImageDataset.open(store.uri)
+    before = dataset.manifest["settings"]
+    differing = [key for key in settings if before.get(key) != settings[key]]
+    if differing:
+        told = "; ".join(f"{key}: {before.get(key)!r} there, {settings[key]!r} asked for" for key in differing)
+        raise ConfigError(
+            f"The dataset at {store.uri!r} was prepared with other settings. {told}. Give another folder, or delete it."
+        )
+    return dataset
+
+
+def _normalised(rows: DataFrame) -> DataFrame:
+    """The layout's rows with ids, labels and groups as text."""
+    from pyspark.sql import functions as F
+
+    missing = {"path", "id", "label"} - set(rows.columns)
+    if missing:
+        raise ConfigError(
+            f"Expected the layout to give the columns path, id and label: {', '.join(sorted(missing))} missing."
+        )
+    if "image" in rows.columns:
+        raise ConfigError("Expected the layout to leave the column name 'image' to the pixels. Rename that column.")
+    for name in ("path", "id", "label", "group"):
+        if name in rows.columns:
+            rows = rows.withColumn(name, F.col(name).cast("string"))
+    return rows
+
+
+def _counted(rows: DataFrame, settings: dict[str, Any]) -> tuple[int, tuple[str, ...]]:
+    """How many there are and of which classes, after a look at what would make the dataset wrong."""
+    from pyspark.sql import functions as F
+
+    total = rows.count()
+    if total == 0:
+        raise DataError(
+            f"Expected images in {settings['source']!r}: the layout {settings['layout']!r} found none. It looks for "
+            "class folders with .jpg, .png, .bmp, .webp or .tif files ('folders'), or for a table of images ('csv')."
+        )
+    for name in ("id", "label"):
+        empty = rows.filter(F.col(name).isNull() | (F.trim(name) == ""))
+        first = empty.select("path").first()
+        if first is not None:
+            raise DataError(
+                f"Expected a {name} for every image: {empty.count()} of {total} have none, such as {first[0]!r}."
+            )
+    twice = rows.groupBy("id").agg(F.count(F.lit(1)).alias("times"), F.min("path"), F.max("path"))
+    twice_first = twice.filter("times > 1").orderBy("id").first()
+    if twice_first is not None:
+        name, times, one, other = twice_first
+        raise DataError(f"Expected every id once: {name!r} comes {times} times, for {one!r} and {other!r}.")
+    return total, tuple(sorted(row[0] for row in rows.select("label").distinct().collect()))
+
+
+def _none_missing(sizes: dict[str, int], split: Split) -> None:
+    if split.column is not None:
+        return
+    asked = {"train": 1.0, "validation": split.validation, "test": split.test}
+    for part, fraction in asked.items():
+        if fraction and not sizes.get(part):
+            raise DataError(
+                f"Expected rows in the part {part!r}, {fraction} of the whole: {sum(sizes.values())} rows "
+                f"{'in so few groups ' if split.group else ''}leave none for it ({sizes}). Ask for a larger fraction "
+                "or for none, or turn stratify off."
+            )
+
+
+def _shards(sizes: dict[str, int], total: int, row_bytes: int) -> dict[str, int]:
+    """How many shards each part has; by the rows alone, so that any cluster writes the same ones."""
+    most = max(1, SHARD_BYTES // row_bytes)
+    rows = min(most, max(_FEWEST_ROWS, -(-total // _SHARDS)))
+    return {part: -(-sizes[part] // rows) for part in PARTS if sizes.get(part)}
+
+
+def _numbered(parted: DataFrame, shards: dict[str, int], columns: Sequence[str]) -> Any:
+    """An RDD of (shard number, (part, path, label, *columns)) with one partition per shard, in no order within."""
+    from pyspark.sql import Window
+    from pyspark.sql import functions as F
+
+    whole = Window.partitionBy("part")
+    position = F.row_number().over(whole.orderBy("id")) - 1
+    number, first = F.lit(0), 0
+    for part, count in shards.items():
+        # Shard i of c holds the positions from floor(i n / c): they differ by at most one row.
+        within = F.floor(((position + 1) * count - 1) / F.count(F.lit(1)).over(whole))
+        number = F.when(F.col("part") == part, within + first).otherwise(number)
+        first += count
+    kept = [f"`{name}`" for name in columns]
+    table = parted.withColumn("__shard", number.cast("int")).select("__shard", "part", "path", "label", *kept)
+    # By RDD, for exactly one shard per task: SQL would hash shards onto partitions, and merge small ones.
+    return table.rdd.map(_keyed).partitionBy(first, int)
+
+
+def _keyed(row: Any) -> tuple[int, tuple[Any, ...]]:
+    return row[0], tuple(row[1:])
+
+
+def _judge(rejected: dict[str, Any], strict: bool, max_rejected_fraction: float) -> None:
+    count, total = rejected["rows"], rejected["of"]
+    allowed = 0 if strict else int(total * max_rejected_fraction)
+    if count <= allowed:
+        return
+    first = "; ".join(f"{path}: {reason}" for path, reason in rejected["first"])
+    more = f"; and {count - len(rejected['first'])} more" if count > len(rejected["first"]) else ""
+    limit = "strict" if strict else f"max_rejected_fraction={max_rejected_fraction}"
+    raise DataError(
+        f"Expected at most {allowed} of {total} images to be unreadable ({limit}): {count} are. {first}{more}."
+    )
+
+
+def _part(part: str, classes: Sequence[str], summaries: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    mine = sorted((summary for summary in summaries if summary["part"] == part), key=lambda summary: summary["shard"])
+    by_class = {name: sum(summary["by_class"].get(name, 0) for summary in mine) for name in classes}
+    files = [summary["file"] for summary in mine if summary["file"]]
+    return {"rows": sum(by_class.values()), "by_class": by_class, "files": files}
+
+
+def _all_there(store: Store, summaries: Sequence[dict[str, Any]]) -> None:
+    """That what executors wrote is what the driver sees; what nobody reported is removed."""
+    there = set(store.list())
+    files = {summary["file"]["file"] for summary in summaries if summary["file"]}
+    if not files <= there:
+        raise ConfigError(
+            "Expected a folder that the driver and all executors share, and nobody else writes to: "
+            f"{min(files - there)!r}, which an executor wrote into {store.uri!r}, is not visible here. Use a shared "
+            "folder or an object store."
+        )
+    for left in there - files - {UNFINISHED, REJECTED}:
+        store.delete(left, missing_ok=True)
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in ("dlspark", "numpy", "pillow", "pyarrow", "pyspark"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:  # run from a checkout
+            continue
+    return found

@@ -1,0 +1,186 @@
+"""What an executor does with the images of one shard: read, decode, write, and report."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import fsspec
+import numpy as np
+from numpy.typing import NDArray
+
+from dlspark.data.shard_writer import ShardWriter
+from dlspark.errors import ConfigError, DataError
+from dlspark.images.decode import decode
+from dlspark.store import Store
+
+MAX_FILE_BYTES = 512 * 2**20
+"""A larger file is refused before it is read: no image within `decode.MAX_PIXELS` needs more."""
+
+_READ_AT_ONCE = 32  # files asked of a remote store together, so that its latency is paid once
+_KINDS = {
+    "string": "text",
+    "date": "text",
+    "timestamp": "text",
+    "boolean": "bool",
+    "tinyint": "int8",
+    "smallint": "int16",
+    "int": "int32",
+    "bigint": "int64",
+    "float": "float32",
+    "double": "float64",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardTask:
+    """What every task must know.
+
+    Attributes:
+        uri: the store to write to.
+        run: tells the files of this run from those of another.
+        image_size: (height, width) in pixels.
+        classes: their names, sorted.
+        columns: name and kind, by `column_kind`, of the columns kept beside image and label; ``id`` is one of them.
+        max_listed: the most rejected images that a task names; it counts all of them.
+    """
+
+    uri: str
+    run: str
+    image_size: tuple[int, int]
+    classes: tuple[str, ...]
+    columns: tuple[tuple[str, str], ...]
+    max_listed: int
+
+
+def column_kind(name: str, spark_type: str) -> str:
+    """How a column of a Spark type is kept: ``"text"`` or the name of a NumPy dtype.
+
+    Raises:
+        ConfigError: a type that is neither text, number, boolean nor time.
+    """
+    if spark_type not in _KINDS:
+        raise ConfigError(
+            f"Expected texts, numbers or booleans beside the images: column {name!r} is of type {spark_type}. "
+            "Leave it out of the layout, or cast it to string or double."
+        )
+    return _KINDS[spark_type]
+
+
+def write_shard(task: ShardTask, rows: Iterable[tuple[int, tuple[Any, ...]]]) -> Iterator[dict[str, Any]]:
+    """Write one file from the rows of one shard, in the order of their ids, and yield what came of it.
+
+    Args:
+        task: what is the same for all shards.
+        rows: (shard number, (part, path, label, *columns)).
+
+    Yields:
+        One dict: ``part``, ``shard``, ``file`` (a `ShardInfo` as a dict; None when no image was left), ``by_class``
+        (rows by class name), ``rejected_rows``, ``rejected`` (pairs of path and reason) and ``error`` (why the dataset cannot be, or None:
+        told as data, because a task that raises would be tried again, and fail again).
+    """
+    names = [name for name, _ in task.columns]
+    by_id = sorted(rows, key=lambda row: str(row[1][3 + names.index("id")]).encode())
+    if not by_id:
+        return
+    number, (part, *_) = by_id[0]
+    summary: dict[str, Any] = {"part": part, "shard": number, "file": None, "by_class": {}}
+    summary |= {"rejected_rows": 0, "rejected": [], "error": None}
+    try:
+        _fill(task, summary, [values for _, values in by_id])
+    except DataError as error:
+        summary["error"] = str(error)
+    yield summary
+
+
+def _fill(task: ShardTask, summary: dict[str, Any], rows: Sequence[tuple[Any, ...]]) -> None:
+    pixels = np.empty((len(rows), *task.image_size, 3), np.uint8)
+    kept: list[tuple[Any, ...]] = []
+    for row, (data, reason) in zip(rows, _read([row[1] for row in rows]), strict=True):
+        try:
+            if data is None:
+                raise DataError(reason)
+            pixels[len(kept)] = decode(data, task.image_size)
+        except DataError as error:
+            summary["rejected_rows"] += 1
+            if len(summary["rejected"]) < task.max_listed:
+                summary["rejected"].append((str(row[1]), str(error)))
+        else:
+            kept.append(row)
+    if not kept:
+        return
+    index = {name: label for label, name in enumerate(task.classes)}
+    columns: dict[str, Any] = {
+        "image": pixels[: len(kept)],
+        "label": np.array([index[row[2]] for row in kept], np.int32),
+    }
+    for position, (name, kind) in enumerate(task.columns, start=3):
+        columns[name] = _column(name, kind, [row[position] for row in kept])
+    # The attempt is in the name: a second one of the same task must not write over what the first has reported.
+    name = f"{summary['part']}-{summary['shard']:05d}-{task.run}-{_attempt()}.arrow"
+    with Store(task.uri).open_writer(name) as path, ShardWriter(path, name) as writer:
+        writer.write(columns)
+    summary["file"] = asdict(writer.close())
+    summary["by_class"] = dict(Counter(row[2] for row in kept))
+
+
+def _read(paths: Sequence[str | None]) -> Iterator[tuple[bytes | None, str]]:
+    """For each path its bytes, or None and why they cannot be had."""
+    for start in range(0, len(paths), _READ_AT_ONCE):
+        some = paths[start : start + _READ_AT_ONCE]
+        remote = [path for path in some if path and "://" in path]
+        fetched = _fetch(remote) if remote else {}
+        for path in some:
+            if not path:
+                yield None, "the layout gave no path"
+            elif path in fetched:
+                yield fetched[path]
+            else:
+                yield _read_file(path)
+
+
+def _read_file(path: str) -> tuple[bytes | None, str]:
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > MAX_FILE_BYTES:
+                return None, f"{size:,} bytes are more than the {MAX_FILE_BYTES:,} allowed"
+            return file.read(), ""
+    except OSError as error:
+        return None, f"cannot be read: {error.strerror or error}"
+
+
+def _fetch(paths: Sequence[str]) -> dict[str, tuple[bytes | None, str]]:
+    """Remote files, asked for together; all of one file system, as a layout lists them."""
+    filesystem, _ = fsspec.core.url_to_fs(paths[0])
+    bare = {path: filesystem._strip_protocol(path) for path in paths}
+    found = filesystem.cat(list(bare.values()), on_error="return")
+    answers = {path: found.get(key, FileNotFoundError("no such file")) for path, key in bare.items()}
+    return {
+        path: (None, f"cannot be read: {type(answer).__name__}: {answer}")
+        if isinstance(answer, Exception)
+        else (bytes(answer), "")
+        for path, answer in answers.items()
+    }
+
+
+def _column(name: str, kind: str, values: Sequence[Any]) -> NDArray[Any] | list[str]:
+    if kind == "text":
+        return ["" if value is None else str(value) for value in values]
+    if kind.startswith("float"):
+        return np.array([np.nan if value is None else value for value in values], kind)
+    if None in values:
+        raise DataError(
+            f"Expected a value in every row of column {name!r}: there are nulls. Fill them or cast to double."
+        )
+    return np.array(values, kind)
+
+
+def _attempt() -> int:
+    from pyspark import TaskContext
+
+    context = TaskContext.get()
+    return context.taskAttemptId() if context is not None else 0
