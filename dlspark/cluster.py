@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dlspark._process import environment
 from dlspark.errors import ConfigError
 from dlspark.job import TrainJob
 from dlspark.spark import get_session, is_local, require_slots, running_dynamic_allocation, session_master
@@ -43,6 +46,36 @@ def task_resources(spark: SparkSession) -> TaskResources:
     return TaskResources(cores=int(conf.get("spark.task.cpus", "1") or 1), gpus=int(gpus))
 
 
+_used_gpus = ""  # CUDA reads CUDA_VISIBLE_DEVICES once in the life of a process
+
+
+@contextmanager
+def own_gpus() -> Iterator[str]:
+    """Inside a task: let its process see the GPUs that Spark gave the task, and no others, for the length of the block.
+
+    Yields:
+        Their addresses as CUDA_VISIBLE_DEVICES has them, separated by commas; empty when Spark gave none.
+
+    Raises:
+        ConfigError: this Python worker, which Spark uses again and again, has already computed on another GPU.
+    """
+    from pyspark import TaskContext
+
+    global _used_gpus
+    task = TaskContext.get()
+    given = task.resources().get("gpu") if task else None
+    addresses = ",".join(given.addresses) if given else ""
+    if addresses and _used_gpus not in ("", addresses):
+        raise ConfigError(
+            f"Spark gave this task the GPU {addresses}, and its Python worker has already used {_used_gpus}, which it "
+            "cannot change. Give every executor one GPU (spark.executor.resource.gpu.amount=1), or every task a new "
+            "process (spark.python.worker.reuse=false)."
+        )
+    _used_gpus = addresses or _used_gpus
+    with environment(CUDA_VISIBLE_DEVICES=addresses):
+        yield addresses
+
+
 def driver_host(spark: SparkSession) -> str:
     """The driver's address as executors reach it; loopback when they run in the driver's own JVM."""
     return "127.0.0.1" if is_local(spark) else str(spark.sparkContext.getConf().get("spark.driver.host", "127.0.0.1"))
@@ -61,20 +94,33 @@ def check_cluster(job: TrainJob, backend: str, *, barrier: bool) -> SparkSession
     """
     if job.keras_backend != "tensorflow":
         raise ConfigError(
-            f"Backend {backend!r} trains with TensorFlow, and this process has loaded Keras with {job.keras_backend!r}. "
-            "Set KERAS_BACKEND=tensorflow before Keras is imported, or use backend 'local'."
+            f"Backend {backend!r} trains with TensorFlow, and this process has loaded Keras with {job.keras_backend!r}. Set "
+            "KERAS_BACKEND=tensorflow before Keras is imported, or use backend 'local'."
         )
     spark = get_session(job.num_workers)
     if barrier and running_dynamic_allocation(spark):
         raise ConfigError(
-            f"Backend {backend!r} needs all its workers at once, which Spark refuses under dynamic allocation. Start the "
-            "session with spark.dynamicAllocation.enabled=false and a fixed number of executors."
+            f"Backend {backend!r} needs all its workers at once, which Spark refuses under dynamic allocation. Start "
+            "the session with spark.dynamicAllocation.enabled=false and a fixed number of executors."
         )
     task_resources(spark)
-    require_slots(spark, job.num_workers)
-    if not is_local(spark) and Path(job.uri).is_relative_to(tempfile.gettempdir()):
+    if not is_local(spark) and _is_temporary(job.uri):
         raise ConfigError(
-            f"On {session_master(spark)} the executors must reach the run's data, and the store is this machine's temporary "
-            f"folder {tempfile.gettempdir()}. Give Trainer a store that all of them reach: store='s3://…' or a shared folder."
+            f"On {session_master(spark)} the executors must reach the run's data, and without a store it lies in a "
+            f"temporary folder of this machine, {job.uri}. Give Trainer a store that all of them reach: store='s3://…' "
+            "or a shared folder."
         )
+    require_slots(spark, job.num_workers, wait_seconds=_patience_seconds(spark))
     return spark
+
+
+def _is_temporary(uri: str) -> bool:
+    """Whether this is the folder that Trainer makes when it is given no store."""
+    path = Path(uri)
+    return path.parent == Path(tempfile.gettempdir()) and path.name.startswith("dlspark-")
+
+
+def _patience_seconds(spark: SparkSession) -> float:
+    """How long Spark itself waits for executors before it schedules; they take longer than that on a busy cluster."""
+    conf = spark.sparkContext._jsc.sc().conf()
+    return float(conf.getTimeAsSeconds("spark.scheduler.maxRegisteredResourcesWaitingTime", "30s"))

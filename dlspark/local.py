@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import ClassVar
 
 from dlspark.backend import Backend, Capabilities
-from dlspark.errors import ConfigError
 from dlspark.job import FitResult, TrainJob
 from dlspark.monitor import RunMonitor
 from dlspark.session import WorkerSession
@@ -22,13 +21,6 @@ class LocalBackend(Backend):
     capabilities: ClassVar[Capabilities] = Capabilities(
         synchronous_gradients=True, exact_rows=True, deterministic=True, resumable=True, max_workers=1
     )
-
-    def check(self, job: TrainJob) -> None:
-        if job.num_workers != 1:
-            raise ConfigError(
-                f"Backend 'local' is one worker in this process; num_workers={job.num_workers} came. Set num_workers=1, or "
-                "choose a backend that runs on Spark, such as 'mirrored'."
-            )
 
     def fit(self, job: TrainJob) -> FitResult:
         with RunMonitor(job, self.name, None) as monitor:

@@ -57,6 +57,12 @@ class Trainer:
         self.num_workers = num_workers
         self.store = store
         self._backend: Backend = load_backend(backend).from_options(options)
+        most = self._backend.capabilities.max_workers
+        if most is not None and num_workers > most:
+            raise ConfigError(
+                f"Backend {backend!r} runs at most {most} worker{'s' * (most > 1)}; num_workers={num_workers} came. Set "
+                f"num_workers={most}, or choose a backend that runs on Spark, such as 'mirrored'."
+            )
 
     def fit(
         self,

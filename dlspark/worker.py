@@ -44,6 +44,7 @@ __all__ = [
     "save_trained",
     "train",
     "versions",
+    "worker_environment",
     "worker_report",
 ]
 
@@ -78,8 +79,15 @@ def run_worker(job_uri: str, endpoint: Endpoint, session: WorkerSession) -> Work
     position: dict[str, int] = {}
     with reporting(endpoint, session.rank, position) as reporter:
         job = load_job(job_uri)
-        with environment(KERAS_BACKEND=job.keras_backend), random_states():
+        with worker_environment(job, session.rank):
             return _run(job, load_payload(job), reporter, session, position)
+
+
+@contextmanager
+def worker_environment(job: TrainJob, rank: int) -> Iterator[None]:
+    """What a worker's code sees: KERAS_BACKEND, and its rank as DLSPARK_RANK. Everything is put back after the block."""
+    with environment(KERAS_BACKEND=job.keras_backend, DLSPARK_RANK=str(rank)), random_states():
+        yield
 
 
 @contextmanager

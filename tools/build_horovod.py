@@ -6,7 +6,7 @@
 
 Horovod ships source only, and its last release does not compile against today's TensorFlow wheels. This
 downloads that release (version and sha256: tools/horovod/requirements.txt), applies tools/horovod/*.patch and
-compiles it once, in about two minutes. The wheel stays in ${XDG_CACHE_HOME:-~/.cache}/dlspark/wheels, under a
+compiles it once, which takes some minutes. The wheel stays in ${XDG_CACHE_HOME:-~/.cache}/dlspark/wheels, under a
 name made of everything it depends on, and appears there only when it is complete and has been imported.
 
 The environment needs tensorflow, setuptools<80, wheel, cmake, packaging, cffi, cloudpickle, psutil and pyyaml;
@@ -169,7 +169,7 @@ def build(folder: Path) -> Path:
     log = folder / "build.log"
     log.write_text("")
     jobs = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    say(f"building {pinned_version()} for TensorFlow {installed_version('tensorflow')}, once, about two minutes")
+    say(f"building {pinned_version()} for TensorFlow {installed_version('tensorflow')}, once; this takes some minutes")
     say(f"log: {log}")
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
     env = {name: value for name, value in os.environ.items() if name not in ("MAKELEVEL", "MFLAGS")}

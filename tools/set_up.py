@@ -97,7 +97,8 @@ def pip(*arguments: str) -> None:
         UNFINISHED.unlink()  # pip ended by itself, and what it was changing it has put back
     if run.returncode:
         tail = "".join(f"  | {line}" for line in recent)
-        raise SetUpError(f"pip {arguments[0]} failed (the whole log: {LOG}):\n{tail}Run it again once that is mended.")
+        failed = "failed" if run.returncode > 0 else f"was killed by signal {-run.returncode}"
+        raise SetUpError(f"pip {arguments[0]} {failed} (the whole log: {LOG}):\n{tail}Mend that and run it again.")
 
 
 def start_venv() -> None:
@@ -118,7 +119,7 @@ def install_lock() -> None:
     blocks = re.split(r"\n(?=\S)", LOCK.read_text())
     first = [block for block in blocks if block.startswith(tuple(f"{name}==" for name in FIRST))]
     count = sum("==" in block.splitlines()[0] for block in blocks)
-    say(f"installing the {count} packages of requirements.lock (the first time about 1.5 GB to download, some minutes)")
+    say(f"installing the {count} packages of requirements.lock (the first time 1.3 GB to download, some minutes)")
     with tempfile.TemporaryDirectory(prefix="dlspark-set-up-") as temporary:
         part = Path(temporary, "first.txt")
         part.write_text("\n".join(first) + "\n")

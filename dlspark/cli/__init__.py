@@ -1,0 +1,1 @@
+"""The command ``dlspark``, one file per command."""

@@ -129,7 +129,7 @@ def _prepare(
         total, classes = _counted(rows, settings)
         told = {"path", "label", "part"}
         kinds = tuple((name, column_kind(name, kind)) for name, kind in rows.dtypes if name not in told)
-        parted = assign(rows, split)
+        parted = assign(rows, split).persist()
         sizes = {row["part"]: row["count"] for row in parted.groupBy("part").count().collect()}
         _none_missing(sizes, split)
         height, width = settings["image_size"]
@@ -148,7 +148,7 @@ def _prepare(
             _numbered(parted, shards, [name for name, _ in kinds]).mapPartitions(partial(write_shard, task)).collect()
         )
     finally:
-        rows.unpersist()
+        rows.unpersist()  # and with it what was derived from it
     for summary in summaries:
         if summary["error"]:
             raise DataError(summary["error"])
@@ -232,25 +232,37 @@ def _counted(rows: DataFrame, settings: dict[str, Any]) -> tuple[int, tuple[str,
     """How many there are and of which classes, after a look at what would make the dataset wrong."""
     from pyspark.sql import functions as F
 
-    total = rows.count()
+    # One pass; what went wrong is looked up only when something did.
+    seen = rows.agg(
+        F.count(F.lit(1)).alias("rows"),
+        F.count_if(_empty("id")).alias("id"),
+        F.count_if(_empty("label")).alias("label"),
+        F.countDistinct("id").alias("distinct"),
+        F.collect_set("label").alias("classes"),
+    ).collect()[0]
+    total = int(seen["rows"])
     if total == 0:
         raise DataError(
             f"Expected images in {settings['source']!r}: the layout {settings['layout']!r} found none. It looks for "
             "class folders with .jpg, .png, .bmp, .webp or .tif files ('folders'), or for a table of images ('csv')."
         )
     for name in ("id", "label"):
-        empty = rows.filter(F.col(name).isNull() | (F.trim(name) == ""))
-        first = empty.select("path").first()
-        if first is not None:
+        if seen[name]:
+            example = rows.filter(_empty(name)).select("path").first()[0]
             raise DataError(
-                f"Expected a {name} for every image: {empty.count()} of {total} have none, such as {first[0]!r}."
+                f"Expected a {name} for every image: {seen[name]} of {total} have none, such as {example!r}."
             )
-    twice = rows.groupBy("id").agg(F.count(F.lit(1)).alias("times"), F.min("path"), F.max("path"))
-    twice_first = twice.filter("times > 1").orderBy("id").first()
-    if twice_first is not None:
-        name, times, one, other = twice_first
+    if seen["distinct"] < total:
+        counted = rows.groupBy("id").agg(F.count(F.lit(1)).alias("times"), F.min("path"), F.max("path"))
+        name, times, one, other = counted.filter("times > 1").orderBy("id").first()
         raise DataError(f"Expected every id once: {name!r} comes {times} times, for {one!r} and {other!r}.")
-    return total, tuple(sorted(row[0] for row in rows.select("label").distinct().collect()))
+    return total, tuple(sorted(seen["classes"]))
+
+
+def _empty(column: str) -> Any:
+    from pyspark.sql import functions as F
+
+    return F.col(column).isNull() | (F.trim(F.col(column)) == "")
 
 
 def _none_missing(sizes: dict[str, int], split: Split) -> None:

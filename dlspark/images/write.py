@@ -79,8 +79,8 @@ def write_shard(task: ShardTask, rows: Iterable[tuple[int, tuple[Any, ...]]]) ->
 
     Yields:
         One dict: ``part``, ``shard``, ``file`` (a `ShardInfo` as a dict; None when no image was left), ``by_class``
-        (rows by class name), ``rejected_rows``, ``rejected`` (pairs of path and reason) and ``error`` (why the dataset cannot be, or None:
-        told as data, because a task that raises would be tried again, and fail again).
+        (rows by class name), ``rejected_rows``, ``rejected`` (pairs of path and reason) and ``error`` (why the dataset
+        cannot be, or None: told as data, because a task that raises would be tried again, and fail again).
     """
     names = [name for name, _ in task.columns]
     by_id = sorted(rows, key=lambda row: str(row[1][3 + names.index("id")]).encode())

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dlspark._process import environment, random_states
 from dlspark.channel import Endpoint, Reporter
+from dlspark.cluster import own_gpus
 from dlspark.data.feed import Feed
 from dlspark.data.sharding import num_steps
 from dlspark.job import TrainJob, WorkerReport
@@ -28,6 +28,7 @@ from dlspark.worker import (
     own_threads,
     reporting,
     train,
+    worker_environment,
     worker_report,
 )
 
@@ -83,11 +84,11 @@ def _train_part(
     position: dict[str, int] = {}
     job = load_job(job_uri)
     session = WorkerSession(rank, job.num_workers, threads=threads, needs_gpu=needs_gpu, exchanges=False)
-    with reporting(endpoint, rank, position) as reporter, environment(KERAS_BACKEND=job.keras_backend), random_states():
+    with reporting(endpoint, rank, position) as reporter, worker_environment(job, rank), own_gpus():
         started = time.perf_counter()
-        if not epoch:
-            reporter.send("started", pid=os.getpid(), host=socket.gethostname(), device=f"{threads} threads")
         loaded = _load(job, session)
+        if not epoch:
+            reporter.send("started", pid=os.getpid(), host=socket.gethostname(), device=loaded.device)
         set_state(loaded.model, state)
         for variable, seed in zip(_seed_variables(loaded.model), loaded.seeds, strict=True):
             # The same draws in whichever process the round runs; others in every round.
@@ -110,17 +111,21 @@ def _train_part(
 
 def evaluate_part(rank: int, state: Any, *, job_uri: str, epoch: int, endpoint: Endpoint) -> Outcome:
     """Evaluate the part of ``rank`` of the validation rows; ``state`` is a broadcast of the averaged state."""
+    from pyspark import TaskContext
+
     job = load_job(job_uri)
     if job.validation is None:
         raise ValueError("The job has no validation rows.")
-    session = WorkerSession(rank, job.num_workers, exchanges=False)
-    with reporting(endpoint, rank, {"epoch": epoch, "step": num_steps(job.train.rows, job.batch_size)}):
-        with environment(KERAS_BACKEND=job.keras_backend), random_states():
-            started = time.perf_counter()
-            loaded = _load(job, session)
-            set_state(loaded.model, state.value)
-            with Feed(job.validation, batch_size=job.batch_size, rank=rank, world_size=job.num_workers) as feed:
-                loaded.model.evaluate(feed.dataset(), verbose=0)
+    position = {"epoch": epoch, "step": num_steps(job.train.rows, job.batch_size)}
+    with reporting(endpoint, rank, position), worker_environment(job, rank), own_gpus() as gpus:
+        started = time.perf_counter()
+        # Another process may have trained this part: then the model is loaded here, for the device of this task.
+        threads = TaskContext.get().cpus()
+        session = WorkerSession(rank, job.num_workers, threads=threads, needs_gpu=bool(gpus), exchanges=False)
+        loaded = _load(job, session)
+        set_state(loaded.model, state.value)
+        with Feed(job.validation, batch_size=job.batch_size, rank=rank, world_size=job.num_workers) as feed:
+            loaded.model.evaluate(feed.dataset(), verbose=0)
     report = worker_report(rank, device=loaded.device, rows=0, seconds=time.perf_counter() - started)
     return Outcome(rank, _metric_states(loaded.model), report)
 

@@ -1,0 +1,121 @@
+"""How the commands read their arguments: types, the options that all share, and errors of one line."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import types
+import typing
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from dlspark.errors import ConfigError, did_you_mean
+
+FORMATS = ("table", "json")
+_BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that raises ConfigError in place of printing its usage and ending the process."""
+
+    def __init__(self, **settings: Any) -> None:
+        # No abbreviations: a script that says --wor would break on the day that a second option begins like that.
+        settings.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(allow_abbrev=False, **settings)
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}. See: {self.prog} --help")
+
+    def refuse_unknown_options(self, arguments: Sequence[str]) -> None:
+        """Name a mistyped option before argparse complains of what its value has become."""
+        known = [name for name in self._option_string_actions if name.startswith("--")]
+        for argument in arguments:
+            if argument == "--":
+                return
+            name = argument.partition("=")[0]
+            if argument.startswith("--") and name not in known:
+                raise ConfigError(f"{self.prog!r} has no option {name!r}. {did_you_mean(name, known)}")
+
+
+def shared() -> argparse.ArgumentParser:
+    """The options that every command has."""
+    parser = argparse.ArgumentParser(add_help=False)
+    group = parser.add_argument_group("output")
+    group.add_argument("--format", choices=FORMATS, default="table", help="of what goes to stdout (default: table)")
+    group.add_argument("--debug", action="store_true", help="log more, and show tracebacks")
+    return parser
+
+
+def add_command(commands: Any, name: str, *, summary: str, example: str, run: Any) -> Parser:
+    """Add a command: what ``dlspark --help`` says of it, the example in its own help, the function that runs it."""
+    sentence = summary[0].upper() + summary[1:] + "."
+    epilog = "\n".join(["example:", *(f"  {line}" for line in example.strip().splitlines())])
+    parser: Parser = commands.add_parser(name, help=summary, description=sentence, epilog=epilog, parents=[shared()])
+    parser.set_defaults(run=run, command=name)
+    return parser
+
+
+def image_size(text: str) -> tuple[int, int]:
+    """``224`` or ``450x600`` (height x width) as (height, width)."""
+    match = re.fullmatch(r"(\d+)(?:[x,](\d+))?", text.strip())
+    if match is None:
+        raise argparse.ArgumentTypeError(f"expected pixels as 224 or HEIGHTxWIDTH, got {text!r}")
+    return int(match[1]), int(match[2] or match[1])
+
+
+def words(text: str) -> list[str]:
+    """``flip,rotation:0.1`` as a list."""
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def whole_numbers(text: str) -> list[int]:
+    """``512,128`` as a list."""
+    try:
+        return [int(word) for word in words(text)]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected whole numbers as 512,128, got {text!r}") from None
+
+
+def key_value(text: str) -> tuple[str, str]:
+    """``name=value`` as a pair."""
+    name, equals, value = text.partition("=")
+    if not equals or not name.strip():
+        raise argparse.ArgumentTypeError(f"expected NAME=VALUE, got {text!r}")
+    return name.strip(), value
+
+
+def typed(pairs: Sequence[tuple[str, str]], options_type: type, *, flag: str = "--option") -> dict[str, Any]:
+    """The values of ``pairs`` as the types that the fields of a dataclass have.
+
+    A name that is no field keeps its text: whoever takes the options refuses it, and knows what to suggest.
+
+    Args:
+        pairs: names and texts; of a name that comes twice the last counts.
+        options_type: the dataclass; a field is an int, a float, a bool, a str, or one of them or None.
+        flag: the option of the command line, for the message.
+
+    Raises:
+        ConfigError: a text that its field's type cannot be read from.
+    """
+    hints = typing.get_type_hints(options_type)
+    return {name: _value(name, text, hints[name], flag) if name in hints else text for name, text in pairs}
+
+
+def _value(name: str, text: str, hint: Any, flag: str) -> Any:
+    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    members = typing.get_args(hint) if union else (hint,)
+    if type(None) in members and text.lower() in ("none", ""):
+        return None
+    if bool in members and text.lower() in _BOOLEANS:
+        return _BOOLEANS[text.lower()]
+    for member in (int, float):
+        if member in members:
+            try:
+                return member(text)
+            except ValueError:
+                continue
+    if str in members or not {int, float, bool} & set(members):
+        return text  # a type of the option's own: its dataclass checks it
+    names = {int: "a whole number", float: "a number", bool: "true or false", type(None): "none"}
+    expected = " or ".join(word for member, word in names.items() if member in members)
+    raise ConfigError(f"{flag} {name} must be {expected}; {text!r} came.")

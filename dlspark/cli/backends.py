@@ -1,0 +1,152 @@
+"""``dlspark backends``: which are installed, what they promise, and what is missing for the others."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import re
+import typing
+from typing import TYPE_CHECKING, Any
+
+from dlspark.cli.arguments import add_command
+from dlspark.cli.output import Report, Table
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
+_EXAMPLE = """
+dlspark backends
+dlspark backends --format json
+"""
+_FRAMEWORKS = ("tensorflow", "jax", "torch")
+
+
+def add_parser(commands: Any) -> None:
+    """Add ``backends``."""
+    add_command(
+        commands, "backends", summary="what trains here, and how to install the rest", example=_EXAMPLE, run=run
+    )
+
+
+def run(options: argparse.Namespace) -> Report:
+    """List them."""
+    found = describe_backends()
+    promises = sorted({name for each in found for name in each["capabilities"]})
+    rows = [
+        [each["name"], each["status"], *(_promise(each["capabilities"], name) for name in promises), _versions(each)]
+        for each in found
+    ]
+    blocks: list[Any] = [Table(["backend", "status", *(name.replace("_", " ") for name in promises), "versions"], rows)]
+    settable = [
+        [each["name"], name, option["type"], option["default"]]
+        for each in found
+        for name, option in each["options"].items()
+    ]
+    if settable:
+        blocks.append(Table(["backend", "option", "type", "default"], settable, title="options (--option NAME=VALUE)"))
+    for each in found:
+        if each["error"]:
+            blocks.append(f"{each['name']}: {each['error']}")
+        if each["install"]:
+            lacking = f" ({', '.join(each['missing'])} missing)" if each["missing"] else ""
+            blocks.append(f"{each['name']}{lacking}, run: {each['install']}")
+    return Report(found, blocks)
+
+
+def describe_backends() -> list[dict[str, Any]]:
+    """One document per backend, installed or known. No engine is imported; a plug-in that fails to import says why.
+
+    ``status`` is "ready", "incomplete" (a package that it requires is missing), "broken" or "not installed".
+    """
+    from importlib import metadata
+
+    from dlspark.registry import GROUP, PLUGINS, available_backends
+
+    installed = available_backends()
+    points = {point.name: point for point in metadata.entry_points(group=GROUP)}
+    found = [_describe(points[name]) for name in installed]
+    for name, install in PLUGINS.items():
+        if name not in installed:
+            found.append({**_blank(name), "status": "not installed", "install": install})
+    return sorted(found, key=lambda each: str(each["name"]))
+
+
+def _blank(name: str) -> dict[str, Any]:
+    return {
+        "name": name,
+        "status": "ready",
+        "capabilities": {},
+        "options": {},
+        "versions": {},
+        "missing": [],
+        "install": None,
+        "error": None,
+    }
+
+
+def _describe(point: EntryPoint) -> dict[str, Any]:
+    from dlspark.registry import PLUGINS, load_backend
+
+    document = _blank(point.name)
+    document["versions"], document["missing"] = _requirements(point)
+    if document["missing"]:
+        document["status"] = "incomplete"
+        document["install"] = PLUGINS.get(point.name) or f"pip install {' '.join(document['missing'])}"
+    try:
+        backend = load_backend(point.name)
+        document["capabilities"] = dataclasses.asdict(backend.capabilities)
+        document["options"] = _options(backend.options_type)
+    except Exception as error:  # a stranger's module may raise anything, and the others are still to be listed
+        document.update(status="broken", error=f"{type(error).__name__}: {error}")
+    return document
+
+
+def _requirements(point: EntryPoint) -> tuple[dict[str, str], list[str]]:
+    """Versions of what the plug-in's distribution requires, and what of it is missing."""
+    if point.dist is None:
+        return {}, []
+    from importlib.util import find_spec
+
+    if point.dist.name == "dlspark":  # local: whichever framework Keras computes with
+        there = [name for name in _FRAMEWORKS if find_spec(name) is not None]
+        chosen = os.environ.get("KERAS_BACKEND") or (there[0] if there else _FRAMEWORKS[0])
+        return _split(["keras", chosen])
+    named = [re.match(r"[\w.-]+", text) for text in point.dist.requires or () if "extra ==" not in text]
+    return _split([match[0] for match in named if match and match[0] != "dlspark"])
+
+
+def _split(names: list[str]) -> tuple[dict[str, str], list[str]]:
+    from importlib import metadata
+
+    versions: dict[str, str] = {}
+    missing: list[str] = []
+    for name in names:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            missing.append(name)
+    return versions, missing
+
+
+def _options(options_type: type) -> dict[str, dict[str, Any]]:
+    hints = typing.get_type_hints(options_type)
+    return {
+        field.name: {
+            "type": getattr(hints[field.name], "__name__", None)
+            if isinstance(hints[field.name], type)
+            else str(hints[field.name]),
+            "default": None if field.default is dataclasses.MISSING else field.default,
+        }
+        for field in dataclasses.fields(options_type)
+    }
+
+
+def _promise(capabilities: dict[str, Any], name: str) -> Any:
+    if name not in capabilities:
+        return None
+    return "any" if name == "max_workers" and capabilities[name] is None else capabilities[name]
+
+
+def _versions(each: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {found}" for name, found in each["versions"].items())

@@ -1,0 +1,204 @@
+"""What `doctor` looks at, one function a check."""
+
+from __future__ import annotations
+
+import platform
+import re
+import sys
+import threading
+import time
+import uuid
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dlspark.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+_GIB = 1 << 30
+# TensorFlow and Keras alone are 0.5 GiB; ResNet50 with Adam and a small batch of 96 px brings a worker to about 1.
+_MEMORY_PER_WORKER = _GIB
+_REPORT_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing looked at: ``ok`` is None for what is only worth knowing; ``advice`` is what to do about it."""
+
+    name: str
+    ok: bool | None
+    found: str
+    advice: str = ""
+
+
+def _judged(name: str, fine: bool, found: str, cure: str) -> Check:
+    """A check whose advice counts only when something is wrong."""
+    return Check(name, fine, found, "" if fine else cure)
+
+
+def python() -> Check:
+    """The driver's Python."""
+    return Check("python", True, f"{platform.python_version()} at {sys.executable}")
+
+
+def backends() -> Check:
+    """Whether what is installed of the backends can be imported and has what it needs."""
+    from dlspark.cli.backends import describe_backends
+
+    there = [each for each in describe_backends() if each["status"] != "not installed"]
+    cures = [f"{each['name']}: {each['error'] or each['install']}" for each in there if each["status"] != "ready"]
+    found = ", ".join(f"{each['name']} {each['status']}" for each in there)
+    return _judged("backends", not cures, found, "; ".join(cures))
+
+
+def cluster(spark: SparkSession, workers: int) -> Iterator[Check]:
+    """What the driver knows of the session: Java, Spark, slots, dynamic allocation, ports."""
+    from dlspark.cluster import task_resources
+    from dlspark.spark import available_slots, is_local, require_slots, running_dynamic_allocation, session_master
+
+    system = spark.sparkContext._jvm.System
+    yield Check("java", True, f"{system.getProperty('java.version')} at {system.getProperty('java.home')}")
+    yield Check("spark", True, f"{spark.version} on {session_master(spark)}")
+    try:
+        resources = task_resources(spark)
+        require_slots(spark, workers)
+        each = f", of {resources.cores} cores each" if resources.cores > 1 else ""
+        each += ", with a GPU each" if resources.gpus else ""
+        yield Check("slots", True, f"{available_slots(spark)}{each}")
+    except ConfigError as error:
+        yield Check("slots", False, f"{available_slots(spark)}, for {workers} workers", str(error))
+    if running_dynamic_allocation(spark):
+        cure = "Engines that need all their workers at once cannot run: set spark.dynamicAllocation.enabled=false."
+        yield Check("dynamic allocation", False, "on", cure)
+    if not is_local(spark):
+        yield Check(
+            "engine ports",
+            None,
+            "while they train, mirrored and horovod listen on executors without asking who comes (TensorFlow's gRPC, "
+            "Horovod's services, gloo)",
+            "Let only machines of this cluster reach the ports of its executors and of the driver.",
+        )
+
+
+def silent_executors(error: Exception) -> Check:
+    """That no task could be run."""
+    return Check(
+        "executors",
+        False,
+        cause(error),
+        f"They must start the driver's Python {platform.python_version()}: set PYSPARK_PYTHON or spark.pyspark.python "
+        f"to a path that exists on all of them, such as {sys.executable}.",
+    )
+
+
+def executors(found: Sequence[Mapping[str, Any]], here: Mapping[str, Any]) -> Iterator[Check]:
+    """What executor processes say of themselves, beside what the driver has; see `describe_process`."""
+    tasks = Counter(each["host"] for each in found)
+    yield Check("executors", True, ", ".join(f"{host} ({count} tasks)" for host, count in sorted(tasks.items())))
+
+    # Paths may differ between hosts, where an archive of the environment is shipped to them; on one host they may not.
+    def same_python(each: Mapping[str, Any]) -> bool:
+        paths = each["host"] != here["host"] or each["executable"] == here["executable"]
+        return bool(paths and each["python"] == here["python"])
+
+    yield _judged(
+        "executor python",
+        all(map(same_python, found)),
+        ", ".join(sorted({f"{each['python']} at {each['executable']}" for each in found})),
+        f"Set PYSPARK_PYTHON to the driver's, {here['executable']} ({here['python']}), before the session starts.",
+    )
+    differing = {
+        f"{name} {version or 'absent'} here and {each['versions'].get(name) or 'absent'} on {each['host']}"
+        for each in found
+        for name, version in here["versions"].items()
+        if each["versions"].get(name) != version
+    }
+    same = ", ".join(f"{name} {version}" for name, version in here["versions"].items() if version)
+    cure = "Install the same versions for the driver and on every executor."
+    yield _judged("packages", not differing, "; ".join(sorted(differing)) or f"the same everywhere: {same}", cure)
+    absent = sorted({each["host"] for each in found if not each["dlspark"]})
+    if absent:
+        yield Check("dlspark", False, f"not to be imported on {', '.join(absent)}", "Install it on every executor.")
+    room = {each["host"]: each["available_bytes"] / tasks[each["host"]] for each in found}
+    yield _judged(
+        "memory",
+        min(room.values()) >= _MEMORY_PER_WORKER,
+        ", ".join(f"{free / _GIB:.1f} GiB free per worker on {host}" for host, free in sorted(room.items())),
+        f"A worker takes {_MEMORY_PER_WORKER / _GIB:.0f} GiB or more outside the JVM. Use fewer workers per host, or "
+        "give executors more (spark.executor.memoryOverhead on YARN and Kubernetes).",
+    )
+
+
+def way_to_driver(spark: SparkSession, tasks: int) -> Check:
+    """Whether executors reach the driver as workers do: at its address, on a port of the system's choice."""
+    from dlspark.channel import ReportServer
+    from dlspark.cli.executors import report_to_driver
+    from dlspark.cluster import driver_host
+
+    heard: set[int] = set()
+    all_heard = threading.Event()
+
+    def hear(message: dict[str, Any]) -> None:
+        heard.add(int(message["rank"]))
+        if len(heard) == tasks:
+            all_heard.set()
+
+    host = driver_host(spark)
+    started = time.monotonic()
+    wrong = ""
+    try:
+        server = ReportServer(host, hear)
+        try:
+            wrong = next(filter(None, report_to_driver(spark, tasks, server.endpoint)), "")
+            if not wrong and not all_heard.wait(_REPORT_SECONDS):
+                wrong = f"{tasks - len(heard)} of {tasks} tasks connected and were not heard"
+        finally:
+            server.close()
+    except Exception as error:  # an address that is not this machine's, or an executor that died
+        wrong = cause(error)
+    return _judged(
+        "way to the driver",
+        not wrong,
+        wrong or f"{tasks} tasks reached {host} and were heard, in {time.monotonic() - started:.1f} s",
+        f"Set spark.driver.host ({host} now) to an address of this machine that executors reach, and open its ports to "
+        "them.",
+    )
+
+
+def store(spark: SparkSession, tasks: int, uri: str) -> Check:
+    """Whether what the driver writes is read on executors, and the other way round."""
+    from dlspark.cli.executors import read_and_write
+    from dlspark.store import Store
+
+    wrong = ""
+    try:
+        folder = Store(uri).child(f".dlspark-doctor-{uuid.uuid4().hex}")
+        try:
+            folder.write_bytes("driver", b"driver")
+            wrong = next(filter(None, read_and_write(spark, tasks, folder)), "")
+            unseen = [rank for rank in range(tasks) if not folder.exists(f"executor-{rank}")]
+            if unseen and not wrong:
+                wrong = f"{uri}: what {len(unseen)} of {tasks} tasks wrote is not to be seen by the driver"
+        finally:
+            folder.delete_all()
+    except Exception as error:  # ours, or those of any file system that fsspec knows
+        wrong = cause(error)
+    cure = "Give a store that the driver and all executors reach and may write to."
+    return _judged("store", not wrong, wrong or f"{uri}: written and read by the driver and by {tasks} tasks", cure)
+
+
+def cause(error: Exception) -> str:
+    """The line that says most in an error; Spark's have a hundred lines in two languages."""
+    text = str(error).strip()
+    for pattern in (
+        r"^[\w.]*(?:PySparkRuntimeError|RuntimeError|ModuleNotFoundError|ImportError): .+$",
+        r"java\.io\.IOException: .+$",
+        r"^Caused by: .+$",
+    ):
+        match = re.search(pattern, text, re.MULTILINE)
+        if match and "\n" in text:
+            return match[0]
+    return text.splitlines()[0] if text else type(error).__name__

@@ -1,0 +1,133 @@
+"""The command ``dlspark``: finds the command, runs it, and turns errors into one line and an exit code.
+
+Exit codes: 0 done; 1 a run that failed, or something that `doctor` found wrong; 2 a setting or data that cannot work;
+130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from dlspark.cli import backends, doctor, evaluate, output, prepare, train
+from dlspark.cli.arguments import Parser
+from dlspark.errors import ConfigError, DataError, DlsparkError, MissingDependencyError, WorkerError, did_you_mean
+
+_COMMANDS = (prepare, train, evaluate, backends, doctor)
+_FRAMEWORKS = ("tensorflow", "jax", "torch")
+_EPILOG = """\
+example:
+  dlspark prepare photos/ store/photos --layout folders --image-size 224
+  dlspark train store/photos --backend mirrored --workers 2 --epochs 5 --out runs/first
+  dlspark evaluate runs/first/model.keras store/photos
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run ``dlspark`` with ``arguments``, or those of the process; returns the exit code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    # Before anything imports TensorFlow: its C++ notes on CPU features and absent GPUs are not for users.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    debug = "--debug" in arguments
+    try:
+        options = _parse(arguments)
+        with output.stdout_for_results() as results, output.logs_on_stderr(debug=debug):
+            with _own_session_stopped():
+                report: output.Report = options.run(options)
+            output.write(report, options.format, results)
+        return report.exit_code
+    except SystemExit as leaving:  # --help and --version
+        return leaving.code if isinstance(leaving.code, int) else 1
+    except KeyboardInterrupt:
+        sys.stderr.write("dlspark: interrupted\n")
+        return 130
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        sys.stderr.write(f"dlspark: error: {_told(error)}\n")
+        return 2 if isinstance(error, ConfigError | DataError | MissingDependencyError) else 1
+
+
+def build_parser() -> tuple[Parser, dict[str, Parser]]:
+    """The parser, and the parsers of the commands by name. Nothing heavy is imported."""
+    parser = Parser(prog="dlspark", description="Train Keras 3 models on a Spark cluster.", epilog=_EPILOG)
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and leave")
+    commands = parser.add_subparsers(metavar="COMMAND", title="commands")
+    for module in _COMMANDS:
+        module.add_parser(commands)
+    return parser, dict(commands.choices)
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    parser, commands = build_parser()
+    if not arguments:
+        parser.print_help(sys.stderr)
+        raise SystemExit(2)
+    first = arguments[0]
+    if first in commands:
+        commands[first].refuse_unknown_options(arguments[1:])
+    elif first.startswith("-"):
+        parser.refuse_unknown_options(arguments[:1])
+    else:
+        raise ConfigError(f"There is no command {first!r}. {did_you_mean(first, commands)}")
+    options, left = parser.parse_known_args(arguments)
+    if left:
+        raise ConfigError(f"{first} takes no {left[0]!r}. See: dlspark {first} --help")
+    options.arguments = arguments
+    return options
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        from importlib import metadata
+
+        try:
+            found = metadata.version("dlspark")
+        except metadata.PackageNotFoundError:
+            found = "(not installed: run from a checkout)"
+        sys.stdout.write(f"dlspark {found}\n")
+        parser.exit()
+
+
+def _told(error: Exception) -> str:
+    """``error`` in one line; a worker's own traceback follows it, ours does not."""
+    if isinstance(error, WorkerError):
+        return str(error)
+    if isinstance(error, DlsparkError):
+        return " ".join(str(error).splitlines())
+    if isinstance(error, ModuleNotFoundError) and error.name in _FRAMEWORKS:
+        return (
+            f"Keras computes with {error.name!r} here, which is not installed. Run: "
+            f"pip install 'dlspark[{error.name}]', or set KERAS_BACKEND to one of {', '.join(_FRAMEWORKS)} that is."
+        )
+    first = next(iter(str(error).strip().splitlines()), "")
+    return f"unexpected {type(error).__name__}: {first} (--debug shows where)"
+
+
+@contextlib.contextmanager
+def _own_session_stopped() -> Iterator[None]:
+    """Stop the Spark session that a block has started; one that was there before stays."""
+    before = _spark_context()
+    try:
+        yield
+    finally:
+        context = _spark_context()
+        if context is not None and context is not before:
+            from pyspark.sql import SparkSession
+
+            with contextlib.suppress(Exception):  # a JVM that has died already; what matters was said before
+                (SparkSession.getActiveSession() or context).stop()
+
+
+def _spark_context() -> Any:
+    pyspark = sys.modules.get("pyspark")
+    return None if pyspark is None else pyspark.SparkContext._active_spark_context

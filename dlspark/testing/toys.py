@@ -1,0 +1,108 @@
+"""Tiny models and data with known answers. Importing this module imports Keras."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import keras
+import numpy as np
+from numpy.typing import NDArray
+
+PACKAGE = "dlspark.testing"
+
+Arrays = tuple[NDArray[Any], NDArray[Any]]
+
+
+def separable(rows: int, seed: int = 0) -> Arrays:
+    """Points of shape (rows, 8), float32, in three classes (int32) that a small network tells apart."""
+    x = np.random.default_rng(seed).normal(size=(rows, 8)).astype(np.float32)
+    return x, x[:, :3].argmax(axis=1).astype(np.int32)
+
+
+def dense_classifier(optimizer: Any = None, **compile_options: Any) -> Any:
+    """A network without batch statistics or random layers, regularised, for the data of ``separable``."""
+    keras.utils.set_random_seed(1)
+    model = keras.Sequential(
+        [
+            keras.layers.Input((8,)),
+            keras.layers.Dense(16, activation="relu", kernel_regularizer=keras.regularizers.L2(1e-4)),
+            keras.layers.Dense(3, activation="softmax"),
+        ]
+    )
+    options: dict[str, Any] = {
+        "loss": "sparse_categorical_crossentropy",
+        "metrics": ["accuracy", keras.metrics.SparseTopKCategoricalAccuracy(k=2, name="top_2")],
+    }
+    model.compile(
+        optimizer or keras.optimizers.SGD(0.1, momentum=0.9, global_clipnorm=1.0), **{**options, **compile_options}
+    )
+    return model
+
+
+@keras.saving.register_keras_serializable(package=PACKAGE)
+class SeenOnce(keras.metrics.Metric):  # type: ignore[misc]
+    """How many row ids were seen exactly once in a pass, minus 1,000 for every id seen more often.
+
+    The targets are the ids. The state is one count per id: a sum over rows, so it merges over workers.
+    """
+
+    merge = "sum"
+
+    def __init__(self, ids: int, name: str = "seen_once", **kwargs: Any) -> None:
+        super().__init__(name=name, **kwargs)
+        self.ids = ids
+        self.counts = self.add_weight(shape=(ids,), initializer="zeros", name="counts")
+
+    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
+        ids = keras.ops.reshape(keras.ops.cast(y_true, "int32"), (-1,))
+        self.counts.assign_add(keras.ops.sum(keras.ops.one_hot(ids, self.ids), axis=0))
+
+    def result(self) -> Any:
+        once = keras.ops.sum(keras.ops.cast(keras.ops.equal(self.counts, 1), "float32"))
+        more = keras.ops.sum(keras.ops.cast(keras.ops.greater(self.counts, 1), "float32"))
+        return once - 1000 * more
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "ids": self.ids}
+
+
+def counting_model(ids: int) -> Any:
+    """A model whose metric ``seen_once`` tells how many of the row ids, its targets, were seen exactly once."""
+    keras.utils.set_random_seed(1)
+    model = keras.Sequential([keras.layers.Input((1,)), keras.layers.Dense(1)])
+    model.compile(keras.optimizers.SGD(1e-6), "mean_squared_error", metrics=[SeenOnce(ids)])
+    return model
+
+
+def row_ids(rows: int) -> Arrays:
+    """``rows`` rows whose targets are their ids."""
+    ids = np.arange(rows, dtype=np.float32)
+    return np.ones((rows, 1), np.float32), ids
+
+
+@keras.saving.register_keras_serializable(package=PACKAGE)
+class FailsOnRank(keras.layers.Layer):  # type: ignore[misc]
+    """Raises in training on one rank; passes its input through everywhere else."""
+
+    def __init__(self, rank: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.rank = rank
+
+    def call(self, inputs: Any, training: bool = False) -> Any:
+        if training and os.environ.get("DLSPARK_RANK") == str(self.rank):
+            raise ArithmeticError(f"this layer fails on rank {self.rank}")
+        return inputs
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "rank": self.rank}
+
+
+def failing_classifier(rank: int) -> Any:
+    """``dense_classifier`` with a layer that raises on ``rank``."""
+    keras.utils.set_random_seed(1)
+    model = keras.Sequential(
+        [keras.layers.Input((8,)), FailsOnRank(rank), keras.layers.Dense(3, activation="softmax")]
+    )
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    return model

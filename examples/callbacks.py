@@ -1,0 +1,54 @@
+"""Callbacks: copies run on the workers. Those that decide run on every rank, those that write files on rank 0."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from dlspark import Trainer
+
+
+class Diary(keras.callbacks.Callback):
+    """A line for each epoch. What a copy keeps in its attributes stays in its process, so it writes a file."""
+
+    rank_zero_only = True  # one writer for one file
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        with self.path.open("a") as file:  # opened here: an open file could not be sent to a worker
+            file.write(
+                f"rank {os.environ['DLSPARK_RANK']}, epoch {epoch + 1}: val_accuracy {logs['val_accuracy']:.3f}\n"
+            )
+
+
+def main() -> None:
+    keras.utils.set_random_seed(1)
+    x = np.random.default_rng(0).normal(size=(1000, 4)).astype(np.float32)
+    y = (x.sum(axis=1) > 0).astype(np.int32)
+    model = keras.Sequential([keras.layers.Input((4,)), keras.layers.Dense(2, activation="softmax")])
+    model.compile(keras.optimizers.Adam(0.05), "sparse_categorical_crossentropy", metrics=["accuracy"])
+
+    with tempfile.TemporaryDirectory() as folder:
+        diary, best = Path(folder, "diary.txt"), Path(folder, "best.keras")
+        callbacks = [
+            keras.callbacks.EarlyStopping("val_accuracy", min_delta=0.01, patience=2, restore_best_weights=True),
+            keras.callbacks.ModelCheckpoint(best, "val_accuracy", save_best_only=True),
+            Diary(diary),
+        ]
+        result = Trainer("local").fit(
+            model, (x[:800], y[:800]), validation_data=(x[800:], y[800:]), epochs=40, callbacks=callbacks, seed=7
+        )
+        print(diary.read_text(), end="")
+        print(f"stopped after {len(result.epoch_seconds)} of 40 epochs; the best model has {best.stat().st_size} bytes")
+
+
+if __name__ == "__main__":
+    main()

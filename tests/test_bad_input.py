@@ -1,0 +1,212 @@
+"""Bad input to Trainer: each refusal is a DlsparkError that says what came and what to do, before any job starts."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+from dlspark import ConfigError, DataError, DlsparkError, MissingDependencyError, Trainer, load_backend
+from dlspark.local import LocalBackend
+from dlspark.testing import toys
+
+pytestmark = pytest.mark.timeout(60)
+
+X, Y = toys.separable(60)
+
+
+@pytest.fixture(autouse=True)
+def no_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is refused here is refused before the backend is asked to work."""
+
+    def launched(self: LocalBackend, job: Any) -> Any:
+        pytest.fail("the job was launched")
+
+    monkeypatch.setattr(LocalBackend, "fit", launched)
+
+
+def fit(model: Any = None, data: Any = (X, Y), **options: Any) -> Any:
+    workers = options.pop("num_workers", 1)
+    return Trainer("local", num_workers=workers).fit(
+        model or toys.dense_classifier(), data, **{"batch_size": 16, "verbose": 0, **options}
+    )
+
+
+def test_unknown_backend_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match=r"no backend 'horovot'. Did you mean 'horovod'"):
+        Trainer("horovot")
+
+
+def test_a_missing_plugin_gives_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dlspark.registry._entry_points", dict)
+    with pytest.raises(MissingDependencyError, match=r"'elephas' is not installed here. Run: pip install"):
+        load_backend("elephas")
+
+
+def test_two_plugins_of_one_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "dlspark_rival-1.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: dlspark-rival\nVersion: 1\n")
+    (folder / "entry_points.txt").write_text("[dlspark.backends]\nlocal = rival:Rival\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ConfigError, match=r"claim the backend name 'local'.*rival:Rival.*Uninstall"):
+        load_backend("local")
+
+
+@pytest.mark.parametrize("workers", [0, -1, 1.5, "2", True])
+def test_workers_that_are_no_number(workers: Any) -> None:
+    with pytest.raises(ConfigError, match="num_workers must be a whole number of at least 1"):
+        Trainer("local", num_workers=workers)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epochs": 0}, "epochs must be a whole number"),
+        ({"batch_size": 0}, "batch_size must be a whole number"),
+        ({"seed": -1}, "seed must be a whole number of at least 0"),
+        ({"verbose": 3}, "verbose must be one of"),
+        ({"callbacks": [print]}, "must be Keras callbacks"),
+        ({"class_weight": {7: 1.0}}, "class_weight names class 7; the model has classes 0 to 2"),
+        ({"class_weight": {0: float("nan")}}, "must be a finite number"),
+    ],
+)
+def test_settings(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        fit(**options)
+
+
+def test_a_model_that_is_not_compiled() -> None:
+    with pytest.raises(ConfigError, match=r"not compiled. Call model.compile"):
+        fit(keras.Sequential([keras.layers.Input((8,)), keras.layers.Dense(3)]))
+
+
+def test_what_is_no_model() -> None:
+    with pytest.raises(ConfigError, match="a str came"):
+        fit("resnet50")
+
+
+def test_a_builder_that_returns_nothing() -> None:
+    with pytest.raises(ConfigError, match="returned a NoneType"):
+        fit(lambda: None)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ((X, np.full(60, 3, np.int32)), "class indices from 0 to 2, as the model has 3 outputs; they run from 3 to 3"),
+        ((X, np.full(60, -1, np.int32)), "run from -1 to -1"),
+        ((X[:0], Y[:0]), "has no rows"),
+        ((X, Y[:59]), r"equally many rows; they have \[59, 60\]"),
+        ((X[:, :5], Y), r"A row of data has shape \(5,\); the model's input .* takes \(8,\)"),
+        ((X.reshape(60, 2, 4), Y), r"has shape \(2, 4\)"),
+        (((X, X), Y), "has 2 inputs per row; the model takes 1"),
+        ((X.astype(str), Y), "NumPy arrays of numbers"),
+        ([1, 2], "NumPy arrays of numbers"),
+        ("a/folder", "a tuple .* or a Spark DataFrame; a str came"),
+        (X, "a ndarray came"),
+    ],
+)
+def test_data(data: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        fit(data=data)
+
+
+def test_validation_data_is_checked_alike() -> None:
+    with pytest.raises(DataError, match="validation_data has no rows"):
+        fit(validation_data=(X[:0], Y[:0]))
+
+
+def test_a_callback_that_cannot_be_pickled_is_named() -> None:
+    class Locked(keras.callbacks.Callback):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.lock = threading.Lock()
+
+    with pytest.raises(ConfigError, match="Callback Locked cannot be sent to workers"):
+        fit(callbacks=[Locked()])
+
+
+def test_a_builder_that_cannot_be_pickled_is_named() -> None:
+    lock = threading.Lock()
+
+    def builder() -> Any:
+        with lock:
+            return toys.dense_classifier()
+
+    with pytest.raises(ConfigError, match="The builder cannot be sent to workers"):
+        fit(builder)
+
+
+def test_an_unregistered_class_is_refused_on_the_driver() -> None:
+    class Unknown(keras.layers.Layer):  # type: ignore[misc]
+        def call(self, inputs: Any) -> Any:
+            return inputs
+
+    model = keras.Sequential([keras.layers.Input((8,)), Unknown(), keras.layers.Dense(3, activation="softmax")])
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    with pytest.raises(ConfigError, match="cannot be sent to workers as a .keras file"):
+        fit(model)
+
+
+def test_a_lambda_layer_is_refused_on_the_driver() -> None:
+    model = keras.Sequential([keras.layers.Input((8,)), keras.layers.Lambda(lambda x: x), keras.layers.Dense(3)])
+    model.compile("sgd", "mse")
+    with pytest.raises(ConfigError, match="give fit a function that builds"):
+        fit(model, (X, X[:, :3]))
+
+
+def test_what_is_not_there_yet_is_refused() -> None:
+    with pytest.raises(ConfigError, match="not available yet"):
+        Trainer("local", max_restarts=1)
+
+
+class TestSeveralWorkers:
+    """Checks that need a world of more than one; they come before the backend is asked anything."""
+
+    @pytest.fixture(autouse=True)
+    def many_workers(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        from dlspark.backend import Capabilities
+
+        everything = Capabilities(synchronous_gradients=True, exact_rows=True, deterministic=True, resumable=True)
+        monkeypatch.setattr(LocalBackend, "capabilities", everything)
+
+    def test_fewer_rows_in_a_step_than_workers(self) -> None:
+        with pytest.raises(ConfigError, match=r"60 rows in 30 steps .*: 2 rows in a step are fewer than the 3 workers"):
+            fit(num_workers=3, batch_size=2)
+
+    @pytest.mark.parametrize("reduction", ["sum", "mean_with_sample_weight", "none"])
+    def test_a_loss_without_an_exact_merge(self, reduction: str) -> None:
+        loss = keras.losses.SparseCategoricalCrossentropy(reduction=reduction)
+        with pytest.raises(ConfigError, match=f"has reduction '?{reduction}'?"):
+            fit(toys.dense_classifier(loss=loss), num_workers=2)
+
+    def test_a_metric_of_unknown_merge(self) -> None:
+        class Largest(keras.metrics.Metric):  # type: ignore[misc]
+            def __init__(self) -> None:
+                super().__init__(name="largest")
+                self.value = self.add_weight(name="value", initializer="zeros")
+
+            def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
+                self.value.assign(keras.ops.maximum(self.value, keras.ops.max(y_pred)))
+
+            def result(self) -> Any:
+                return self.value
+
+        with pytest.raises(ConfigError, match=r"Of Largest that is not known.*merge = 'sum'"):
+            fit(toys.dense_classifier(metrics=[Largest()]), num_workers=2)
+
+    def test_backup_and_restore(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match="BackupAndRestore restores one process"):
+            fit(num_workers=2, callbacks=[keras.callbacks.BackupAndRestore(tmp_path)])
+
+
+def test_every_refusal_is_a_dlspark_error_and_a_builtin() -> None:
+    assert issubclass(ConfigError, DlsparkError)
+    assert issubclass(ConfigError, ValueError)
+    assert issubclass(DataError, ValueError)
+    assert issubclass(MissingDependencyError, ImportError)

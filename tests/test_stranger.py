@@ -1,0 +1,31 @@
+"""A stranger can add a backend: a folder with one module and an entry point, and it keeps the whole contract."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dlspark import available_backends
+from dlspark.testing.contract import BackendContract
+
+pytestmark = [pytest.mark.timeout(300), pytest.mark.slow]
+
+PLUGIN = str(Path(__file__).parent / "stranger")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def installed() -> Iterator[None]:
+    """The plug-in's folder on the path, as an installation puts it there."""
+    sys.path.append(PLUGIN)
+    yield
+    sys.path.remove(PLUGIN)
+
+
+class TestStranger(BackendContract):
+    backend = "processes"
+
+    def test_it_is_found(self) -> None:
+        assert {"local", "processes"} <= set(available_backends())
