@@ -7,11 +7,15 @@ from typing import Any
 
 import pytest
 
-from dlspark.spark import get_session
+pytest.register_assert_rewrite("dlspark.testing.contract")
+
 
 
 @pytest.fixture(scope="session")
 def spark() -> Iterator[Any]:
+    """The one session of this test process."""
+    from dlspark.spark import get_session
+
     session = get_session(2, app_name="dlspark-tests")
     yield session
     session.stop()

@@ -9,7 +9,8 @@ if TYPE_CHECKING:
     from dlspark.data.shards import ShardedRows
     from dlspark.data.split import Split
     from dlspark.errors import ConfigError, DataError, DlsparkError, MissingDependencyError, WorkerError
-    from dlspark.images.prepare import ImageDataset, prepare_images
+    from dlspark.images.dataset import ImageDataset
+    from dlspark.images.prepare import prepare_images
     from dlspark.job import FitResult, WorkerReport
     from dlspark.models import build_classifier
     from dlspark.registry import available_backends, load_backend
@@ -21,7 +22,7 @@ _HOMES = {
     "DataError": "errors",
     "DlsparkError": "errors",
     "FitResult": "job",
-    "ImageDataset": "images.prepare",
+    "ImageDataset": "images.dataset",
     "MissingDependencyError": "errors",
     "ShardedRows": "data.shards",
     "Split": "data.split",

@@ -42,9 +42,7 @@ def callbacks(values: Sequence[Any], num_workers: int) -> None:
 
 def is_dataframe(data: Any) -> bool:
     """Whether ``data`` is a Spark DataFrame (classic or Connect), told without importing pyspark."""
-    return any(
-        cls.__name__ == "DataFrame" and cls.__module__.startswith("pyspark.sql") for cls in type(data).__mro__
-    )
+    return any(cls.__name__ == "DataFrame" and cls.__module__.startswith("pyspark.sql") for cls in type(data).__mro__)
 
 
 def rows(name: str, data: Any, model: Any, batch_size: int, num_workers: int) -> None:
@@ -55,11 +53,13 @@ def rows(name: str, data: Any, model: Any, batch_size: int, num_workers: int) ->
         count, classes = data.rows, data.num_classes
         units = _classes_of(model)
         if classes is not None and units is not None and classes > units:
-            raise DataError(f"{name} has {classes} classes and the model tells only {units} apart. Give it {classes} outputs.")
-        if count and not data.files == ():
+            raise DataError(
+                f"{name} has {classes} classes and the model tells only {units} apart. Give it {classes} outputs."
+            )
+        if count:
             with data.open() as reader:
-                x, y, _ = _unpack(reader.batch(np.arange(1)))
-            _shapes(name, x, y, model)
+                x, _, _ = _unpack(reader.batch(np.arange(1)))
+            _shapes(name, x, model)
     else:
         count = _arrays(name, data, model)
     if count == 0:
@@ -87,7 +87,7 @@ def class_weight(value: Mapping[int, float] | None, model: Any) -> None:
 
 
 def _unpack(batch: tuple[Any, ...]) -> tuple[Any, Any, Any]:
-    return (*batch, *(None,) * (3 - len(batch)))  # type: ignore[return-value]
+    return (*batch, *(None,) * (3 - len(batch)))
 
 
 def _arrays(name: str, data: Any, model: Any) -> int:
@@ -110,8 +110,7 @@ def _arrays(name: str, data: Any, model: Any) -> int:
         raise DataError(f"The arrays in {name} must have equally many rows; they have {sorted(counts)}.")
     (count,) = counts
     if count:
-        first = keras.tree.map_structure(lambda leaf: leaf[:1], (x, y))
-        _shapes(name, *first, model)
+        _shapes(name, keras.tree.map_structure(lambda leaf: leaf[:1], x), model)
         units = _classes_of(model)
         if units is not None and isinstance(y, np.ndarray) and not 0 <= y.min() <= y.max() < units:
             raise DataError(
@@ -121,7 +120,7 @@ def _arrays(name: str, data: Any, model: Any) -> int:
     return count
 
 
-def _shapes(name: str, x: Any, y: Any, model: Any) -> None:
+def _shapes(name: str, x: Any, model: Any) -> None:
     """Compare one row's shapes with the model's, where the model knows them."""
     import keras
 
@@ -144,7 +143,6 @@ def _shapes(name: str, x: Any, y: Any, model: Any) -> None:
                 f"A row of {name} has shape {have}; the model's input {tensor.name!r} takes {want}. "
                 "Prepare the data with the model's size, or build the model for the data's."
             )
-    del y
 
 
 def _classes_of(model: Any) -> int | None:

@@ -26,4 +26,6 @@ def require(module: str, *, install: str, purpose: str) -> ModuleType:
         top = module.partition(".")[0]
         if error.name is None or error.name.partition(".")[0] != top:
             raise  # it is there, and something that it needs is not: its own message is the better one
-        raise MissingDependencyError(f"{purpose} needs {top!r}, which is not installed. Run: pip install '{install}'") from error
+        raise MissingDependencyError(
+            f"{purpose} needs {top!r}, which is not installed. Run: pip install '{install}'"
+        ) from error

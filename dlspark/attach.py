@@ -29,7 +29,7 @@ def check_mergeable(model: Any) -> None:
     """
     import keras
 
-    for loss in keras.tree.flatten(model.loss if not callable(model.loss) or hasattr(model.loss, "reduction") else None):
+    for loss in keras.tree.flatten(model.loss):
         reduction = getattr(loss, "reduction", "mean")
         if reduction not in MERGEABLE_REDUCTIONS:
             raise ConfigError(
@@ -172,7 +172,7 @@ class _Link:
 
         link = self
 
-        class Passes(keras.callbacks.Callback):  # type: ignore[misc]
+        class Passes(keras.callbacks.Callback):
             def on_train_begin(self, logs: Any = None) -> None:
                 link._fingerprints = link._state_fingerprints()
 
@@ -188,9 +188,7 @@ class _Link:
         return [v for v in self._model.non_trainable_weights if "float" in v.dtype]
 
     def _state_fingerprints(self) -> list[int]:
-        import keras
-
-        return [zlib.crc32(np.ascontiguousarray(keras.ops.convert_to_numpy(v))) for v in self._float_states()]
+        return [_crc(v) for v in self._float_states()]
 
     def _agree_on_weights(self) -> None:
         """Average the states that a pass changed (batch-norm statistics), then see that all ranks hold the same weights.
@@ -215,7 +213,7 @@ class _Link:
 
         checksum = 0
         for variable in self._model.weights:
-            checksum = zlib.crc32(np.ascontiguousarray(keras.ops.convert_to_numpy(variable)), checksum)
+            checksum = _crc(variable, checksum)
         # Every rank writes its own two 16-bit halves, exact in float32, and the sum shows everybody's.
         mine = np.zeros((self._session.world_size, 2), np.float32)
         mine[self._session.rank] = divmod(checksum, 1 << 16)
@@ -228,6 +226,12 @@ class _Link:
                 "equal; something in the model or a callback changed them on one rank only (assigned weights, a new "
                 "compile(), a random draw outside Keras). Do it on every rank alike."
             )
+
+
+def _crc(variable: Any, start: int = 0) -> int:
+    import keras
+
+    return zlib.crc32(np.ascontiguousarray(keras.ops.convert_to_numpy(variable)).tobytes(), start)
 
 
 def _flat_metrics(model: Any) -> list[Any]:

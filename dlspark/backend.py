@@ -66,9 +66,7 @@ class Backend(ABC):
         if options is None or isinstance(options, cls.options_type):
             return cls(options)
         if not isinstance(options, Mapping):
-            raise ConfigError(
-                f"options must be a dict or a {cls.options_type.__name__}; a {type(options).__name__} came."
-            )
+            raise ConfigError(f"options must be a dict or a {cls.options_type.__name__}; a {type(options).__name__} came.")
         known = [field.name for field in dataclasses.fields(cls.options_type)]
         for name in options:
             if name not in known:

@@ -40,9 +40,7 @@ def task_resources(spark: SparkSession) -> TaskResources:
     conf = spark.sparkContext.getConf()
     gpus = float(conf.get("spark.task.resource.gpu.amount", "0") or 0)
     if gpus not in (0, 1):
-        raise ConfigError(
-            f"spark.task.resource.gpu.amount is {gpus:g}; a worker needs a whole GPU of its own. Set it to 1."
-        )
+        raise ConfigError(f"spark.task.resource.gpu.amount is {gpus:g}; a worker needs a whole GPU of its own. Set it to 1.")
     return TaskResources(cores=int(conf.get("spark.task.cpus", "1") or 1), gpus=int(gpus))
 
 
@@ -94,8 +92,8 @@ def check_cluster(job: TrainJob, backend: str, *, barrier: bool) -> SparkSession
     """
     if job.keras_backend != "tensorflow":
         raise ConfigError(
-            f"Backend {backend!r} trains with TensorFlow, and this process has loaded Keras with {job.keras_backend!r}. Set "
-            "KERAS_BACKEND=tensorflow before Keras is imported, or use backend 'local'."
+            f"Backend {backend!r} trains with TensorFlow, and this process has loaded Keras with {job.keras_backend!r}. "
+            "Set KERAS_BACKEND=tensorflow before Keras is imported, or use backend 'local'."
         )
     spark = get_session(job.num_workers)
     if barrier and running_dynamic_allocation(spark):
@@ -103,14 +101,19 @@ def check_cluster(job: TrainJob, backend: str, *, barrier: bool) -> SparkSession
             f"Backend {backend!r} needs all its workers at once, which Spark refuses under dynamic allocation. Start "
             "the session with spark.dynamicAllocation.enabled=false and a fixed number of executors."
         )
-    task_resources(spark)
+    resources = task_resources(spark)
     if not is_local(spark) and _is_temporary(job.uri):
         raise ConfigError(
             f"On {session_master(spark)} the executors must reach the run's data, and without a store it lies in a "
             f"temporary folder of this machine, {job.uri}. Give Trainer a store that all of them reach: store='s3://…' "
             "or a shared folder."
         )
-    require_slots(spark, job.num_workers, wait_seconds=_patience_seconds(spark))
+    try:
+        require_slots(spark, job.num_workers, wait_seconds=_patience_seconds(spark))
+    except ConfigError as error:
+        if not resources.gpus:
+            raise
+        raise ConfigError(f"{error} A slot takes a GPU too: see spark.task.resource.gpu.amount.") from error
     return spark
 
 

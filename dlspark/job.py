@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from dlspark.data.shards import ShardedRows
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
 Verbosity = Literal["auto", 0, 1, 2]
@@ -109,7 +108,7 @@ class FitResult:
     time_to_first_step_seconds: float
     versions: Mapping[str, str]
     workers: list[WorkerReport]
-    weights: list[NDArray[np.generic]] = field(default_factory=list, repr=False)
+    weights: list[NDArray[Any]] = field(default_factory=list, repr=False)
     model: Any = field(default=None, repr=False)
 
     def to_json(self) -> str:

@@ -147,9 +147,7 @@ def build_classifier(
     import keras
 
     if not isinstance(learning_rate, keras.optimizers.schedules.LearningRateSchedule):
-        learning_rate = _number(
-            "learning_rate", learning_rate, "a schedule or above 0", lambda value: value > 0.0, 1e-4
-        )
+        learning_rate = _number("learning_rate", learning_rate, "a schedule or above 0", lambda value: value > 0.0, 1e-4)
     if keras.config.image_data_format() != "channels_last":
         raise ConfigError(
             "dlspark's images are (height, width, channels); got Keras' image_data_format 'channels_first'. "
@@ -193,8 +191,7 @@ def _check_images(backbone: object, image_size: object) -> tuple[Backbone, tuple
     if isinstance(image_size, str) or not isinstance(image_size, Sequence) or len(image_size) != 2:
         raise ConfigError(f"image_size must be (height, width); got {image_size!r}. Write for instance (224, 224).")
     height, width = (
-        _whole("image_size", side, least=spec.min_size, of=f" of pixels that {backbone} can take")
-        for side in image_size
+        _whole("image_size", side, least=spec.min_size, of=f" of pixels that {backbone} can take") for side in image_size
     )
     return spec, (height, width)
 

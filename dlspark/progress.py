@@ -136,9 +136,10 @@ class _LiveDisplay:
                 if last["loss"] is not None:
                     facts += f"  loss {last['loss']:.4f}"
                 bar = ProgressBar(total=last["steps"], completed=last["step"], width=30)
-                head = Text(f"[{self._backend}] epoch {last['epoch'] + 1}/{self._job.epochs} step {last['step']}/{last['steps']}")
+                head = Text(
+                    f"[{self._backend}] epoch {last['epoch'] + 1}/{self._job.epochs} step {last['step']}/{last['steps']}"
+                )
                 grid.add_row(head, bar, Text(facts))
             for rank, state in sorted(self._state.items()):
                 grid.add_row(Text(f"  rank {rank}: {state}", style="red" if state.startswith("failed") else "dim"))
             return grid
-

@@ -38,7 +38,9 @@ def load_backend(name: str) -> type[Backend]:
         raise ConfigError(f"There is no backend {name!r}. {did_you_mean(str(name), {*points, *PLUGINS})}")
     backend = points[name].load()
     if not (isinstance(backend, type) and issubclass(backend, Backend)):
-        raise ConfigError(f"The entry point of backend {name!r} is {backend!r}, and should be a subclass of dlspark's Backend.")
+        raise ConfigError(
+            f"The entry point of backend {name!r} is {backend!r}, and should be a subclass of dlspark's Backend."
+        )
     return backend
 
 

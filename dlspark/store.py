@@ -151,9 +151,7 @@ class Store:
         if self.is_local:
             path = Path(address)
             if not path.is_file():
-                raise StoreError(
-                    f"Expected a file {address!r}: there is none. Was it moved, or written on another host?"
-                )
+                raise StoreError(f"Expected a file {address!r}: there is none. Was it moved, or written on another host?")
             return path
         with self._explained("copy", name):
             filesystem = self._filesystem()
@@ -193,9 +191,7 @@ class Store:
     def _address(self, name: str) -> str:
         parts = name.split("/")
         if any(part in {"", ".", ".."} for part in parts):
-            raise ConfigError(
-                f"Expected a relative name inside the store, such as 'epoch-1/weights': received {name!r}."
-            )
+            raise ConfigError(f"Expected a relative name inside the store, such as 'epoch-1/weights': received {name!r}.")
         return "/".join([self.uri.rstrip("/"), *parts])
 
     @contextmanager
@@ -213,9 +209,7 @@ class Store:
 
 def _normalise(uri: str) -> str:
     if not uri:
-        raise ConfigError(
-            "Expected the URI of a folder, such as 'runs/1' or 's3://bucket/runs/1': received an empty one."
-        )
+        raise ConfigError("Expected the URI of a folder, such as 'runs/1' or 's3://bucket/runs/1': received an empty one.")
     protocol, separator, rest = uri.partition("://")
     if not separator or protocol in {"file", "local"}:
         return os.path.abspath(os.path.expanduser(rest if separator else uri))

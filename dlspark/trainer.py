@@ -15,13 +15,14 @@ from typing import Any
 import cloudpickle
 
 from dlspark import _checks
+from dlspark.attach import check_mergeable
 from dlspark.backend import Backend
 from dlspark.data.shards import ShardedRows
 from dlspark.errors import ConfigError, DataError
 from dlspark.job import JOB_FILE, MODEL_FILE, PAYLOAD_FILE, FitResult, TrainJob, Verbosity
 from dlspark.registry import load_backend
 from dlspark.store import Store
-from dlspark.worker import Payload, build, check_mergeable, load_trained, set_weights
+from dlspark.worker import Payload, build, load_trained, set_weights
 
 logger = logging.getLogger(__name__)
 
@@ -275,4 +276,3 @@ def _give_back(model: Any, weights: Sequence[Any], optimizer_state: Sequence[Any
             variable.assign(value)
     else:
         logger.warning("The optimizer's state is not taken over: it has other variables here than on the workers.")
-

@@ -33,10 +33,10 @@ from dlspark.store import Store
 __all__ = [
     "Payload",
     "WorkerSession",
+    "describe_device",
     "load_job",
     "load_model",
     "load_payload",
-    "describe_device",
     "load_trained",
     "own_threads",
     "reporting",
@@ -61,7 +61,7 @@ class Payload:
     callbacks: tuple[Any, ...] = ()
     builder: Any = None
     custom_objects: dict[str, Any] | None = None
-    initial_weights: tuple[NDArray[np.generic], ...] = ()
+    initial_weights: tuple[NDArray[Any], ...] = ()
     optimizer_built: bool = False
 
 
@@ -157,14 +157,10 @@ def train(
     """
     position = {} if position is None else position
     vary_random_layers(model, session.rank)
-    with Feed(
-        job.train, batch_size=job.batch_size, rank=session.rank, world_size=session.world_size, seed=job.seed
-    ) as feed:
+    with Feed(job.train, batch_size=job.batch_size, rank=session.rank, world_size=session.world_size, seed=job.seed) as feed:
         validation = None
         if job.validation is not None:
-            validation = Feed(
-                job.validation, batch_size=job.batch_size, rank=session.rank, world_size=session.world_size
-            )
+            validation = Feed(job.validation, batch_size=job.batch_size, rank=session.rank, world_size=session.world_size)
         try:
             last_rows = {
                 "train": feed.part_rows(feed.steps - 1),
@@ -197,7 +193,7 @@ def _progress_callback(
 ) -> Any:
     import keras
 
-    class Progress(keras.callbacks.Callback):  # type: ignore[misc]
+    class Progress(keras.callbacks.Callback):
         """Tells the feed which epoch it is and the driver how far this rank has come."""
 
         def __init__(self) -> None:
@@ -303,14 +299,14 @@ def save_trained(store: Store, model: Any) -> None:
     store.write_bytes(WEIGHTS_FILE, buffer.getvalue())
 
 
-def load_trained(store: Store) -> tuple[list[NDArray[np.generic]], list[NDArray[np.generic]]]:
+def load_trained(store: Store) -> tuple[list[NDArray[Any]], list[NDArray[Any]]]:
     """(weights, optimizer variables) that ``save_trained`` wrote."""
     with np.load(io.BytesIO(store.read_bytes(WEIGHTS_FILE)), allow_pickle=False) as file:
         count = sum(name.startswith("w") for name in file.files)
         return [file[f"w{i}"] for i in range(count)], [file[f"o{i}"] for i in range(len(file.files) - count)]
 
 
-def _storable(variable: Any) -> NDArray[np.generic]:
+def _storable(variable: Any) -> NDArray[Any]:
     import keras
 
     array = keras.ops.convert_to_numpy(variable)
@@ -391,4 +387,3 @@ def _callbacks_of_rank(callbacks: Sequence[Any], rank: int) -> list[Any]:
 
     writers = (keras.callbacks.ModelCheckpoint, keras.callbacks.CSVLogger, keras.callbacks.TensorBoard)
     return [c for c in callbacks if rank == 0 or not (isinstance(c, writers) or getattr(c, "rank_zero_only", False))]
-

@@ -24,9 +24,8 @@ class Diary(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         with self.path.open("a") as file:  # opened here: an open file could not be sent to a worker
-            file.write(
-                f"rank {os.environ['DLSPARK_RANK']}, epoch {epoch + 1}: val_accuracy {logs['val_accuracy']:.3f}\n"
-            )
+            rank = os.environ["DLSPARK_RANK"]
+            file.write(f"rank {rank}, epoch {epoch + 1}: val_accuracy {logs['val_accuracy']:.3f}\n")
 
 
 def main() -> None:

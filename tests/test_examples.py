@@ -23,7 +23,7 @@ SCRIPTS = sorted(EXAMPLES.glob("*.py"))
 NOTEBOOK = EXAMPLES / "first_steps.ipynb"
 PROSE = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 PROSE += sorted((ROOT / "backends").glob("*/README.md"))
-RUN_SECONDS = 150  # on a machine that is busy; alone an example takes about ten
+RUN_SECONDS = 200  # on a machine that is busy; alone an example takes about ten
 PATH = os.pathsep.join(entry for entry in sys.path if entry)
 
 
@@ -61,7 +61,8 @@ def test_numpy_arrays(tmp_path: Path) -> None:
 @pytest.mark.timeout(RUN_SECONDS + 10)
 def test_custom_metric(tmp_path: Path) -> None:
     printed = run("custom_metric.py", cwd=tmp_path)
-    assert 0.5 < number(r"mean_recall ([\d.]+)", printed) <= number(r"accuracy ([\d.]+)", printed) <= 1
+    assert 0.8 < number(r"mean_recall ([\d.]+)", printed) <= 1
+    assert 0.8 < number(r"accuracy ([\d.]+)", printed) <= 1
 
 
 @pytest.mark.timeout(RUN_SECONDS + 10)
@@ -118,9 +119,7 @@ def test_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nbclient.NotebookClient(
         notebook, timeout=RUN_SECONDS, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
     ).execute()
-    said = {
-        cell.id: "".join(out.get("text", "") for out in cell.outputs) for cell in notebook.cells if "outputs" in cell
-    }
+    said = {cell.id: "".join(out.get("text", "") for out in cell.outputs) for cell in notebook.cells if "outputs" in cell}
     assert number(r"epoch 5: val_accuracy ([\d.]+)", said["result"]) > 0.8
     assert "num_workers=3" in said["errors"]
     (listed,) = next(cell.outputs for cell in notebook.cells if cell.id == "backends")

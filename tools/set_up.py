@@ -110,8 +110,7 @@ def start_venv() -> None:
     made = subprocess.run([sys.executable, "-m", "venv", str(VENV)], capture_output=True, text=True, check=False)
     if made.returncode:
         raise SetUpError(
-            f"{sys.executable} -m venv failed; on Debian/Ubuntu: apt-get install python3.11-venv\n"
-            f"{made.stdout}{made.stderr}"
+            f"{sys.executable} -m venv failed; on Debian/Ubuntu: apt-get install python3.11-venv\n{made.stdout}{made.stderr}"
         )
 
 

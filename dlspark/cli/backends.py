@@ -24,9 +24,7 @@ _FRAMEWORKS = ("tensorflow", "jax", "torch")
 
 def add_parser(commands: Any) -> None:
     """Add ``backends``."""
-    add_command(
-        commands, "backends", summary="what trains here, and how to install the rest", example=_EXAMPLE, run=run
-    )
+    add_command(commands, "backends", summary="what trains here, and how to install the rest", example=_EXAMPLE, run=run)
 
 
 def run(options: argparse.Namespace) -> Report:
@@ -39,9 +37,7 @@ def run(options: argparse.Namespace) -> Report:
     ]
     blocks: list[Any] = [Table(["backend", "status", *(name.replace("_", " ") for name in promises), "versions"], rows)]
     settable = [
-        [each["name"], name, option["type"], option["default"]]
-        for each in found
-        for name, option in each["options"].items()
+        [each["name"], name, option["type"], option["default"]] for each in found for name, option in each["options"].items()
     ]
     if settable:
         blocks.append(Table(["backend", "option", "type", "default"], settable, title="options (--option NAME=VALUE)"))

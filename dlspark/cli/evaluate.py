@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dlspark.cli.arguments import add_command
-from dlspark.cli.output import Facts, Report, Table
+from dlspark.cli.output import Facts, Report, Table, without_start_up_noise
 from dlspark.errors import ConfigError, DataError
 
 _EXAMPLE = """
@@ -39,14 +39,13 @@ def run(options: argparse.Namespace) -> Report:
     rows = getattr(dataset, options.part)
     if rows is None:
         there = ", ".join(part for part in _PARTS if getattr(dataset, part) is not None)
-        raise DataError(
-            f"The dataset at {dataset.uri!r} has no part {options.part!r}; it has: {there}. Choose by --part."
-        )
+        raise DataError(f"The dataset at {dataset.uri!r} has no part {options.part!r}; it has: {there}. Choose by --part.")
     path = _model_file(options.model)
 
     from dlspark.evaluation import evaluate_classifier, load_classifier
 
-    model = load_classifier(path)
+    with without_start_up_noise():
+        model = load_classifier(path)
     with _progress(f"evaluating {rows.rows} rows") as on_batch:
         found = evaluate_classifier(model, rows, batch_size=options.batch_size, on_batch=on_batch)
     document = {
@@ -57,9 +56,7 @@ def run(options: argparse.Namespace) -> Report:
         "recall": found.recall,
     }
     facts = {"model": options.model, "rows": f"{found.rows} ({options.part})", **found.metrics}
-    recalls = [
-        [name, sum(counts), found.recall[name]] for name, counts in zip(found.classes, found.confusion, strict=True)
-    ]
+    recalls = [[name, sum(counts), found.recall[name]] for name, counts in zip(found.classes, found.confusion, strict=True)]
     confusion = [[name, *counts] for name, counts in zip(found.classes, found.confusion, strict=True)]
     return Report(
         document,

@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def build_parser() -> tuple[Parser, dict[str, Parser]]:
     """The parser, and the parsers of the commands by name. Nothing heavy is imported."""
     parser = Parser(prog="dlspark", description="Train Keras 3 models on a Spark cluster.", epilog=_EPILOG)
-    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and leave")
+    parser.add_argument("--version", action=_Version, nargs=0, default=argparse.SUPPRESS, help="show the version and leave")
     commands = parser.add_subparsers(metavar="COMMAND", title="commands")
     for module in _COMMANDS:
         module.add_parser(commands)

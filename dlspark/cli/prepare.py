@@ -32,9 +32,7 @@ def add_parser(commands: Any) -> None:
         default=[],
         help="of layout csv: csv, image_column, label_column, group_column, extension or folder; repeatable",
     )
-    parser.add_argument(
-        "--image-size", metavar="SIZE", required=True, type=image_size, help="pixels: 224, or HEIGHTxWIDTH"
-    )
+    parser.add_argument("--image-size", metavar="SIZE", required=True, type=image_size, help="pixels: 224, or HEIGHTxWIDTH")
     group = parser.add_argument_group("split")
     group.add_argument("--test", metavar="FRACTION", type=float, default=0.2, help="to test on (default: 0.2)")
     group.add_argument("--validation", metavar="FRACTION", type=float, default=0.0, help="to validate on (default: 0)")
@@ -84,8 +82,7 @@ def run(options: argparse.Namespace) -> Report:
         "dataset": dataset.uri,
         "image size": f"{height} x {width}",
         "on disk": f"{summary['size_bytes'] / 1e6:.1f} MB",
-        "rejected": f"{rejected['rows']} of {rejected['of']}"
-        + (f", see {rejected['file']}" if rejected["file"] else ""),
+        "rejected": f"{rejected['rows']} of {rejected['of']}" + (f", see {rejected['file']}" if rejected["file"] else ""),
     }
     blocks = [Facts(facts), Table(["class", *parts], [*counts, total])]
     if rejected["first"]:

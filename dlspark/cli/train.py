@@ -8,7 +8,7 @@ import shlex
 from typing import Any
 
 from dlspark.cli.arguments import add_command, key_value, typed, whole_numbers, words
-from dlspark.cli.output import Facts, Report, Table, plain
+from dlspark.cli.output import Facts, Report, Table, plain, without_start_up_noise
 from dlspark.errors import ConfigError, DataError
 
 MODEL = "model.keras"
@@ -24,13 +24,9 @@ dlspark train store/ham --out runs/ham --backend horovod --workers 6 --option cy
 
 def add_parser(commands: Any) -> None:
     """Add ``train``."""
-    parser = add_command(
-        commands, "train", summary="train a classifier on a prepared dataset", example=_EXAMPLE, run=run
-    )
+    parser = add_command(commands, "train", summary="train a classifier on a prepared dataset", example=_EXAMPLE, run=run)
     parser.add_argument("data", metavar="DATA", help="folder or URI of a prepared dataset")
-    parser.add_argument(
-        "--out", metavar="FOLDER", required=True, help=f"where {MODEL} and {HISTORY} go; a URI works too"
-    )
+    parser.add_argument("--out", metavar="FOLDER", required=True, help=f"where {MODEL} and {HISTORY} go; a URI works too")
     parser.add_argument("--overwrite", action="store_true", help="replace the model of an earlier run there")
     group = parser.add_argument_group("where it trains")
     group.add_argument("--backend", default="local", help="see `dlspark backends` (default: local)")
@@ -60,9 +56,7 @@ def add_parser(commands: Any) -> None:
     group.add_argument("--backbone", default="resnet50", help="network of keras.applications (default: resnet50)")
     group.add_argument("--weights", default="imagenet", help="imagenet, none or a file (default: imagenet)")
     group.add_argument("--fine-tune", metavar="WHAT", default="all", help="all, head or top:N (default: all)")
-    group.add_argument(
-        "--dense", metavar="N,N", action="extend", type=whole_numbers, default=[], help="layers of the head"
-    )
+    group.add_argument("--dense", metavar="N,N", action="extend", type=whole_numbers, default=[], help="layers of the head")
     group.add_argument("--dropout", metavar="FRACTION", type=float, default=0.0, help="before the output (default: 0)")
     group.add_argument(
         "--augment",
@@ -92,7 +86,8 @@ def run(options: argparse.Namespace) -> Report:
     if out.exists(MODEL) and not options.overwrite:
         raise ConfigError(f"{out.uri!r} holds a {MODEL} already. Give another --out, or --overwrite to replace it.")
 
-    import keras
+    with without_start_up_noise():
+        import keras
 
     from dlspark.models import build_classifier
 
@@ -148,8 +143,8 @@ def _blocks(document: dict[str, Any], options: argparse.Namespace) -> list[Facts
         "validated on": f"part {document['data']['validation']!r}" if document["data"]["validation"] else "nothing",
         "model": document["model"],
     }
+    names = sorted(history, key=lambda name: (name.startswith("val_"), name.removeprefix("val_") != "loss"))
     epochs = [
-        [number + 1, round(seconds[number], 1), *(history[name][number] for name in history)]
-        for number in range(len(seconds))
+        [number + 1, round(seconds[number], 1), *(history[name][number] for name in names)] for number in range(len(seconds))
     ]
-    return [Facts(facts), Table(["epoch", "seconds", *history], epochs)]
+    return [Facts(facts), Table(["epoch", "seconds", *names], epochs)]

@@ -1,0 +1,1 @@
+"""Rows: where they lie, which worker reads which, in what order."""

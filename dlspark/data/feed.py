@@ -46,9 +46,7 @@ class Feed:
     def __enter__(self) -> Feed:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._reader.close()
 
     def part_rows(self, step: int) -> int:
@@ -93,7 +91,7 @@ def _tensorflow_dataset(feed: Feed) -> Any:
 def _py_dataset(feed: Feed) -> Any:
     import keras
 
-    class Batches(keras.utils.PyDataset):  # type: ignore[misc]
+    class Batches(keras.utils.PyDataset):
         """Steps by number, read ahead by one thread of Keras' own."""
 
         def __init__(self) -> None:

@@ -148,8 +148,7 @@ def _write_batches(store: Store, name: str, batches: Iterable[pa.RecordBatch]) -
         pending_bytes = 0
         for batch in _chain(first, batches):
             arrays = {
-                field.name: _array(field.name, column)
-                for field, column in zip(batch.schema, batch.columns, strict=True)
+                field.name: _array(field.name, column) for field, column in zip(batch.schema, batch.columns, strict=True)
             }
             for key, array in arrays.items():
                 if shapes.setdefault(key, [str(array.dtype), *array.shape[1:]]) != [str(array.dtype), *array.shape[1:]]:
@@ -180,9 +179,7 @@ def _array(name: str, column: pa.Array) -> NDArray[Any]:
     shape = [len(column)]
     while True:
         if column.null_count:
-            raise DataError(
-                f"Expected a value in every row of column {name!r}: there are nulls. Drop or fill them first."
-            )
+            raise DataError(f"Expected a value in every row of column {name!r}: there are nulls. Drop or fill them first.")
         if not (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
             break
         lengths = np.unique(np.diff(column.offsets.to_numpy()))

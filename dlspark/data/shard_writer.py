@@ -97,9 +97,7 @@ class ShardWriter:
     def __enter__(self) -> ShardWriter:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if kind is None:
             self.close()
         elif self._info is None:
@@ -218,9 +216,7 @@ def _to_arrow(name: str, values: NDArray[Any] | Sequence[str]) -> tuple[pa.Field
         except (pa.ArrowException, TypeError) as error:
             raise DataError(f"Expected an array of numbers, or texts, in column {name!r}: {error}.") from error
         if texts.null_count:
-            raise DataError(
-                f"Expected a text in every row of column {name!r}: {texts.null_count} of {len(texts)} are null."
-            )
+            raise DataError(f"Expected a text in every row of column {name!r}: {texts.null_count} of {len(texts)} are null.")
         return pa.field(name, pa.string(), nullable=False), texts
     shape = values.shape[1:]
     metadata = BOOLEAN if values.dtype == bool else None

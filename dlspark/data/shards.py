@@ -109,9 +109,7 @@ class RowReader:
                 )
         self._starts = np.asarray(starts, np.int64)
         self.rows = starts[-1]
-        self.columns: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {
-            f.name: _dtype_and_shape(f) for f in schema or ()
-        }
+        self.columns: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {f.name: _dtype_and_shape(f) for f in schema or ()}
         for name in (*columns_of(source.x), *columns_of(source.y), *columns_of(source.sample_weight)):
             self._known(name)
 
@@ -135,9 +133,7 @@ class RowReader:
             )
         indices = indices.astype(np.int64, copy=False)
         if indices.size and (indices.min() < 0 or indices.max() >= self.rows):
-            raise DataError(
-                f"Expected row indices from 0 to {self.rows - 1}: received {indices.min()} to {indices.max()}."
-            )
+            raise DataError(f"Expected row indices from 0 to {self.rows - 1}: received {indices.min()} to {indices.max()}.")
         names = tuple(self.columns) if columns is None else tuple(columns)
         for name in names:
             self._known(name)
@@ -211,13 +207,9 @@ def _map_file(store: Store, name: str) -> tuple[list[pa.RecordBatch], pa.Schema]
         with pa.ipc.open_file(pa.memory_map(str(path))) as reader:
             return [reader.get_batch(number) for number in range(reader.num_record_batches)], reader.schema
     except StoreError as error:
-        raise DataError(
-            f"The shard {name!r} of {store.uri!r} is missing: {error} Prepare the dataset again."
-        ) from error
+        raise DataError(f"The shard {name!r} of {store.uri!r} is missing: {error} Prepare the dataset again.") from error
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise DataError(
-            f"The shard {name!r} of {store.uri!r} is damaged: {error}. Prepare the dataset again."
-        ) from error
+        raise DataError(f"The shard {name!r} of {store.uri!r} is damaged: {error}. Prepare the dataset again.") from error
 
 
 def _view(field: pa.Field, column: pa.Array) -> Any:

@@ -141,9 +141,7 @@ def _given(df: DataFrame, split: Split, column: str) -> DataFrame:
         sides = df.groupBy(split.group).agg(F.countDistinct(column).alias("sides"))
         torn = sides.filter("sides > 1").orderBy(split.group).first()
         if torn is not None:
-            raise DataError(
-                f"Expected every {split.group} in one part: {torn[0]!r} is in {torn[1]}, so {column!r} leaks."
-            )
+            raise DataError(f"Expected every {split.group} in one part: {torn[0]!r} is in {torn[1]}, so {column!r} leaks.")
     return df.withColumn("part", F.col(column))
 
 

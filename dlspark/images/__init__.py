@@ -1,0 +1,1 @@
+"""Images: found, decoded, split and written as shards."""

@@ -47,8 +47,7 @@ def augmentation_layers(augment: Sequence[str | keras.layers.Layer]) -> list[ker
 
     if isinstance(augment, str) or not isinstance(augment, Sequence):
         raise ConfigError(
-            f"augment must be a sequence of names or Keras layers; got {augment!r}. "
-            "Write for instance ('flip', 'rotation')."
+            f"augment must be a sequence of names or Keras layers; got {augment!r}. Write for instance ('flip', 'rotation')."
         )
     layers: list[keras.layers.Layer] = []
     for item in augment:

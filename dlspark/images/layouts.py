@@ -76,9 +76,7 @@ class CsvLayout:
         table = read_csv(root.child(*PurePosixPath(self.csv).parts).uri, spark)
         for column in (self.image_column, self.label_column, self.group_column):
             if column is not None and column not in table.columns:
-                raise ConfigError(
-                    f"Expected a column {column!r} in {self.csv!r}. {did_you_mean(column, table.columns)}"
-                )
+                raise ConfigError(f"Expected a column {column!r} in {self.csv!r}. {did_you_mean(column, table.columns)}")
         folder = root.child(*PurePosixPath(self.folder).parts).uri
         path = F.concat(F.lit(f"{folder}/"), F.trim(_column(self.image_column)), F.lit(self.extension))
         columns = [
@@ -230,9 +228,7 @@ def _csv_rows(uri: str) -> Iterator[list[str]]:
         header = next(reader)
         for row in reader:
             if row and len(row) != len(header):
-                raise DataError(
-                    f"Expected {len(header)} cells in line {reader.line_num} of {uri!r}: it has {len(row)}."
-                )
+                raise DataError(f"Expected {len(header)} cells in line {reader.line_num} of {uri!r}: it has {len(row)}.")
             if row:
                 yield row
 

@@ -39,9 +39,7 @@ REJECTED = "rejected.arrow"
 MAX_LISTED = 100_000
 """Rejected images listed with path and reason; beyond that they are only counted."""
 
-_OURS = re.compile(
-    rf"^((train|validation|test)-\d{{5}}-[0-9a-f-]+\.arrow|{re.escape(REJECTED)}|{re.escape(UNFINISHED)})$"
-)
+_OURS = re.compile(rf"^((train|validation|test)-\d{{5}}-[0-9a-f-]+\.arrow|{re.escape(REJECTED)}|{re.escape(UNFINISHED)})$")
 _SHARDS = 64  # as many as that at least, where rows allow: enough for a small cluster, the same on any
 _FEWEST_ROWS = 32
 
@@ -96,9 +94,7 @@ def prepare_images(
         _judge(finished.manifest["rejected"], strict, max_rejected_fraction)
         return finished
     require("PIL", install="pillow", purpose="Reading images")
-    spark = spark or get_session(
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
+    spark = spark or get_session(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     started = time.monotonic()
     store.delete_all()
     store.write_json(UNFINISHED, {"started_by": "dlspark.prepare_images", "settings": settings})
@@ -249,9 +245,7 @@ def _counted(rows: DataFrame, settings: dict[str, Any]) -> tuple[int, tuple[str,
     for name in ("id", "label"):
         if seen[name]:
             example = rows.filter(_empty(name)).select("path").first()[0]
-            raise DataError(
-                f"Expected a {name} for every image: {seen[name]} of {total} have none, such as {example!r}."
-            )
+            raise DataError(f"Expected a {name} for every image: {seen[name]} of {total} have none, such as {example!r}.")
     if seen["distinct"] < total:
         counted = rows.groupBy("id").agg(F.count(F.lit(1)).alias("times"), F.min("path"), F.max("path"))
         name, times, one, other = counted.filter("times > 1").orderBy("id").first()
@@ -316,9 +310,7 @@ def _judge(rejected: dict[str, Any], strict: bool, max_rejected_fraction: float)
     first = "; ".join(f"{path}: {reason}" for path, reason in rejected["first"])
     more = f"; and {count - len(rejected['first'])} more" if count > len(rejected["first"]) else ""
     limit = "strict" if strict else f"max_rejected_fraction={max_rejected_fraction}"
-    raise DataError(
-        f"Expected at most {allowed} of {total} images to be unreadable ({limit}): {count} are. {first}{more}."
-    )
+    raise DataError(f"Expected at most {allowed} of {total} images to be unreadable ({limit}): {count} are. {first}{more}.")
 
 
 def _part(part: str, classes: Sequence[str], summaries: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -173,9 +173,7 @@ def _column(name: str, kind: str, values: Sequence[Any]) -> NDArray[Any] | list[
     if kind.startswith("float"):
         return np.array([np.nan if value is None else value for value in values], kind)
     if None in values:
-        raise DataError(
-            f"Expected a value in every row of column {name!r}: there are nulls. Fill them or cast to double."
-        )
+        raise DataError(f"Expected a value in every row of column {name!r}: there are nulls. Fill them or cast to double.")
     return np.array(values, kind)
 
 

@@ -1,0 +1,1 @@
+"""Defects of other projects, mended: one small file each, that names the defect and where it is known."""

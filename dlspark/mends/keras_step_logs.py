@@ -14,9 +14,7 @@ from typing import Any
 METHOD = "_get_metrics_result_or_logs"
 
 
-def targets(
-    model: Any, average: Callable[[dict[str, Any]], dict[str, Any]]
-) -> list[tuple[Any, str, Callable[..., Any]]]:
+def targets(model: Any, average: Callable[[dict[str, Any]], dict[str, Any]]) -> list[tuple[Any, str, Callable[..., Any]]]:
     """What to set on ``model``: (owner, name, function), or nothing when Keras no longer works that way.
 
     Args:

@@ -7,7 +7,6 @@ builds its strategy, unless it is told to leave the strategy to the caller (tens
 
 from __future__ import annotations
 
-
 _generation = 0
 
 
@@ -22,4 +21,4 @@ def reset() -> None:
     _generation += 1
     from tensorflow.python.eager import context  # private: TensorFlow has no public way
 
-    context._reset_context()  # noqa: SLF001
+    context._reset_context()

@@ -169,9 +169,7 @@ class BackendContract:
         from dlspark.testing import toys
 
         with pytest.raises(WorkerError, match="weights on ranks"):
-            self.trainer().fit(
-                toys.dense_classifier(), toys.separable(100), batch_size=50, callbacks=[_strays()], verbose=0
-            )
+            self.trainer().fit(toys.dense_classifier(), toys.separable(100), batch_size=50, callbacks=[_strays()], verbose=0)
 
     def test_clause_7_worker_error(self, failure: tuple[WorkerError, list[Any], list[Any]]) -> None:
         error, _, _ = failure
@@ -190,9 +188,7 @@ class BackendContract:
         workers = (self.backend_class().capabilities.max_workers or 511) + 1
         started = time.monotonic()
         with pytest.raises(ConfigError, match=str(workers)):
-            self.trainer(num_workers=workers).fit(
-                toys.dense_classifier(), toys.separable(2000), batch_size=1000, verbose=0
-            )
+            self.trainer(num_workers=workers).fit(toys.dense_classifier(), toys.separable(2000), batch_size=1000, verbose=0)
         assert time.monotonic() - started < REFUSAL_SECONDS * 2, "a refusal comes before any work"
 
     def test_clause_9_imports_nothing_heavy(self) -> None:
@@ -244,7 +240,7 @@ class BackendContract:
 def _strays() -> Any:
     import keras
 
-    class Strays(keras.callbacks.Callback):  # type: ignore[misc]
+    class Strays(keras.callbacks.Callback):
         """Changes the weights on rank 1 behind everybody's back."""
 
         def on_train_batch_end(self, batch: int, logs: Any = None) -> None:

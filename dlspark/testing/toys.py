@@ -41,7 +41,7 @@ def dense_classifier(optimizer: Any = None, **compile_options: Any) -> Any:
 
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
-class SeenOnce(keras.metrics.Metric):  # type: ignore[misc]
+class SeenOnce(keras.metrics.Metric):
     """How many row ids were seen exactly once in a pass, minus 1,000 for every id seen more often.
 
     The targets are the ids. The state is one count per id: a sum over rows, so it merges over workers.
@@ -82,7 +82,7 @@ def row_ids(rows: int) -> Arrays:
 
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
-class FailsOnRank(keras.layers.Layer):  # type: ignore[misc]
+class FailsOnRank(keras.layers.Layer):
     """Raises in training on one rank; passes its input through everywhere else."""
 
     def __init__(self, rank: int, **kwargs: Any) -> None:
@@ -101,8 +101,6 @@ class FailsOnRank(keras.layers.Layer):  # type: ignore[misc]
 def failing_classifier(rank: int) -> Any:
     """``dense_classifier`` with a layer that raises on ``rank``."""
     keras.utils.set_random_seed(1)
-    model = keras.Sequential(
-        [keras.layers.Input((8,)), FailsOnRank(rank), keras.layers.Dense(3, activation="softmax")]
-    )
+    model = keras.Sequential([keras.layers.Input((8,)), FailsOnRank(rank), keras.layers.Dense(3, activation="softmax")])
     model.compile("sgd", "sparse_categorical_crossentropy")
     return model

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -36,7 +38,7 @@ def test_cut_covers_everything(total: int, parts: int) -> None:
     ranges = [cut(total, parts, index) for index in range(parts)]
     assert ranges[0][0] == 0
     assert ranges[-1][1] == total
-    assert all(before[1] == after[0] for before, after in zip(ranges, ranges[1:], strict=False))
+    assert all(before[1] == after[0] for before, after in itertools.pairwise(ranges))
 
 
 def test_the_example_in_the_docs() -> None:

@@ -15,7 +15,7 @@ class ListSession(WorkerSession):
     def sum(self, tensors: Any) -> list[Any]:
         import tensorflow as tf
 
-        totals = tf.numpy_function(self.exchange, list(tensors), [tensor.dtype for tensor in tensors])
+        totals = tf.nest.flatten(tf.numpy_function(self.exchange, list(tensors), [t.dtype for t in tensors]))
         return [tf.ensure_shape(total, tensor.shape) for total, tensor in zip(totals, tensors, strict=True)]
 
     def exchange(self, *mine: Any) -> list[Any]:

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import elephas.spark_model
-import numpy as np
 from elephas.spark_model import SparkModel
 from numpy.typing import NDArray
 
@@ -40,10 +39,10 @@ class Master:
         self._build_metrics()
         self._spark_model = SparkModel(self, batch_size=job.batch_size)
 
-    def get_weights(self) -> list[NDArray[np.generic]]:
+    def get_weights(self) -> list[NDArray[Any]]:
         return state_of(self._model)
 
-    def set_weights(self, values: Sequence[NDArray[np.generic]]) -> None:
+    def set_weights(self, values: Sequence[NDArray[Any]]) -> None:
         from dlspark_elephas.round import set_state
 
         set_state(self._model, values)

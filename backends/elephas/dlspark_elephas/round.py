@@ -38,7 +38,7 @@ class Outcome:
     """What a worker returns from a round beside its weights."""
 
     rank: int
-    metric_states: list[NDArray[np.generic]]
+    metric_states: list[NDArray[Any]]
     report: WorkerReport
 
 
@@ -49,7 +49,7 @@ class _Loaded:
     job: TrainJob
     model: Any
     device: str
-    seeds: list[NDArray[np.generic]]
+    seeds: list[NDArray[Any]]
 
 
 # One model at most, for as long as TensorFlow's context is the one it was loaded in: (job URI, generation) → model.
@@ -59,9 +59,7 @@ _loaded: dict[tuple[str, int], _Loaded] = {}
 class RoundWorker:
     """Takes the place of Elephas' SparkWorker: the same arguments, the same outcome, dlspark's loop and feed."""
 
-    def __init__(
-        self, _json: str, parameters: Any, train_config: dict[str, Any], *_: Any
-    ) -> None:
+    def __init__(self, _json: str, parameters: Any, train_config: dict[str, Any], *_: Any) -> None:
         self._parameters = parameters
         self._config = {name: value for name, value in train_config.items() if name not in ("epochs", "batch_size")}
 
@@ -73,7 +71,7 @@ class RoundWorker:
 
 def _train_part(
     rank: int,
-    state: Sequence[NDArray[np.generic]],
+    state: Sequence[NDArray[Any]],
     *,
     job_uri: str,
     epoch: int,
@@ -105,7 +103,8 @@ def _train_part(
         report = worker_report(rank, device=loaded.device, rows=rows, seconds=time.perf_counter() - started)
     # Elephas averages over workers; scaled like this, that is the average over rows.
     share = rows * job.num_workers / job.train.rows
-    delta = [(before - after) * share for before, after in zip(state, state_of(loaded.model), strict=True)]
+    # asarray: Elephas adds up in place, which a NumPy scalar, such as the difference of two 0-d arrays, silently ignores.
+    delta = [np.asarray((b - a) * share) for b, a in zip(state, state_of(loaded.model), strict=True)]
     return [delta, Outcome(rank, _metric_states(loaded.model), report)]
 
 
@@ -130,14 +129,14 @@ def evaluate_part(rank: int, state: Any, *, job_uri: str, epoch: int, endpoint: 
     return Outcome(rank, _metric_states(loaded.model), report)
 
 
-def state_of(model: Any) -> list[NDArray[np.generic]]:
+def state_of(model: Any) -> list[NDArray[Any]]:
     """The values of all weights and optimizer variables."""
     import keras
 
     return [keras.ops.convert_to_numpy(variable) for variable in _state_variables(model)]
 
 
-def set_state(model: Any, values: Sequence[NDArray[np.generic]]) -> None:
+def set_state(model: Any, values: Sequence[NDArray[Any]]) -> None:
     """Assign what ``state_of`` gave; averages of whole numbers are rounded back to whole numbers."""
     for variable, value in zip(_state_variables(model), values, strict=True):
         variable.assign(value if "float" in variable.dtype else np.rint(value).astype(variable.dtype))
@@ -151,7 +150,7 @@ def _seed_variables(model: Any) -> list[Any]:
     return [variable for variable in model.variables if variable.name == "seed_generator_state"]
 
 
-def _metric_states(model: Any) -> list[NDArray[np.generic]]:
+def _metric_states(model: Any) -> list[NDArray[Any]]:
     return [np.array(variable) for variable in model.metrics_variables]
 
 
@@ -186,4 +185,3 @@ class _StepsOnly:
 
     def close(self) -> None:
         """The task closes the connection."""
-

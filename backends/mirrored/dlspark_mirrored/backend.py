@@ -37,9 +37,7 @@ class MirroredOptions:
         if self.bytes_per_pack < 1:
             raise ConfigError(f"bytes_per_pack must be at least 1; {self.bytes_per_pack} came.")
         if self.collective_timeout_seconds < 0:
-            raise ConfigError(
-                f"collective_timeout_seconds must be at least 0; {self.collective_timeout_seconds} came."
-            )
+            raise ConfigError(f"collective_timeout_seconds must be at least 0; {self.collective_timeout_seconds} came.")
 
 
 class MirroredBackend(LaunchBackend):
@@ -64,7 +62,7 @@ class MirroredBackend(LaunchBackend):
         with _quiet(Runner.__name__):
             runner = Runner(num_slots=num_workers, use_gpu=resources.gpus > 0, use_custom_strategy=True)
             gathered = runner.run(partial(_rank, function, self.options, resources.cores, resources.gpus > 0))
-        return [pickle.loads(base64.b64decode(result)) for result in gathered]  # noqa: S301 - Spark's own results
+        return [pickle.loads(base64.b64decode(result)) for result in gathered]
 
 
 def _rank(function: WorkerFunction, options: MirroredOptions, threads: int, needs_gpu: bool) -> list[str]:

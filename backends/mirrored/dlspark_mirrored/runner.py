@@ -18,7 +18,7 @@ from dlspark._process import environment
 CHANGED = ("TF_CONFIG", "CUDA_VISIBLE_DEVICES")
 
 
-class Runner(MirroredStrategyRunner):  # type: ignore[misc]
+class Runner(MirroredStrategyRunner):
     """Launches as its parent does."""
 
     def _get_spark_task_program(self, train_fn: Callable[..., Any], **kwargs: Any) -> Callable[[Any], Any]:

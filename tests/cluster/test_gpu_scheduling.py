@@ -1,0 +1,59 @@
+"""Spark schedules the GPUs: each rank gets the address of its own, and no rank computes without one in silence.
+
+The addresses are made up by the workers' discovery scripts (see conftest.py), so each rank has to refuse to train; that
+TensorFlow then computes on a real one is not tested here.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = [pytest.mark.cluster, pytest.mark.spark, pytest.mark.slow, pytest.mark.timeout(600)]
+
+ENGINES = ("mirrored", "horovod", "elephas")
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def results(cluster: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What run_engines.py wrote, in one application whose tasks take a GPU each."""
+    folder = tmp_path_factory.mktemp("gpus")
+    out = folder / "out.json"
+    conf = {"spark.executor.resource.gpu.amount": "1", "spark.task.resource.gpu.amount": "1"}
+    script = HERE / "run_engines.py"
+    cluster.submit(script, folder / "store", out, *ENGINES, conf=conf, cwd=folder, timeout_seconds=480)
+    return dict(json.loads(out.read_text()))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_each_rank_sees_the_gpu_of_its_task_and_no_other(results: dict[str, Any], cluster: Any, engine: str) -> None:
+    assert sorted(witness["devices"] for witness in results[engine]["witnesses"]) == sorted(cluster.addresses)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_gpu_that_is_not_there_is_an_error_that_names_rank_and_address(results: dict[str, Any], engine: str) -> None:
+    told = results[engine]
+    assert "error" in told, f"{engine} trained on {[worker['device'] for worker in told['workers']]}"
+    found = re.search(r"Rank (\d) on \S+ was given the GPU addresses '(\d+)' by Spark", told["error"])
+    assert found, told["error"]
+    assert int(found[1]) == told["rank"]
+    assert found[2] == told["witnesses"][told["rank"]]["devices"]
+
+
+def test_what_no_executor_can_have_is_refused_before_any_work(cluster: Any, tmp_path: Path) -> None:
+    conf = {
+        "spark.executor.resource.gpu.amount": "2",
+        "spark.task.resource.gpu.amount": "1",
+        "spark.scheduler.maxRegisteredResourcesWaitingTime": "1s",
+    }
+    out = tmp_path / "out.json"
+    cluster.submit(HERE / "ask_too_much.py", tmp_path / "store", out, conf=conf, cwd=tmp_path, timeout_seconds=240)
+    refusals = json.loads(out.read_text())
+    assert "2 free slots" in refusals["no gpus"]
+    assert "spark.task.resource.gpu.amount" in refusals["no gpus"]
+    assert "Give Trainer a store" in refusals["no store"]
