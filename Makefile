@@ -1,7 +1,7 @@
 # Every target that needs .venv sets it up first: tools/set_up.py, from requirements.lock, a moment when nothing changed.
 
 .DEFAULT_GOAL := help
-.PHONY: help set-up demo test test-fast check lock clean distclean
+.PHONY: help set-up set-up-jax demo test test-fast check lock clean distclean
 .NOTPARALLEL:
 SHELL := /bin/sh
 
@@ -21,7 +21,10 @@ set-up:  ## create or update .venv, nothing else
 demo: set-up  ## train on a small Spark cluster of this machine and show what came out
 	@$(BIN)/python demo/run.py
 
-test: check  ## everything: check, then all tests
+set-up-jax: set-up
+	@"$(PYTHON)" tools/set_up.py --jax
+
+test: set-up-jax check  ## everything: check, then all tests
 	$(BIN)/python -m pytest
 
 test-fast: set-up  ## the tests that start no Spark, under two minutes
@@ -37,6 +40,9 @@ lock: set-up  ## write requirements.lock from requirements.in (make lock UPGRADE
 	$(BIN)/uv --no-config pip compile $(if $(UPGRADE),--upgrade) --quiet --generate-hashes --no-annotate \
 	  --python-version 3.11 --python-platform x86_64-manylinux_2_28 --no-emit-index-url --no-emit-find-links \
 	  --custom-compile-command "make lock" --output-file requirements.lock requirements.in
+	$(BIN)/uv --no-config pip compile $(if $(UPGRADE),--upgrade) --quiet --generate-hashes --no-annotate \
+	  --python-version 3.11 --python-platform x86_64-manylinux_2_28 --no-emit-index-url --no-emit-find-links \
+	  --custom-compile-command "make lock" --output-file requirements-jax.lock requirements-jax.in
 
 clean:  ## remove caches, builds and what the demo wrote
 	rm -rf build dist demo-output spark-warehouse metastore_db derby.log .pytest_cache .mypy_cache .ruff_cache .hypothesis
@@ -44,4 +50,4 @@ clean:  ## remove caches, builds and what the demo wrote
 	find backends benchmarks -name build -type d -print0 2>/dev/null | xargs -0 rm -rf
 
 distclean: clean  ## the same and .venv (the built Horovod stays in ~/.cache/dlspark)
-	rm -rf .venv
+	rm -rf .venv .venv-jax

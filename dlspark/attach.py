@@ -63,7 +63,9 @@ def attached(model: Any, session: WorkerSession, last_step_rows: Callable[[str],
     targets += [(model, "get_metrics_result", link.merging(model.get_metrics_result))]
     targets += keras_step_logs.targets(model, link.average_logs)
     if not session.exchanges:
-        targets = []
+        # Nothing to exchange, and yet one thing to do: on sparse gradients Keras' Adam computes something else, and one
+        # worker must equal several, which sum dense ones.
+        targets = [(optimizer, "apply", _densifying(optimizer.apply)) for optimizer in _optimizers(model)]
     for owner, name, function in targets:
         object.__setattr__(owner, name, function)
     try:
@@ -116,7 +118,7 @@ class _Link:
             weighted = []
             for gradient in grads:
                 if gradient is not None:
-                    dense = keras.ops.convert_to_tensor(gradient)  # makes an embedding's sparse gradient dense
+                    dense = keras.ops.convert_to_tensor(gradient)  # sparse ones become dense here
                     weighted.append(dense * keras.ops.cast(self._rows, dense.dtype))
             *sums, rows = self._session.sum([*weighted, self._rows])
             totals = iter(sums)
@@ -226,6 +228,18 @@ class _Link:
                 "equal; something in the model or a callback changed them on one rank only (assigned weights, a new "
                 "compile(), a random draw outside Keras). Do it on every rank alike."
             )
+
+
+def _densifying(apply: Callable[..., Any]) -> Callable[..., Any]:
+    """An optimizer's ``apply`` that sees an embedding's sparse gradient as a dense one."""
+
+    def applied(grads: Any, trainable_variables: Any = None) -> Any:
+        import keras
+
+        dense = [gradient if gradient is None else keras.ops.convert_to_tensor(gradient) for gradient in grads]
+        return apply(dense, trainable_variables)
+
+    return applied
 
 
 def _crc(variable: Any, start: int = 0) -> int:

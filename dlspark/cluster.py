@@ -35,12 +35,18 @@ def task_resources(spark: SparkSession) -> TaskResources:
     """What ``spark`` gives each of its tasks.
 
     Raises:
-        ConfigError: other than a whole GPU per task; a worker computes on one device that it shares with nobody.
+        ConfigError: other than a whole GPU per task, as a worker computes on one device that it shares with nobody; or
+            GPUs on a local master, which schedules none: its tasks would wait for ever.
     """
     conf = spark.sparkContext.getConf()
     gpus = float(conf.get("spark.task.resource.gpu.amount", "0") or 0)
     if gpus not in (0, 1):
         raise ConfigError(f"spark.task.resource.gpu.amount is {gpus:g}; a worker needs a whole GPU of its own. Set it to 1.")
+    if gpus and is_local(spark):
+        raise ConfigError(
+            f"spark.task.resource.gpu.amount is set, and the master {session_master(spark)!r} schedules no GPUs. Start a "
+            "standalone cluster, on this machine if need be, or leave the setting out to train on CPUs."
+        )
     return TaskResources(cores=int(conf.get("spark.task.cpus", "1") or 1), gpus=int(gpus))
 
 

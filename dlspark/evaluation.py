@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -49,6 +50,8 @@ def load_classifier(path: str | os.PathLike[str]) -> Any:
     Raises:
         ConfigError: it is damaged, needs classes that are not registered, or holds code.
     """
+    if not zipfile.is_zipfile(path):
+        raise ConfigError(f"Expected a .keras file: {os.fspath(path)!r} is damaged, or a file of another kind.")
     import keras
 
     import dlspark.optimizers  # noqa: F401 - registers the optimizer that build_classifier may have used

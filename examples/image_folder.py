@@ -36,7 +36,12 @@ def main() -> None:
 
         keras.utils.set_random_seed(1)
         model = build_classifier(
-            "mobilenetv2", data.num_classes, image_size=data.image_size, weights=None, augment=("flip",)
+            "mobilenet",
+            num_classes=data.num_classes,
+            image_size=data.image_size,
+            weights=None,
+            augment=("flip",),
+            learning_rate=1e-3,
         )
         result = Trainer("local").fit(model, data.train, validation_data=data.test, epochs=2, batch_size=20, seed=7)
         loss = ", ".join(f"{value:.3f}" for value in result.history["loss"])

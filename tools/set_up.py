@@ -5,6 +5,9 @@ Each step leaves a digest of what it was made from in .venv/set-up.json, and run
 changes. A step that was cut short leaves .venv/unfinished behind: half an installation cannot be told from a whole
 one, so the next run starts .venv anew (downloads are still in pip's cache). Without a C++ compiler everything but
 the Horovod backend is set up, and the first run that finds a compiler adds it.
+
+With --jax it also makes .venv-jax, which holds jax and no TensorFlow or Spark: the tests prove there that they are not
+needed.
 """
 
 import fcntl
@@ -23,6 +26,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCK = ROOT / "requirements.lock"
+JAX_LOCK = ROOT / "requirements-jax.lock"
+JAX_VENV = ROOT / ".venv-jax"
 VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
 STAMP = VENV / "set-up.json"
@@ -81,9 +86,9 @@ def only_one() -> Iterator[None]:
         yield
 
 
-def pip(*arguments: str) -> None:
+def pip(*arguments: str, python: Path = PYTHON) -> None:
     """Runs pip in .venv; its output goes to the log, and of it only the long downloads to the screen."""
-    command = [str(PYTHON), "-m", "pip", "--disable-pip-version-check", *arguments, "--progress-bar=off"]
+    command = [str(python), "-m", "pip", "--disable-pip-version-check", *arguments, "--progress-bar=off"]
     recent: list[str] = []
     pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
     env = os.environ | {"PYTHONUNBUFFERED": "1"}
@@ -179,10 +184,25 @@ def set_up() -> None:
         say(f"done in {time.monotonic() - started:.0f} s")
 
 
+def set_up_jax() -> None:
+    """Makes .venv-jax, complete or not at all: its stamp is written last, and without it the next run starts anew."""
+    stamp = JAX_VENV / "set-up.json"
+    wanted = json.dumps(digest(str(JAX_VENV), sys.version, JAX_LOCK))
+    if stamp.exists() and stamp.read_text() == wanted:
+        return
+    say("creating .venv-jax: jax, without TensorFlow or Spark (150 MB to download)")
+    shutil.rmtree(JAX_VENV, ignore_errors=True)
+    subprocess.run([sys.executable, "-m", "venv", str(JAX_VENV)], check=True)
+    pip("install", "--require-hashes", "--no-deps", f"--requirement={JAX_LOCK}", python=JAX_VENV / "bin" / "python")
+    stamp.write_text(wanted)
+
+
 def main() -> int:
     try:
         with only_one():
             set_up()
+            if "--jax" in sys.argv[1:]:
+                set_up_jax()
     except SetUpError as error:
         print(f"set-up: {error}", file=sys.stderr)
         return 1

@@ -10,7 +10,7 @@ import typing
 from typing import TYPE_CHECKING, Any
 
 from dlspark.cli.arguments import add_command
-from dlspark.cli.output import Report, Table
+from dlspark.cli.output import Block, Report, Table
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -30,14 +30,16 @@ def add_parser(commands: Any) -> None:
 def run(options: argparse.Namespace) -> Report:
     """List them."""
     found = describe_backends()
-    promises = sorted({name for each in found for name in each["capabilities"]})
+    promises = list(dict.fromkeys(name for each in found for name in each["capabilities"]))
     rows = [
         [each["name"], each["status"], *(_promise(each["capabilities"], name) for name in promises), _versions(each)]
         for each in found
     ]
-    blocks: list[Any] = [Table(["backend", "status", *(name.replace("_", " ") for name in promises), "versions"], rows)]
+    blocks: list[Block] = [Table(["backend", "status", *(name.replace("_", " ") for name in promises), "versions"], rows)]
     settable = [
-        [each["name"], name, option["type"], option["default"]] for each in found for name, option in each["options"].items()
+        [each["name"], name, option["type"], _text(option["default"])]
+        for each in found
+        for name, option in each["options"].items()
     ]
     if settable:
         blocks.append(Table(["backend", "option", "type", "default"], settable, title="options (--option NAME=VALUE)"))
@@ -142,6 +144,10 @@ def _promise(capabilities: dict[str, Any], name: str) -> Any:
     if name not in capabilities:
         return None
     return "any" if name == "max_workers" and capabilities[name] is None else capabilities[name]
+
+
+def _text(default: Any) -> Any:
+    return "none" if default is None else default  # as --option takes it
 
 
 def _versions(each: dict[str, Any]) -> str:

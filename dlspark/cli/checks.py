@@ -22,6 +22,7 @@ _GIB = 1 << 30
 # TensorFlow and Keras alone are 0.5 GiB; ResNet50 with Adam and a small batch of 96 px brings a worker to about 1.
 _MEMORY_PER_WORKER = _GIB
 _REPORT_SECONDS = 10.0
+_EXECUTORS_SECONDS = 60.0  # more than a training waits: here one wants to know whether they come at all
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def cluster(spark: SparkSession, workers: int) -> Iterator[Check]:
     yield Check("spark", True, f"{spark.version} on {session_master(spark)}")
     try:
         resources = task_resources(spark)
-        require_slots(spark, workers)
+        require_slots(spark, workers, wait_seconds=_EXECUTORS_SECONDS)
         each = f", of {resources.cores} cores each" if resources.cores > 1 else ""
         each += ", with a GPU each" if resources.gpus else ""
         yield Check("slots", True, f"{available_slots(spark)}{each}")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from dlspark.cli import checks
 from dlspark.cli.arguments import add_command
 from dlspark.cli.checks import Check
-from dlspark.cli.output import Report, Table
+from dlspark.cli.output import Block, Report, Table
 from dlspark.errors import ConfigError, DlsparkError
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def run(options: argparse.Namespace) -> Report:
         raise ConfigError(f"--workers must be a whole number of at least 1; {options.workers} came.")
     found = list(diagnose(options.workers, options.store))
     wrong = sum(check.ok is False for check in found)
-    blocks: list[Any] = [Table(["check", "", "found"], [[each.name, _WORDS[each.ok], each.found] for each in found])]
+    blocks: list[Block] = [Table(["check", "", "found"], [[each.name, _WORDS[each.ok], each.found] for each in found])]
     advice = [f"{each.name}: {each.advice}" for each in found if each.advice]
     verdict = f"{wrong} of {len(found)} checks found something wrong." if wrong else "Nothing wrong was found."
     document = {"ok": not wrong, "checks": [asdict(each) for each in found]}

@@ -84,7 +84,10 @@ def _model_file(name: str) -> Path:
             raise ConfigError(f"Expected a .keras file, or a folder with a {MODEL}: {name!r} is neither.")
         return Store(name).local_file(MODEL)
     folder, _, file = name.rpartition("/")
-    return Store(folder or ("/" if name.startswith("/") else ".")).local_file(file)
+    store = Store(folder or ("/" if name.startswith("/") else "."))
+    if not store.exists(file):
+        raise DataError(f"Expected a model at {name!r}: there is no such file.")
+    return store.local_file(file)
 
 
 @contextmanager

@@ -9,9 +9,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import signal
+import socket
 import sys
+import threading
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from dlspark.cli import backends, doctor, evaluate, output, prepare, train
@@ -34,27 +37,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Before anything imports TensorFlow: its C++ notes on CPU features and absent GPUs are not for users.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     debug = "--debug" in arguments
-    try:
-        options = _parse(arguments)
-        with output.stdout_for_results() as results, output.logs_on_stderr(debug=debug):
-            with _own_session_stopped():
-                report: output.Report = options.run(options)
-            output.write(report, options.format, results)
-        return report.exit_code
-    except SystemExit as leaving:  # --help and --version
-        return leaving.code if isinstance(leaving.code, int) else 1
-    except KeyboardInterrupt:
-        sys.stderr.write("dlspark: interrupted\n")
-        return 130
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
-        with contextlib.suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except Exception as error:
-        if debug:
-            traceback.print_exc()
-        sys.stderr.write(f"dlspark: error: {_told(error)}\n")
-        return 2 if isinstance(error, ConfigError | DataError | MissingDependencyError) else 1
+    with _noticed_interrupts() as interrupted:
+        try:
+            return _run(_parse(arguments), debug=debug)
+        except SystemExit as leaving:  # --help and --version
+            return leaving.code if isinstance(leaving.code, int) else 1
+        except BrokenPipeError:  # the reader, such as `head`, has seen enough
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+        except (Exception, KeyboardInterrupt) as error:
+            if debug:
+                traceback.print_exc()
+            if isinstance(error, KeyboardInterrupt) or interrupted():
+                sys.stderr.write("dlspark: interrupted\n")
+                return 130
+            sys.stderr.write(f"dlspark: error: {_told(error)}\n")
+            return 2 if isinstance(error, ConfigError | DataError | MissingDependencyError) else 1
 
 
 def build_parser() -> tuple[Parser, dict[str, Parser]]:
@@ -84,6 +83,14 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         raise ConfigError(f"{first} takes no {left[0]!r}. See: dlspark {first} --help")
     options.arguments = arguments
     return options
+
+
+def _run(options: argparse.Namespace, *, debug: bool) -> int:
+    with output.stdout_for_results() as results, output.logs_on_stderr(debug=debug):
+        with _own_session_stopped():
+            report: output.Report = options.run(options)
+        output.write(report, options.format, results)
+    return report.exit_code
 
 
 class _Version(argparse.Action):
@@ -126,6 +133,33 @@ def _own_session_stopped() -> Iterator[None]:
 
             with contextlib.suppress(Exception):  # a JVM that has died already; what matters was said before
                 (SparkSession.getActiveSession() or context).stop()
+
+
+@contextlib.contextmanager
+def _noticed_interrupts() -> Iterator[Callable[[], bool]]:
+    """Give a function that says whether Ctrl-C has come during a block.
+
+    The exception does not always say so: pyspark's handler calls the JVM in the middle of another such call, and what
+    comes out is an error of py4j (pyspark 3.5, context.py, signal_handler).
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    reader, writer = socket.socketpair()
+    with reader, writer:
+        reader.setblocking(False)
+        writer.setblocking(False)
+        before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+
+        def interrupted() -> bool:
+            with contextlib.suppress(BlockingIOError):
+                return signal.SIGINT in reader.recv(4096)
+            return False
+
+        try:
+            yield interrupted
+        finally:
+            signal.set_wakeup_fd(before)
 
 
 def _spark_context() -> Any:

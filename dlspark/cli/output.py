@@ -12,7 +12,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeAlias
 
 _START_UP_NOISE = re.compile(r"WARNING: All log messages before absl::InitializeLog|[IWE]0000 00:00:\d+\.\d+ ")
 
@@ -33,6 +33,9 @@ class Table:
     title: str = ""
 
 
+Block: TypeAlias = "Facts | Table | str"
+
+
 @dataclass(frozen=True)
 class Report:
     """A command's result.
@@ -44,7 +47,7 @@ class Report:
     """
 
     document: Any
-    blocks: Sequence[Facts | Table | str]
+    blocks: Sequence[Block]
     exit_code: int = 0
 
 
@@ -68,7 +71,7 @@ def plain(value: Any) -> Any:
     return value
 
 
-def _write_tables(blocks: Sequence[Facts | Table | str], stream: TextIO) -> None:
+def _write_tables(blocks: Sequence[Block], stream: TextIO) -> None:
     from rich import box, table
     from rich.console import Console
     from rich.text import Text
@@ -169,11 +172,20 @@ def logs_on_stderr(*, debug: bool) -> Iterator[None]:
     level = logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.DEBUG if debug else logging.INFO)
+    root = logging.getLogger()
+    if not debug:
+        root.addFilter(_not_of_py4j)
     try:
         yield
     finally:
+        root.removeFilter(_not_of_py4j)
         logger.removeHandler(handler)
         logger.setLevel(level)
+
+
+def _not_of_py4j(record: logging.LogRecord) -> bool:
+    """False for the tracebacks that py4j logs, by the root logger, of errors that it raises as well."""
+    return "py4j" not in record.pathname
 
 
 def _descriptor(stream: TextIO) -> int | None:

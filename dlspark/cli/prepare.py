@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from dlspark.cli.arguments import add_command, image_size, key_value, typed
-from dlspark.cli.output import Facts, Report, Table
+from dlspark.cli.output import Block, Facts, Report, Table
 from dlspark.errors import ConfigError
 
 _EXAMPLE = """
@@ -84,7 +84,7 @@ def run(options: argparse.Namespace) -> Report:
         "on disk": f"{summary['size_bytes'] / 1e6:.1f} MB",
         "rejected": f"{rejected['rows']} of {rejected['of']}" + (f", see {rejected['file']}" if rejected["file"] else ""),
     }
-    blocks = [Facts(facts), Table(["class", *parts], [*counts, total])]
+    blocks: list[Block] = [Facts(facts), Table(["class", *parts], [*counts, total])]
     if rejected["first"]:
         blocks.append(Table(["left out", "why"], rejected["first"]))
     return Report(summary, blocks)

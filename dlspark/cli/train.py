@@ -8,7 +8,7 @@ import shlex
 from typing import Any
 
 from dlspark.cli.arguments import add_command, key_value, typed, whole_numbers, words
-from dlspark.cli.output import Facts, Report, Table, plain, without_start_up_noise
+from dlspark.cli.output import Block, Facts, Report, Table, plain, without_start_up_noise
 from dlspark.errors import ConfigError, DataError
 
 MODEL = "model.keras"
@@ -134,7 +134,7 @@ def _writable(out: Any) -> None:
     out.delete(probe)
 
 
-def _blocks(document: dict[str, Any], options: argparse.Namespace) -> list[Facts | Table | str]:
+def _blocks(document: dict[str, Any], options: argparse.Namespace) -> list[Block]:
     history, seconds = document["history"], document["epoch_seconds"]
     facts = {
         "backend": document["backend"],

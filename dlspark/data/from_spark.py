@@ -63,11 +63,12 @@ def write_dataframe(
     require("pandas", install="dlspark[spark]", purpose="Reading a Spark DataFrame")
     structures = tuple(_tuples(structure) for structure in (features, label, sample_weight))
     names = tuple(dict.fromkeys(column for structure in structures for column in columns_of(structure)))
-    selected = df.select(*[_plain(df, column) for column in names])
+    # By number: a name with a dot in it is read as a field of a struct somewhere down in mapInArrow.
+    selected = df.select(*[_plain(df, column).alias(f"c{number}") for number, column in enumerate(names)])
     folder = store.child(name)
     folder.delete_all()
     try:
-        task = partial(_write_partition, uri=folder.uri, run=uuid.uuid4().hex[:8])
+        task = partial(_write_partition, names=names, uri=folder.uri, run=uuid.uuid4().hex[:8])
         summaries = sorted(selected.mapInArrow(task, _SUMMARY).collect(), key=lambda row: row.partition)
         _check(folder, summaries)
     except BaseException:
@@ -88,6 +89,11 @@ def write_dataframe(
     )
 
 
+def quoted(column: str) -> str:
+    """The name as Spark takes it wherever a dot would else mean a field of a struct."""
+    return "`" + column.replace("`", "``") + "`"
+
+
 def _plain(df: DataFrame, name: str) -> Any:
     """The column as what Arrow carries: a Spark ML vector becomes an array of float32."""
     from pyspark.ml.functions import vector_to_array
@@ -97,10 +103,10 @@ def _plain(df: DataFrame, name: str) -> Any:
 
     if name not in df.columns:
         raise ConfigError(f"Expected a column of the DataFrame: received {name!r}. {did_you_mean(name, df.columns)}")
-    column = F.col("`" + name.replace("`", "``") + "`")
+    column = F.col(quoted(name))
     kind: DataType = df.schema[name].dataType
     if isinstance(kind, VectorUDT):
-        return vector_to_array(column, "float32").alias(name)
+        return vector_to_array(column, "float32")
     element = kind
     while isinstance(element, ArrayType):
         element = element.elementType
@@ -112,7 +118,9 @@ def _plain(df: DataFrame, name: str) -> Any:
     return column
 
 
-def _write_partition(batches: Iterable[pa.RecordBatch], *, uri: str, run: str) -> Iterator[pa.RecordBatch]:
+def _write_partition(
+    batches: Iterable[pa.RecordBatch], *, names: tuple[str, ...], uri: str, run: str
+) -> Iterator[pa.RecordBatch]:
     """In an executor: write one file and yield one row about it, or about what is wrong with its rows."""
     from pyspark import TaskContext
 
@@ -129,7 +137,7 @@ def _write_partition(batches: Iterable[pa.RecordBatch], *, uri: str, run: str) -
         "error": None,
     }
     try:
-        written = _write_batches(Store(uri), name, batches)
+        written = _write_batches(Store(uri), name, (batch.rename_columns(list(names)) for batch in batches))
     except DataError as error:  # told as data: a task that raises would be tried again, and fail again
         summary["error"] = str(error)
     else:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from dlspark.data.from_spark import quoted
 from dlspark.errors import ConfigError, DataError, did_you_mean
 
 if TYPE_CHECKING:
@@ -79,12 +80,12 @@ def assign(df: DataFrame, split: Split, *, id_column: str = "id", label_column: 
         if name is not None and name not in df.columns:
             raise ConfigError(f"Expected a column to split by: there is no {name!r}. {did_you_mean(name, df.columns)}")
     if split.group is not None:
-        missing = df.filter(_empty(split.group)).select(id_column).first()
+        missing = df.filter(_empty(split.group)).select(quoted(id_column)).first()
         if missing is not None:
             raise DataError(f"Expected a {split.group} in every row, to split by: row {missing[0]!r} has none.")
     if split.column is not None:
         return _given(df, split, split.column)
-    stratum = F.col(label_column) if split.stratify else F.lit(0)
+    stratum = F.col(quoted(label_column)) if split.stratify else F.lit(0)
     if split.group is not None:
         return _by_group(df, split, split.group, stratum)
     return _by_row(df, split, stratum, id_column)
@@ -95,7 +96,7 @@ def _by_row(df: DataFrame, split: Split, stratum: Column, id_column: str) -> Dat
     from pyspark.sql import functions as F
 
     helper = df.withColumn("__stratum", stratum)
-    drawn = Window.partitionBy("__stratum").orderBy(_draw(split.seed, id_column), F.col(id_column))
+    drawn = Window.partitionBy("__stratum").orderBy(_draw(split.seed, id_column), F.col(quoted(id_column)))
     total = F.count(F.lit(1)).over(Window.partitionBy("__stratum"))
     test, validation = _nearest(total * split.test), _nearest(total * split.validation)
     position = F.row_number().over(drawn)
@@ -107,7 +108,7 @@ def _by_group(df: DataFrame, split: Split, group: str, stratum: Column) -> DataF
     from pyspark.sql import Window
     from pyspark.sql import functions as F
 
-    counted = df.groupBy(F.col(group).alias("__group"), stratum.alias("__stratum")).count()
+    counted = df.groupBy(F.col(quoted(group)).alias("__group"), stratum.alias("__stratum")).count()
     commonest = Window.partitionBy("__group").orderBy(F.col("count").desc(), F.col("__stratum"))
     groups = (
         counted.withColumn("__rank", F.row_number().over(commonest))
@@ -128,27 +129,28 @@ def _by_group(df: DataFrame, split: Split, group: str, stratum: Column) -> DataF
         .otherwise("train")
     )
     parts = groups.select("__group", part.alias("part"))
-    return df.join(parts, df[group] == parts["__group"], "left").drop("__group")
+    return df.join(parts, df[quoted(group)] == parts["__group"], "left").drop("__group")
 
 
 def _given(df: DataFrame, split: Split, column: str) -> DataFrame:
     from pyspark.sql import functions as F
 
-    wrong = df.filter(F.col(column).isNull() | ~F.col(column).isin(*PARTS)).select(column).first()
+    said = F.col(quoted(column))
+    wrong = df.filter(said.isNull() | ~said.isin(*PARTS)).select(said).first()
     if wrong is not None:
         raise DataError(f"Expected one of {', '.join(PARTS)} in every row of column {column!r}: received {wrong[0]!r}.")
     if split.group is not None:
-        sides = df.groupBy(split.group).agg(F.countDistinct(column).alias("sides"))
-        torn = sides.filter("sides > 1").orderBy(split.group).first()
+        sides = df.groupBy(F.col(quoted(split.group)).alias("group")).agg(F.countDistinct(said).alias("sides"))
+        torn = sides.filter("sides > 1").orderBy("group").first()
         if torn is not None:
             raise DataError(f"Expected every {split.group} in one part: {torn[0]!r} is in {torn[1]}, so {column!r} leaks.")
-    return df.withColumn("part", F.col(column))
+    return df.withColumn("part", said)
 
 
 def _draw(seed: int, column: str) -> Column:
     from pyspark.sql import functions as F
 
-    return F.sha2(F.concat(F.lit(f"{seed}:"), F.col(column).cast("string")), 256)
+    return F.sha2(F.concat(F.lit(f"{seed}:"), F.col(quoted(column)).cast("string")), 256)
 
 
 def _nearest(rows: Column) -> Column:
@@ -161,4 +163,5 @@ def _nearest(rows: Column) -> Column:
 def _empty(column: str) -> Any:
     from pyspark.sql import functions as F
 
-    return F.col(column).isNull() | (F.trim(F.col(column).cast("string")) == "")
+    value = F.col(quoted(column))
+    return value.isNull() | (F.trim(value.cast("string")) == "")

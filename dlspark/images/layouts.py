@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import fsspec
 
+from dlspark.data.from_spark import quoted
 from dlspark.errors import ConfigError, DataError, did_you_mean
 from dlspark.images.decode import EXTENSIONS
 from dlspark.store import Store
@@ -243,4 +244,4 @@ def _list_class(name: str, *, uri: str) -> Iterator[tuple[str, str, str]]:
 def _column(name: str) -> Any:
     from pyspark.sql import functions as F
 
-    return F.col("`" + name.replace("`", "``") + "`")
+    return F.col(quoted(name))

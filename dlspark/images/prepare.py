@@ -20,6 +20,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from dlspark._require import require
+from dlspark.data.from_spark import quoted
 from dlspark.data.shard_writer import SHARD_BYTES, ShardWriter
 from dlspark.data.split import PARTS, Split, assign
 from dlspark.errors import ConfigError, DataError
@@ -292,7 +293,7 @@ def _numbered(parted: DataFrame, shards: dict[str, int], columns: Sequence[str])
         within = F.floor(((position + 1) * count - 1) / F.count(F.lit(1)).over(whole))
         number = F.when(F.col("part") == part, within + first).otherwise(number)
         first += count
-    kept = [f"`{name}`" for name in columns]
+    kept = [quoted(name) for name in columns]
     table = parted.withColumn("__shard", number.cast("int")).select("__shard", "part", "path", "label", *kept)
     # By RDD, for exactly one shard per task: SQL would hash shards onto partitions, and merge small ones.
     return table.rdd.map(_keyed).partitionBy(first, int)

@@ -128,7 +128,7 @@ class OwnStep(keras.Model):  # type: ignore[misc]
 def own_step_model() -> Any:
     keras.utils.set_random_seed(1)
     model = OwnStep()
-    model.build((None, 8))
+    model(np.zeros((1, 8), np.float32))  # creates the variables
     model.other_optimizer.build(model.trainable_variables)
     model.compile("sgd", "sparse_categorical_crossentropy")
     return model

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any, ClassVar
 
 from dlspark._process import environment
+from dlspark._require import require
 from dlspark.backend import Capabilities, LaunchBackend, WorkerFunction
 from dlspark.cluster import check_cluster, driver_host, task_resources
 from dlspark.errors import ConfigError
@@ -58,6 +59,7 @@ class HorovodBackend(LaunchBackend):
     )
 
     def check(self, job: TrainJob) -> None:
+        require("horovod", install="dlspark-horovod", purpose="Backend 'horovod' (tools/build_horovod.py builds it)")
         check_cluster(job, self.name, barrier=True)
 
     def driver_host(self) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+pytest.importorskip("horovod", reason="Horovod is not built: run `make set-up` with a C++ compiler installed")
+
 from dlspark.testing.contract import BackendContract
 
 pytestmark = [pytest.mark.spark, pytest.mark.timeout(300), pytest.mark.usefixtures("spark")]

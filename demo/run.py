@@ -1,0 +1,167 @@
+"""make demo: ResNet50 on two Spark workers, by one engine after the other, on real images that come with scikit-image.
+
+Writes to demo-output/: the images, the prepared dataset and, for each backend, the model (.keras), the history (JSON) and
+the learning curves (PNG).
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's notes on the GPU that is not there
+
+import keras
+import matplotlib as mpl
+from patches import write_patches
+from rich.console import Console
+from rich.table import Table
+
+from dlspark import (
+    DlsparkError,
+    FitResult,
+    ImageDataset,
+    MissingDependencyError,
+    Split,
+    Trainer,
+    available_backends,
+    build_classifier,
+    prepare_images,
+)
+
+mpl.use("Agg")
+
+IMAGE_SIZE = (64, 64)
+BATCH_SIZE = 32
+EPOCHS = 6
+LEARNING_RATE = 1e-3
+BATCH_NORM_MOMENTUM = 0.8
+ORDER = ("mirrored", "horovod", "elephas")
+
+console = Console(stderr=True)
+
+
+def make_model(data: ImageDataset, epochs: int) -> keras.Model:
+    """ResNet50 from random weights, with the augmentation that images without an up and down allow."""
+    keras.utils.set_random_seed(1)
+    steps = epochs * -(-data.train.rows // BATCH_SIZE)
+    schedule = keras.optimizers.schedules.CosineDecay(0.0, steps, warmup_target=LEARNING_RATE, warmup_steps=steps // 10)
+    model = build_classifier(
+        "resnet50",
+        num_classes=data.num_classes,
+        image_size=data.image_size,
+        weights=None,
+        augment=("flip", "rotation"),
+        learning_rate=schedule,
+    )
+    # Keras' 0.99 averages batch-norm statistics over hundreds of steps; a run as short as this one would be evaluated with
+    # those of its first, untrained steps.
+    for layer in layers_of(model):
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.momentum = BATCH_NORM_MOMENTUM
+    return model
+
+
+def layers_of(model: keras.Model) -> Iterator[keras.Layer]:
+    """All layers, those of models within the model too."""
+    for layer in model.layers:
+        yield layer
+        if isinstance(layer, keras.Model):
+            yield from layers_of(layer)
+
+
+def save_curves(result: FitResult, path: Path) -> None:
+    """Loss and accuracy by epoch, training and validation, as one picture."""
+    from matplotlib import pyplot as plt
+
+    epochs = range(1, len(result.history["loss"]) + 1)
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for axis, name in zip(axes, ("loss", "accuracy"), strict=True):
+        axis.plot(epochs, result.history[name], marker="o", label="training (augmented)")
+        axis.plot(epochs, result.history[f"val_{name}"], marker="o", label="validation")
+        axis.set(xlabel="epoch", ylabel=name, title=f"{result.backend}: {name}", xticks=list(epochs))
+        axis.grid(alpha=0.3)
+        axis.legend()
+    axes[1].set_ylim(0, 1.02)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def train(backend: str, data: ImageDataset, epochs: int, out: Path) -> FitResult:
+    """Train a fresh model on two workers and leave what came out under ``out``."""
+    result = Trainer(backend, num_workers=2).fit(
+        make_model(data, epochs), data.train, validation_data=data.test, epochs=epochs, batch_size=BATCH_SIZE, seed=7
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    result.model.save(out / "model.keras")
+    (out / "history.json").write_text(result.to_json())
+    save_curves(result, out / "curves.png")
+    return result
+
+
+def table_of(results: list[FitResult]) -> Table:
+    """What the engines did, side by side."""
+    table = Table(title="ResNet50, 64 px, random weights, 2 Spark workers")
+    for heading in ("backend", "epoch, s", "first step after, s", "train accuracy", "validation accuracy", "final loss"):
+        table.add_column(heading, justify="left" if heading == "backend" else "right")
+    for result in results:
+        last = {name: values[-1] for name, values in result.history.items()}
+        seconds = sorted(result.epoch_seconds)[len(result.epoch_seconds) // 2]
+        table.add_row(
+            result.backend,
+            f"{seconds:.1f}",
+            f"{result.time_to_first_step_seconds:.1f}",
+            f"{last['accuracy']:.3f}",
+            f"{last['val_accuracy']:.3f}",
+            f"{last['loss']:.3f}",
+        )
+    return table
+
+
+def main() -> int:
+    """Run the demo; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--backend", action="append", help="only this one (may be repeated); default: all installed")
+    parser.add_argument("--epochs", type=int, default=EPOCHS)
+    parser.add_argument("--out", type=Path, default=Path("demo-output"))
+    options = parser.parse_args()
+    started = time.monotonic()
+    installed = available_backends()
+    backends = options.backend or [name for name in ORDER if name in installed]
+    for name in sorted(set(ORDER) - set(installed)):
+        console.print(f"Backend {name} is not installed and is left out; `dlspark backends` tells how to get it.")
+
+    console.print(f"Cutting photographs of materials into patches: {options.out / 'images'}")
+    images = write_patches(options.out / "images")
+    console.print("Preparing them with Spark: decode, scale to 64 px, write shards")
+    data = prepare_images(images, options.out / "data", layout="csv", image_size=IMAGE_SIZE, split=Split(column="part"))
+    console.print(f"{data.train.rows} training and {data.test.rows} test images of {', '.join(data.classes)}")
+
+    results = []
+    for backend in backends:
+        console.rule(backend)
+        try:
+            results.append(train(backend, data, options.epochs, options.out / backend))
+        except MissingDependencyError as error:
+            console.print(f"Left out: {error}", markup=False)
+    Console().print(table_of(results))
+    (options.out / "results.json").write_text(json.dumps([json.loads(result.to_json()) for result in results], indent=2))
+    console.print(
+        f"{time.monotonic() - started:.0f} s in all. Models, histories and curves are in "
+        f"{', '.join(str(options.out / result.backend) for result in results)}."
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except DlsparkError as error:
+        console.print(f"demo: {error}", markup=False)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        console.print("demo: stopped")
+        sys.exit(130)

@@ -1,0 +1,50 @@
+"""An application for spark-submit: master, executors and their cores come from its command line, not from here.
+
+spark-submit --master spark://host:7077 examples/submit.py --backend mirrored --workers 2 --store /shared/runs
+"""
+
+import argparse
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from dlspark import Trainer
+from dlspark.spark import get_session
+
+
+def build_model():
+    model = keras.Sequential(
+        [
+            keras.layers.Input((8,)),
+            keras.layers.Dense(32, activation="relu"),
+            keras.layers.Dense(3, activation="softmax"),
+        ]
+    )
+    model.compile(optimizer="adam", loss="sparse_categorical_crossentropy", metrics=["accuracy"])
+    return model
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backend", default="mirrored")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--store", help="a folder or URI that the driver and all executors reach")
+    parser.add_argument("--out", type=Path, help="where to write the result, as JSON")
+    arguments = parser.parse_args()
+
+    x = np.random.default_rng(0).normal(size=(1000, 8)).astype("float32")
+    y = x[:, :3].argmax(axis=1)
+    spark = get_session(arguments.workers)  # the one that spark-submit describes; a local one without spark-submit
+    trainer = Trainer(backend=arguments.backend, num_workers=arguments.workers, store=arguments.store)
+    result = trainer.fit(build_model(), (x, y), epochs=arguments.epochs, batch_size=50)
+    for worker in result.workers:
+        print(f"rank {worker.rank} on {worker.host}: {worker.rows} rows in {worker.seconds:.1f} s on {worker.device}")
+    if arguments.out:
+        arguments.out.write_text(result.to_json())
+    spark.stop()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,323 @@
+from __future__ import annotations
+
+import csv
+import json
+import pickle
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from dlspark.data.split import Split
+from dlspark.errors import ConfigError, DataError
+from dlspark.images import prepare
+from dlspark.images.dataset import ImageDataset
+from dlspark.images.layouts import csv_layout
+from dlspark.images.prepare import prepare_images
+
+pytestmark = pytest.mark.spark
+
+COLORS = {"mel": (200, 20, 20), "nv": (20, 200, 20), "bkl": (20, 20, 200)}
+COUNTS = {"mel": 20, "nv": 40, "bkl": 10}
+SIZE = (12, 16)
+
+
+def picture(path: Path, color: tuple[int, int, int]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (48, 32), color).save(path, quality=95)
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """70 images in class folders, some nested, two of them broken, beside files that are no images."""
+    source = tmp_path_factory.mktemp("collection")
+    for name, count in COUNTS.items():
+        for i in range(count):
+            picture(source / name / ("deep" if i % 2 else "") / f"{i:02d}.jpg", COLORS[name])
+    broken = source / "nv" / "deep" / "05.jpg"
+    broken.write_bytes(broken.read_bytes()[:400])
+    (source / "nv" / "06.jpg").write_bytes(b"<html>gone</html>")
+    (source / "nv" / "notes.txt").write_text("not an image")
+    (source / "nv" / ".hidden.jpg").write_bytes(b"")
+    (source / ".cache").mkdir()
+    return source
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """40 images named in a table: three per patient, and a column that says the part."""
+    source = tmp_path_factory.mktemp("table")
+    with (source / "metadata.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["image_id", "label", "patient", "part", "age.years", "note"])
+        for i in range(40):
+            name = list(COLORS)[i % 2]
+            picture(source / "images" / f"img{i:02d}.png", COLORS[name])
+            writer.writerow(
+                [f"img{i:02d}", name, f"p{i // 3}", "test" if i >= 33 else "train", i, "a, b\nc" if i == 7 else ""]
+            )
+    return source
+
+
+@pytest.fixture(scope="module")
+def prepared(spark: Any, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> ImageDataset:
+    out = tmp_path_factory.mktemp("prepared") / "data"
+    split = Split(test=0.2, validation=0.1, seed=3)
+    return prepare_images(folder, out, layout="folders", image_size=SIZE, split=split, max_rejected_fraction=0.05)
+
+
+def again(dataset: ImageDataset, folder: Path, **more: Any) -> ImageDataset:
+    split = Split(test=0.2, validation=0.1, seed=3)
+    settings: dict[str, Any] = {"layout": "folders", "image_size": SIZE, "split": split, "max_rejected_fraction": 0.05}
+    return prepare_images(folder, dataset.uri, **{**settings, **more})
+
+
+def everything(rows: Any) -> dict[str, np.ndarray[Any, Any]]:
+    with rows.open() as reader:
+        return reader.take(np.arange(reader.rows))
+
+
+def test_every_image_is_in_one_part_with_its_label(prepared: ImageDataset) -> None:
+    assert prepared.classes == ("bkl", "mel", "nv")
+    assert prepared.num_classes == 3
+    assert prepared.image_size == SIZE
+    seen = []
+    for part in (prepared.train, prepared.validation, prepared.test):
+        assert part is not None
+        assert (part.num_classes, part.classes) == (3, prepared.classes)
+        rows = everything(part)
+        assert rows["image"].shape == (part.rows, 12, 16, 3)
+        assert rows["label"].dtype == np.int32
+        assert rows["id"].tolist() == sorted(rows["id"])
+        for image, label, name in zip(rows["image"], rows["label"], rows["id"], strict=True):
+            assert name.startswith(prepared.classes[label] + "/")
+            assert np.abs(image.astype(int) - COLORS[prepared.classes[label]]).max() < 20
+        seen += rows["id"].tolist()
+    assert len(seen) == len(set(seen)) == 68
+
+
+def test_classes_keep_their_ratio(prepared: ImageDataset) -> None:
+    parts = prepared.summary()["parts"]
+    assert parts["test"]["by_class"] == {"bkl": 2, "mel": 4, "nv": 8 - missing(prepared, "test")}
+    assert parts["validation"]["by_class"] == {"bkl": 1, "mel": 2, "nv": 4 - missing(prepared, "validation")}
+    assert {part: parts[part]["rows"] for part in parts} == {
+        part: sum(parts[part]["by_class"].values()) for part in ("train", "validation", "test")
+    }
+
+
+def missing(dataset: ImageDataset, part: str) -> int:
+    """How many of the two broken images had been drawn for a part: the split comes before anything is decoded."""
+    whole = {"train": 28, "validation": 4, "test": 8}
+    return int(whole[part] - dataset.summary()["parts"][part]["by_class"]["nv"])
+
+
+def test_rejected_images_are_listed(prepared: ImageDataset) -> None:
+    assert prepared.summary()["rejected"] == 2
+    assert sum(missing(prepared, part) for part in ("train", "validation", "test")) == 2
+    with pa.memory_map(str(Path(prepared.uri, "rejected.arrow"))) as file:
+        listed = pa.ipc.open_file(file).read_all().to_pylist()
+    reasons = {Path(row["path"]).name: row["reason"] for row in listed}
+    assert "truncated" in reasons["05.jpg"].lower()
+    assert "<html>" in reasons["06.jpg"]
+
+
+def test_the_manifest_describes_the_folder(prepared: ImageDataset) -> None:
+    import hashlib
+
+    manifest = json.loads(Path(prepared.uri, "manifest.json").read_text())
+    files = [file for part in manifest["parts"].values() for file in part["files"]]
+    for file in files:
+        content = Path(prepared.uri, file["file"]).read_bytes()
+        assert (len(content), hashlib.sha256(content).hexdigest()) == (file["size_bytes"], file["sha256"])
+    expected = {"manifest.json", "rejected.arrow", *(file["file"] for file in files)}
+    assert {path.name for path in Path(prepared.uri).iterdir()} == expected
+    assert manifest["settings"]["split"]["seed"] == 3
+    assert manifest["versions"]["pyspark"]
+
+
+def test_a_dataset_is_plain_data_and_opens_again(prepared: ImageDataset) -> None:
+    assert pickle.loads(pickle.dumps(prepared)) == prepared
+    assert ImageDataset.open(prepared.uri) == prepared
+    assert len(pickle.dumps(prepared.train)) < 2000
+    with pytest.raises(DataError, match="no manifest"):
+        ImageDataset.open(Path(prepared.uri).parent)
+
+
+def test_the_same_settings_return_what_is_there(
+    prepared: ImageDataset, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prepare, "get_session", lambda *_: pytest.fail("Spark was asked for"))
+    assert again(prepared, folder) == prepared
+    with pytest.raises(DataError, match=r"strict.*2 are.*(?i:truncated)"):
+        again(prepared, folder, strict=True)
+    with pytest.raises(ConfigError, match=r"image_size: \[12, 16\] there, \[12, 12\] asked for"):
+        again(prepared, folder, image_size=(12, 12))
+    with pytest.raises(ConfigError, match="split: "):
+        again(prepared, folder, split=Split(seed=4))
+    assert ImageDataset.open(prepared.uri) == prepared
+
+
+def test_the_same_rows_come_out_of_another_cluster_and_an_unfinished_folder(
+    spark: Any, prepared: ImageDataset, folder: Path, tmp_path: Path
+) -> None:
+    """Remains of a killed run are cleared away; another partitioning of the table gives the same dataset."""
+    from dlspark.images.layouts import folders
+
+    def scattered(source: str, session: Any) -> Any:
+        return folders(source, session).repartition(5, "path")
+
+    out = tmp_path / "data"
+    shutil.copytree(prepared.uri, out)
+    (out / "manifest.json").rename(out / "unfinished.json")
+    split = Split(test=0.2, validation=0.1, seed=3)
+    other = prepare_images(folder, out, layout=scattered, image_size=SIZE, split=split, max_rejected_fraction=0.05)
+    for part in ("train", "validation", "test"):
+        one, two = everything(getattr(prepared, part)), everything(getattr(other, part))
+        for column in one:
+            np.testing.assert_array_equal(one[column], two[column])
+    assert len(list(out.iterdir())) == len(list(Path(prepared.uri).iterdir()))
+
+
+def test_strict_and_too_many_rejected_leave_nothing(spark: Any, folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"strict\): 2 are.*0[56]\.jpg: .*; .*0[56]\.jpg: ") as caught:
+        prepare_images(folder, tmp_path / "out", layout="folders", image_size=SIZE, strict=True)
+    assert "truncated" in str(caught.value).lower()
+    with pytest.raises(DataError, match=r"max_rejected_fraction=0\.01\): 2 are"):
+        prepare_images(folder, tmp_path / "out", layout="folders", image_size=SIZE)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_table_of_images(spark: Any, table: Path, tmp_path: Path) -> None:
+    layout = csv_layout(folder="images", extension=".png")
+    data = prepare_images(table, tmp_path / "out", layout=layout, image_size=(4, 4), split=Split(column="part"))
+    assert data.train is not None
+    assert data.test is not None
+    assert data.validation is None
+    assert (data.train.rows, data.test.rows) == (33, 7)
+    rows = everything(data.train)
+    assert list(rows) == ["image", "label", "id", "patient", "age.years", "note"]
+    assert rows["id"].tolist() == [f"img{i:02d}" for i in range(33)]
+    assert rows["note"][7] == "a, b\nc"
+    assert rows["patient"][32] == "p10"
+    assert rows["age.years"][32] == "32"
+
+
+def test_groups_stay_whole(spark: Any, table: Path, tmp_path: Path) -> None:
+    layout = csv_layout(folder="images", extension=".png", group_column="patient")
+    split = Split(test=0.3, group="patient")
+    data = prepare_images(table, tmp_path / "out", layout=layout, image_size=(4, 4), split=split)
+    assert data.train is not None
+    assert data.test is not None
+    train, test = everything(data.train), everything(data.test)
+    assert train["group"].tolist() == train["patient"].tolist()
+    assert not set(train["group"]) & set(test["group"])
+    assert data.train.rows + data.test.rows == 40
+
+
+def layout_of(rows: list[tuple[Any, ...]], schema: str = "path string, id string, label string") -> Any:
+    def layout(source: str, session: Any) -> Any:
+        return session.createDataFrame(rows, schema)
+
+    return layout
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], "found none"),
+        ([("a.jpg", "1", "x"), ("b.jpg", "2", None)], "label for every image: 1 of 2.*'b.jpg'"),
+        ([("a.jpg", "1", " ")], "label for every image"),
+        ([("a.jpg", "", "x")], "id for every image"),
+        ([("a.jpg", "1", "x"), ("b.jpg", "1", "x")], "'1' comes 2 times, for 'a.jpg' and 'b.jpg'"),
+        ([("a.jpg", "1", "x"), ("b.jpg", "2", "x")], "part 'test'"),
+        ([(f"/no/{i}.jpg", str(i), "x") for i in range(5)], "5 are.*/no/0.jpg: cannot be read: No such file"),
+    ],
+)
+def test_tables_that_cannot_be_are_refused(spark: Any, tmp_path: Path, rows: list[Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        prepare_images(tmp_path, tmp_path / "out", layout=layout_of(rows), image_size=(4, 4))
+    assert not (tmp_path / "out").exists()
+
+
+def test_further_columns(spark: Any, tmp_path: Path) -> None:
+    paths = [str(picture(tmp_path / f"{i}.png", (i, i, i))) for i in range(4)]
+    schema = "path string, id int, label boolean, n int, f float, ok boolean, day date"
+    import datetime
+
+    day = datetime.date(2026, 1, 2)
+    rows = [(path, i, i % 2 == 0, i, None if i == 1 else i / 2, i > 1, day) for i, path in enumerate(paths)]
+    split = Split(test=0.0)
+    data = prepare_images(tmp_path, tmp_path / "a", layout=layout_of(rows, schema), image_size=(4, 4), split=split)
+    assert data.test is None
+    found = everything(data.train)
+    assert data.classes == ("false", "true")
+    assert found["label"].tolist() == [1, 0, 1, 0]
+    assert found["n"].dtype == np.int32
+    assert np.isnan(found["f"][1])
+    assert found["ok"].tolist() == [False, False, True, True]
+    assert found["day"][0] == "2026-01-02"
+    for wrong, error in (("n int", DataError), ("n array<int>", ConfigError), ("image int", ConfigError)):
+        layout = layout_of([(paths[0], "1", "a", None)], f"path string, id string, label string, {wrong}")
+        with pytest.raises(error, match=r"nulls|type array|'image'"):
+            prepare_images(tmp_path, tmp_path / "b", layout=layout, image_size=(4, 4), split=split)
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_folder_in_use_is_not_touched(spark: Any, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(ConfigError, match=r"thesis\.tex"):
+        prepare_images(folder, tmp_path, layout="folders", image_size=SIZE)
+    with pytest.raises(ConfigError):
+        prepare_images(folder, folder, layout="folders", image_size=SIZE)
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_sources_that_are_not_there(spark: Any, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "no-images" / "class").mkdir(parents=True)
+    for source, layout, message in (
+        ("nowhere", "folders", "nowhere.*there is none"),
+        ("empty", "folders", "folders named after the classes"),
+        ("no-images", "folders", "found none"),
+        ("empty", "csv", r"metadata\.csv.*there is none"),
+        ("empty", "ham10000", r"HAM10000_metadata\.csv"),
+    ):
+        with pytest.raises(DataError, match=message):
+            prepare_images(tmp_path / source, tmp_path / "out", layout=layout, image_size=SIZE)
+    (tmp_path / "empty" / "metadata.csv").write_text("image,label\n1,a\n")
+    with pytest.raises(ConfigError, match=r"'image_id'.*Did you mean 'image'"):
+        prepare_images(tmp_path / "empty", tmp_path / "out", layout="csv", image_size=SIZE)
+    (tmp_path / "empty" / "metadata.csv").write_text("image_id,label\n1,a\n2\n")
+    with pytest.raises(DataError, match="2 cells in line 3"):
+        prepare_images(tmp_path / "empty", tmp_path / "out", layout="csv", image_size=SIZE)
+
+
+def test_settings_that_cannot_be(tmp_path: Path) -> None:
+    for wrong in ({"image_size": 224}, {"image_size": (0, 4)}, {"layout": "folder"}, {"max_rejected_fraction": 2}):
+        settings: dict[str, Any] = {"layout": "folders", "image_size": (4, 4), **wrong}
+        with pytest.raises(ConfigError, match=r"image_size|Did you mean 'folders'|max_rejected_fraction"):
+            prepare_images(tmp_path, tmp_path / "out", **settings)
+
+
+def test_ham10000_as_downloaded(spark: Any, tmp_path: Path) -> None:
+    lines = ["lesion_id,image_id,dx,dx_type,age,sex,localization"]
+    for i in range(12):
+        picture(tmp_path / "in" / f"HAM10000_images_part_{i % 2 + 1}" / f"ISIC_{i}.jpg", COLORS["nv"])
+        lines.append(f"HAM_{i // 2},ISIC_{i},{'nv' if i < 8 else 'mel'},histo,{'' if i == 3 else 45.0},male,scalp")
+    (tmp_path / "in" / "HAM10000_metadata.csv").write_text("\n".join(lines) + "\n")
+    split = Split(test=0.5, group="lesion_id")
+    data = prepare_images(tmp_path / "in", tmp_path / "out", layout="ham10000", image_size=(4, 4), split=split)
+    assert data.classes == ("mel", "nv")
+    assert data.train is not None
+    assert data.test is not None
+    both = [everything(data.train), everything(data.test)]
+    assert not set(both[0]["lesion_id"]) & set(both[1]["lesion_id"])
+    ages = {name: age for rows in both for name, age in zip(rows["id"], rows["age"], strict=True)}
+    assert np.isnan(ages["ISIC_3"])
+    assert len(ages) == 12
+    assert set(both[0]) == {"image", "label", "id", "group", "lesion_id", "dx_type", "age", "sex", "localization"}
