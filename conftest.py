@@ -10,7 +10,6 @@ import pytest
 pytest.register_assert_rewrite("dlspark.testing.contract")
 
 
-
 @pytest.fixture(scope="session")
 def spark() -> Iterator[Any]:
     """The one session of this test process."""

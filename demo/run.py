@@ -35,10 +35,10 @@ from dlspark import (
 mpl.use("Agg")
 
 IMAGE_SIZE = (64, 64)
-BATCH_SIZE = 32
+BATCH_SIZE = 64
 EPOCHS = 6
 LEARNING_RATE = 1e-3
-BATCH_NORM_MOMENTUM = 0.8
+BATCH_NORM_MOMENTUM = 0.9
 ORDER = ("mirrored", "horovod", "elephas")
 
 console = Console(stderr=True)
@@ -48,7 +48,8 @@ def make_model(data: ImageDataset, epochs: int) -> keras.Model:
     """ResNet50 from random weights, with the augmentation that images without an up and down allow."""
     keras.utils.set_random_seed(1)
     steps = epochs * -(-data.train.rows // BATCH_SIZE)
-    schedule = keras.optimizers.schedules.CosineDecay(0.0, steps, warmup_target=LEARNING_RATE, warmup_steps=steps // 10)
+    warmup = steps // 5
+    schedule = keras.optimizers.schedules.CosineDecay(0.0, steps - warmup, warmup_target=LEARNING_RATE, warmup_steps=warmup)
     model = build_classifier(
         "resnet50",
         num_classes=data.num_classes,

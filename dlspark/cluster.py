@@ -115,7 +115,7 @@ def check_cluster(job: TrainJob, backend: str, *, barrier: bool) -> SparkSession
             "or a shared folder."
         )
     try:
-        require_slots(spark, job.num_workers, wait_seconds=_patience_seconds(spark))
+        require_slots(spark, job.num_workers)
     except ConfigError as error:
         if not resources.gpus:
             raise
@@ -127,9 +127,3 @@ def _is_temporary(uri: str) -> bool:
     """Whether this is the folder that Trainer makes when it is given no store."""
     path = Path(uri)
     return path.parent == Path(tempfile.gettempdir()) and path.name.startswith("dlspark-")
-
-
-def _patience_seconds(spark: SparkSession) -> float:
-    """How long Spark itself waits for executors before it schedules; they take longer than that on a busy cluster."""
-    conf = spark.sparkContext._jsc.sc().conf()
-    return float(conf.getTimeAsSeconds("spark.scheduler.maxRegisteredResourcesWaitingTime", "30s"))

@@ -40,6 +40,7 @@ class TrainJob:
         class_weight: weight of the loss by class index, or None.
         keras_backend: the Keras backend that the workers must use.
         verbose: 0 silent, 1 live display, 2 plain lines, "auto" 1 on a terminal and 2 elsewhere.
+        dtype_policy: the driver's global one, under which a builder builds on the workers too.
         from_builder: the workers build the model by the builder in the payload instead of loading the file.
     """
 
@@ -54,6 +55,7 @@ class TrainJob:
     keras_backend: str = "tensorflow"
     verbose: Verbosity = "auto"
     from_builder: bool = False
+    dtype_policy: str = "float32"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -74,6 +74,8 @@ class _Lines:
             self._say(f"rank {report['rank']} on {report['host']} (pid {report['pid']}): {report['device']}")
         elif report["kind"] == "epoch" and report["rank"] == 0:
             self._say(epoch_line(report, self._job.epochs, self._job.train.rows))
+        elif report["kind"] == "note" and report["rank"] == 0:
+            self._say(report["text"])
         elif report["kind"] == "failed":
             self._say(f"rank {report['rank']} on {report['host']} failed: {report['error']}: {report['message']}")
 
@@ -117,9 +119,10 @@ class _LiveDisplay:
                 self._state[rank] = f"failed: {report['error']}"
             elif kind == "done":
                 self._state[rank] = f"done, {report['rows']} rows in {report['seconds']:.1f} s"
-        if kind == "epoch" and rank == 0:
+        if kind in ("epoch", "note") and rank == 0:
+            text = report["text"] if kind == "note" else epoch_line(report, self._job.epochs, self._job.train.rows)
             self._live.console.print(
-                f"[{self._backend}] {epoch_line(report, self._job.epochs, self._job.train.rows)}",
+                f"[{self._backend}] {text}",
                 markup=False,
                 highlight=False,
             )

@@ -12,9 +12,9 @@ GROUP = "dlspark.backends"
 
 # Plug-ins of this project that may be absent, and what installs them.
 PLUGINS: Mapping[str, str] = {
-    "mirrored": "pip install dlspark-mirrored   (from a checkout: pip install ./backends/mirrored)",
-    "horovod": "python tools/build_horovod.py && pip install ./backends/horovod   (from a checkout; needs a C++ compiler)",
-    "elephas": "pip install dlspark-elephas   (from a checkout: pip install ./backends/elephas)",
+    "mirrored": "pip install ./backends/mirrored   (in a checkout of dlspark)",
+    "horovod": "python tools/build_horovod.py && pip install ./backends/horovod   (in a checkout; needs a C++ compiler)",
+    "elephas": "pip install ./backends/elephas   (in a checkout of dlspark)",
 }
 
 

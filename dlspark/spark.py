@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from dlspark._require import require
 from dlspark.errors import ConfigError, DataError, DlsparkError
+from dlspark.mends.spark_slots import max_concurrent_tasks
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -29,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 _LOOPBACK = "127.0.0.1"
 _POLL_SECONDS = 0.25
+_SETTLED_SECONDS = 3.0
 _JAVA_VERSIONS = {3: (8, 11, 17), 4: (17, 21)}  # by major version of Spark, from its "Overview" page
 # Errors only. A failed task's error reaches the driver as an exception, so the two that log it as well are silenced;
 # the gateway's level is what Spark compares the root's with before it says "Setting default log level".
@@ -116,32 +118,29 @@ def available_slots(spark: SparkSession) -> int:
     This is Spark's own figure, the one that it holds a barrier stage against. It counts whole tasks per executor: two
     executors of three cores have two slots where a task takes two cores. Dynamic allocation may add to it later.
     """
-    context = _context(spark)
-    try:
-        # JVM API that is public in bytecode only; Spark's barrier check and xgboost.spark use the same. There is no
-        # other: SparkStatusTracker knows executors without their cores, spark.executor.cores is unset on standalone.
-        scala = context._jsc.sc()
-        profile = scala.resourceProfileManager().resourceProfileFromId(0)
-        return int(scala.maxNumConcurrentTasks(profile))
-    except Exception:
-        logger.debug("no maxNumConcurrentTasks; counting by defaultParallelism", exc_info=True)
-        return int(context.defaultParallelism) // int(context.getConf().get("spark.task.cpus", "1"))
+    return max_concurrent_tasks(_context(spark))
 
 
-def require_slots(spark: SparkSession, num_workers: int, *, wait_seconds: float = 10.0) -> None:
+def require_slots(spark: SparkSession, num_workers: int, *, wait_seconds: float = 30.0) -> None:
     """Return when ``num_workers`` tasks can run at once.
 
     Args:
         spark: the session.
         num_workers: how many slots are needed.
-        wait_seconds: how long to wait for executors of a cluster to register. A local session is not waited for.
+        wait_seconds: how long to wait for the first executor of a cluster to register, and no longer than that for all:
+            when some have come and no other follows for three seconds, they are all. A local session is not waited for.
 
     Raises:
         ConfigError: there are fewer slots; the message has both numbers.
     """
-    deadline = time.monotonic() + (0.0 if is_local(spark) else wait_seconds)
+    now = time.monotonic()
+    deadline = now + (0.0 if is_local(spark) else wait_seconds)
+    last_change, before = now, 0
     while (slots := available_slots(spark)) < num_workers:
-        if time.monotonic() >= deadline:
+        now = time.monotonic()
+        if slots != before:
+            last_change, before = now, slots
+        if now >= deadline or (slots and now >= last_change + _SETTLED_SECONDS):
             cores = int(_context(spark).getConf().get("spark.task.cpus", "1"))
             each = f" of {cores} cores each (spark.task.cpus)" if cores > 1 else ""
             cure = "start the session with more cores" if is_local(spark) else "add executors or cores"

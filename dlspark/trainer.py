@@ -133,6 +133,7 @@ class Trainer:
                 keras_backend=keras.backend.backend(),
                 verbose=verbose,
                 from_builder=builder is not None,
+                dtype_policy=keras.config.dtype_policy().name,
             )
             self._backend.check(job)
             payload = _pickled_payload(builder, model, callbacks)
@@ -257,7 +258,10 @@ def _as_rows(name: str, data: Any, store: Store, part: str) -> ShardedRows:
         from dlspark.data.from_spark import write_dataframe
 
         *features, label = data.columns
-        return write_dataframe(store.child("data"), part, data, features=features, label=label)
+        if not features:
+            raise DataError(f"{name} needs feature columns and, last, the label column; it has only {data.columns}.")
+        columns = features[0] if len(features) == 1 else features
+        return write_dataframe(store.child("data"), part, data, features=columns, label=label)
     raise DataError(
         f"{name} must be a part of an ImageDataset, a tuple (x, y) of NumPy arrays or a Spark DataFrame; "
         f"a {type(data).__name__} came."

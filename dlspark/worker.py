@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import logging
 import os
 import platform
 import resource
@@ -47,8 +46,6 @@ __all__ = [
     "worker_environment",
     "worker_report",
 ]
-
-logger = logging.getLogger(__name__)
 
 STEP_REPORT_SECONDS = 0.25
 _VERSIONS_OF = ("dlspark", "keras", "tensorflow", "jax", "torch", "numpy", "pyspark")
@@ -128,7 +125,7 @@ def _run(
         check_mergeable(model)
         set_weights(model, session.broadcast(model.get_weights()))
         if model.jit_compile and not session.compiles:
-            logger.warning("jit_compile is off: this engine's collective cannot be compiled.")
+            reporter.send("note", text="jit_compile is off: this engine's collective cannot be compiled")
             model.jit_compile = False
     history, epoch_seconds, rows = train(
         job, model, session, reporter, callbacks=payload.callbacks, epochs=range(job.epochs), position=position
@@ -255,7 +252,12 @@ def load_model(job: TrainJob, payload: Payload) -> Any:
     import keras
 
     if job.from_builder:
-        model = payload.builder()
+        before = keras.config.dtype_policy()
+        keras.config.set_dtype_policy(job.dtype_policy)
+        try:
+            model = payload.builder()
+        finally:
+            keras.config.set_dtype_policy(before)
         if not model.built:
             build(model, job)
         set_weights(model, payload.initial_weights)

@@ -3,6 +3,8 @@
 spark-submit --master spark://host:7077 examples/submit.py --backend mirrored --workers 2 --store /shared/runs
 """
 
+from __future__ import annotations
+
 import argparse
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from dlspark import Trainer
 from dlspark.spark import get_session
 
 
-def build_model():
+def classifier() -> keras.Model:
     model = keras.Sequential(
         [
             keras.layers.Input((8,)),
@@ -38,7 +40,7 @@ def main() -> None:
     y = x[:, :3].argmax(axis=1)
     spark = get_session(arguments.workers)  # the one that spark-submit describes; a local one without spark-submit
     trainer = Trainer(backend=arguments.backend, num_workers=arguments.workers, store=arguments.store)
-    result = trainer.fit(build_model(), (x, y), epochs=arguments.epochs, batch_size=50)
+    result = trainer.fit(classifier(), (x, y), epochs=arguments.epochs, batch_size=50)
     for worker in result.workers:
         print(f"rank {worker.rank} on {worker.host}: {worker.rows} rows in {worker.seconds:.1f} s on {worker.device}")
     if arguments.out:

@@ -32,7 +32,7 @@ LAZY = {"keras", "tensorflow", "jax", "torch", "pyspark", "horovod", "elephas", 
 # Modules that exist to define a class of Keras', and are themselves imported lazily.
 DEFINES_KERAS_CLASSES = {"dlspark/optimizers.py", "dlspark/testing/toys.py"}
 PLUGIN_MAY_IMPORT = {
-    "backend", "worker", "mends", "job", "channel", "data", "store", "spark", "errors", "cluster", "monitor", "_process", "_require",
+    "backend", "worker", "mends", "job", "channel", "data", "store", "spark", "errors", "cluster", "monitor", "_process",
 }  # fmt: skip
 BUILDING_BLOCKS = sorted(path for path in PACKAGE.rglob("*.py") if "testing" not in path.parts)
 PLUGINS = sorted(path for path in (ROOT / "backends").glob("*/dlspark_*/*.py"))

@@ -60,8 +60,9 @@ def cluster(spark: SparkSession, workers: int) -> Iterator[Check]:
     from dlspark.cluster import task_resources
     from dlspark.spark import available_slots, is_local, require_slots, running_dynamic_allocation, session_master
 
-    system = spark.sparkContext._jvm.System
-    yield Check("java", True, f"{system.getProperty('java.version')} at {system.getProperty('java.home')}")
+    ask = "SELECT java_method('java.lang.System', 'getProperty', 'java.{0}')"
+    version, home = (spark.sql(ask.format(name)).first()[0] for name in ("version", "home"))
+    yield Check("java", True, f"{version} at {home}")
     yield Check("spark", True, f"{spark.version} on {session_master(spark)}")
     try:
         resources = task_resources(spark)

@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 sys.stderr.write("dlspark: interrupted\n")
                 return 130
             sys.stderr.write(f"dlspark: error: {_told(error)}\n")
-            return 2 if isinstance(error, ConfigError | DataError | MissingDependencyError) else 1
+            return 2 if isinstance(error, ConfigError | DataError | MissingDependencyError) or _lacks(error) else 1
 
 
 def build_parser() -> tuple[Parser, dict[str, Parser]]:
@@ -111,13 +111,18 @@ def _told(error: Exception) -> str:
         return str(error)
     if isinstance(error, DlsparkError):
         return " ".join(str(error).splitlines())
-    if isinstance(error, ModuleNotFoundError) and error.name in _FRAMEWORKS:
+    if lacking := _lacks(error):
         return (
-            f"Keras computes with {error.name!r} here, which is not installed. Run: "
-            f"pip install 'dlspark[{error.name}]', or set KERAS_BACKEND to one of {', '.join(_FRAMEWORKS)} that is."
+            f"Keras computes with {lacking!r} here, which is not installed. Run: "
+            f"pip install 'dlspark[{lacking}]', or set KERAS_BACKEND to one of {', '.join(_FRAMEWORKS)} that is."
         )
     first = next(iter(str(error).strip().splitlines()), "")
     return f"unexpected {type(error).__name__}: {first} (--debug shows where)"
+
+
+def _lacks(error: BaseException) -> str:
+    """The framework whose absence ``error`` is; empty for anything else."""
+    return error.name or "" if isinstance(error, ModuleNotFoundError) and error.name in _FRAMEWORKS else ""
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from typing import Any
 
 from dlspark.cli.arguments import add_command, key_value, typed, whole_numbers, words
 from dlspark.cli.output import Block, Facts, Report, Table, plain, without_start_up_noise
-from dlspark.errors import ConfigError, DataError
+from dlspark.errors import ConfigError, DataError, DlsparkError
 
 MODEL = "model.keras"
 HISTORY = "history.json"
@@ -130,8 +130,11 @@ def run(options: argparse.Namespace) -> Report:
 def _writable(out: Any) -> None:
     """Better found out now than after the training."""
     probe = ".dlspark-writable"
-    out.write_bytes(probe, b"")
-    out.delete(probe)
+    try:
+        out.write_bytes(probe, b"")
+        out.delete(probe)
+    except DlsparkError as error:
+        raise ConfigError(f"--out must be a folder that can be written to: {error}") from error
 
 
 def _blocks(document: dict[str, Any], options: argparse.Namespace) -> list[Block]:

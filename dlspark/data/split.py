@@ -67,7 +67,7 @@ def assign(df: DataFrame, split: Split, *, id_column: str = "id", label_column: 
         label_column: what is stratified by.
 
     Returns:
-        ``df`` with a further column ``part``: "train", "validation" or "test".
+        ``df`` with the column ``part``, new or in the place of one: "train", "validation" or "test".
 
     Raises:
         ConfigError: a column that is not there.
@@ -85,6 +85,7 @@ def assign(df: DataFrame, split: Split, *, id_column: str = "id", label_column: 
             raise DataError(f"Expected a {split.group} in every row, to split by: row {missing[0]!r} has none.")
     if split.column is not None:
         return _given(df, split, split.column)
+    df = df.drop("part")  # a column of that name that nobody asked to obey
     stratum = F.col(quoted(label_column)) if split.stratify else F.lit(0)
     if split.group is not None:
         return _by_group(df, split, split.group, stratum)

@@ -3,7 +3,7 @@
     class TestMyBackend(BackendContract):
         backend = "mine"
 
-Four launches serve all clauses. Clauses apply by the backend's capabilities, never by its name.
+Five launches serve all clauses. Clauses apply by the backend's capabilities, never by its name.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ none. The driver of every application is a process of its own (spark-submit), as
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import re
 import subprocess
@@ -23,6 +24,7 @@ from dlspark.spark import find_java
 
 LOOPBACK = "127.0.0.1"
 ADDRESSES = ("41", "42")  # neither ranks nor GPUs that any machine has
+ENGINES = {"mirrored": "spark_tensorflow_distributor", "horovod": "horovod", "elephas": "elephas"}
 START_SECONDS = 90.0
 POLL_SECONDS = 0.1
 
@@ -98,6 +100,20 @@ class Cluster:
         if driver.returncode:
             pytest.fail(f"{script.name} ended with status {driver.returncode}. It printed:\n{printed[-6000:]}")
         return printed
+
+
+@pytest.fixture(scope="session")
+def engines() -> list[str]:
+    """The engines that are installed here."""
+    return [name for name, package in ENGINES.items() if importlib.util.find_spec(package)]
+
+
+@pytest.fixture(scope="session", params=ENGINES)
+def engine(request: pytest.FixtureRequest, engines: list[str]) -> str:
+    """Each engine in turn."""
+    if request.param not in engines:
+        pytest.skip(f"{ENGINES[request.param]} is not installed")
+    return str(request.param)
 
 
 @pytest.fixture(scope="session")

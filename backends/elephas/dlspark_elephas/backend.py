@@ -70,6 +70,11 @@ class _Rounds:
         self._spark = get_session(job.num_workers)
         payload = load_payload(job)
         self._model = load_model(job, payload)
+        if getattr(self._model.optimizer, "use_ema", False):
+            raise ConfigError(
+                "Backend 'elephas' cannot train with use_ema=True: every round would replace the weights by their "
+                "moving averages. Turn it off, or use 'mirrored' or 'horovod'."
+            )
         self._callbacks = payload.callbacks
         self._master: Master = Master(self._model, job)
         self._epoch_seconds: list[float] = []

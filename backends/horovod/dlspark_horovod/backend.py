@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import itertools
 import logging
 from collections.abc import Sequence
@@ -11,10 +12,9 @@ from functools import partial
 from typing import Any, ClassVar
 
 from dlspark._process import environment
-from dlspark._require import require
 from dlspark.backend import Capabilities, LaunchBackend, WorkerFunction
 from dlspark.cluster import check_cluster, driver_host, task_resources
-from dlspark.errors import ConfigError
+from dlspark.errors import ConfigError, MissingDependencyError
 from dlspark.job import MODEL_FILE, PAYLOAD_FILE, FitResult, TrainJob, WorkerResult
 from dlspark.spark import get_session, is_local
 from dlspark.store import Store
@@ -59,7 +59,11 @@ class HorovodBackend(LaunchBackend):
     )
 
     def check(self, job: TrainJob) -> None:
-        require("horovod", install="dlspark-horovod", purpose="Backend 'horovod' (tools/build_horovod.py builds it)")
+        if importlib.util.find_spec("horovod") is None:
+            raise MissingDependencyError(
+                "Backend 'horovod' needs Horovod, which is not installed. Run: python tools/build_horovod.py in a checkout "
+                "of dlspark; it needs a C++ compiler."
+            )
         check_cluster(job, self.name, barrier=True)
 
     def driver_host(self) -> str:
