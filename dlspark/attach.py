@@ -118,7 +118,7 @@ class _Link:
             weighted = []
             for gradient in grads:
                 if gradient is not None:
-                    dense = keras.ops.convert_to_tensor(gradient)  # sparse ones become dense here
+                    dense = _dense(gradient)
                     weighted.append(dense * keras.ops.cast(self._rows, dense.dtype))
             *sums, rows = self._session.sum([*weighted, self._rows])
             totals = iter(sums)
@@ -234,12 +234,20 @@ def _densifying(apply: Callable[..., Any]) -> Callable[..., Any]:
     """An optimizer's ``apply`` that sees an embedding's sparse gradient as a dense one."""
 
     def applied(grads: Any, trainable_variables: Any = None) -> Any:
-        import keras
-
-        dense = [gradient if gradient is None else keras.ops.convert_to_tensor(gradient) for gradient in grads]
-        return apply(dense, trainable_variables)
+        return apply([None if gradient is None else _dense(gradient) for gradient in grads], trainable_variables)
 
     return applied
+
+
+def _dense(gradient: Any) -> Any:
+    """The gradient of an embedding, which TensorFlow gives as IndexedSlices, as an ordinary tensor."""
+    import keras
+
+    if keras.backend.backend() != "tensorflow":
+        return gradient
+    import tensorflow as tf
+
+    return tf.convert_to_tensor(gradient)
 
 
 def _crc(variable: Any, start: int = 0) -> int:

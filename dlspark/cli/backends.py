@@ -30,12 +30,10 @@ def add_parser(commands: Any) -> None:
 def run(options: argparse.Namespace) -> Report:
     """List them."""
     found = describe_backends()
-    promises = list(dict.fromkeys(name for each in found for name in each["capabilities"]))
-    rows = [
-        [each["name"], each["status"], *(_promise(each["capabilities"], name) for name in promises), _versions(each)]
-        for each in found
-    ]
-    blocks: list[Block] = [Table(["backend", "status", *(name.replace("_", " ") for name in promises), "versions"], rows)]
+    rows = [[each["name"], each["status"], _workers(each["capabilities"]), _kept(each["capabilities"])] for each in found]
+    versions = [[each["name"], _versions(each)] for each in found if each["versions"]]
+    blocks: list[Block] = [Table(["backend", "status", "workers", "promises"], rows)]
+    blocks.append(Table(["backend", "with"], versions))
     settable = [
         [each["name"], name, option["type"], _text(option["default"])]
         for each in found
@@ -140,10 +138,13 @@ def _options(options_type: type) -> dict[str, dict[str, Any]]:
     }
 
 
-def _promise(capabilities: dict[str, Any], name: str) -> Any:
-    if name not in capabilities:
-        return None
-    return "any" if name == "max_workers" and capabilities[name] is None else capabilities[name]
+def _workers(capabilities: dict[str, Any]) -> Any:
+    return (capabilities["max_workers"] or "any") if capabilities else None
+
+
+def _kept(capabilities: dict[str, Any]) -> Any:
+    """What of the contract's optional clauses it keeps."""
+    return [name.replace("_", " ") for name, value in capabilities.items() if value is True] or None
 
 
 def _text(default: Any) -> Any:

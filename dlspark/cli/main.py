@@ -136,7 +136,10 @@ def _own_session_stopped() -> Iterator[None]:
         if context is not None and context is not before:
             from pyspark.sql import SparkSession
 
-            with contextlib.suppress(Exception):  # a JVM that has died already; what matters was said before
+            # A JVM may have died already, and tasks cut off complain at length; what matters was said before.
+            with contextlib.suppress(Exception):
+                context.setLogLevel("OFF")
+            with contextlib.suppress(Exception):
                 (SparkSession.getActiveSession() or context).stop()
 
 

@@ -24,7 +24,7 @@ WORKERS = 2
 MEETING_SECONDS = 60.0
 
 
-class Witness(keras.callbacks.Callback):  # type: ignore[misc]
+class Witness(keras.callbacks.Callback):
     """Writes down in which process each rank unpickles it, which every engine's ranks do before anything can fail.
 
     A rank goes on when the others have written theirs: the failure of one ends the others.
@@ -53,7 +53,8 @@ def run(engine: str, store: Path) -> tuple[Any, dict[str, Any]]:
     workers = 1 if engine == "local" else WORKERS
     folder = store / f"witnesses-{engine}"
     folder.mkdir(parents=True)
-    weights, told = None, {}
+    weights: Any = None
+    told: dict[str, Any]
     started = time.perf_counter()
     try:
         result = Trainer(backend=engine, num_workers=workers, store=store).fit(
@@ -80,11 +81,14 @@ def run(engine: str, store: Path) -> tuple[Any, dict[str, Any]]:
 
 def main(store: Path, out: Path, engines: list[str]) -> None:
     """Run all ``engines``."""
-    weights, told = {}, {}
+    reference: Any = None
+    told = {}
     for engine in engines:
-        weights[engine], told[engine] = run(engine, store)
-        if weights[engine] is not None and weights.get("local") is not None:
-            pairs = zip(weights[engine], weights["local"], strict=True)
+        weights, told[engine] = run(engine, store)
+        if engine == "local":
+            reference = weights
+        elif weights is not None and reference is not None:
+            pairs = zip(weights, reference, strict=True)
             told[engine]["difference"] = max(float(np.abs(mine - local).max()) for mine, local in pairs)
     out.write_text(json.dumps(told, indent=1))
 

@@ -70,4 +70,4 @@ def test_what_no_executor_can_have_is_refused_before_any_work(cluster: Any, tmp_
 def test_settings_that_cannot_work_are_refused(master: str, amount: str, told: str) -> None:
     context = SimpleNamespace(master=master, getConf=lambda: {"spark.task.resource.gpu.amount": amount})
     with pytest.raises(ConfigError, match=told):
-        task_resources(SimpleNamespace(sparkContext=context))  # type: ignore[arg-type]
+        task_resources(SimpleNamespace(sparkContext=context))
