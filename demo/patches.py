@@ -25,14 +25,14 @@ PHOTOGRAPHS = {
 }
 """Class name to file name in the wheel's ``skimage/data`` (512 x 512 px each; grey but for the stained tissue)."""
 
-COLUMNS = ("image_id", "label", "photograph", "x", "y", "size", "part")
+COLUMNS = ("file", "image_id", "label", "photograph", "x", "y", "size", "part")
 METADATA_NAME = "metadata.csv"
 JPEG_QUALITY = 95
 
 
 @dataclass(frozen=True)
 class _Patch:
-    """One row of the CSV; the fields are its columns."""
+    """One row of the CSV; the fields are its columns, and ``file``."""
 
     image_id: str
     label: str
@@ -41,6 +41,11 @@ class _Patch:
     y: int
     size: int
     part: str
+
+    @property
+    def file(self) -> str:
+        """The path as the CSV has it, relative to the folder."""
+        return self.path.as_posix()
 
     @property
     def path(self) -> Path:
@@ -60,7 +65,7 @@ def write_patches(
 ) -> Path:
     """Cut the photographs into patches: ``folder/<class>/<image_id>.jpg`` and ``folder/metadata.csv``.
 
-    The CSV has one row per image, with the columns ``image_id, label, photograph, x, y, size, part``: ``x`` and ``y``
+    The CSV has one row per image, with the columns ``file, image_id, label, photograph, x, y, size, part``: ``x`` and ``y``
     are the patch's top left corner in the photograph and ``size`` its side, in pixels; ``part`` is ``train`` or
     ``test``. Every image is RGB; grey ones repeat one channel.
 

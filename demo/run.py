@@ -31,6 +31,7 @@ from dlspark import (
     build_classifier,
     prepare_images,
 )
+from dlspark.images.layouts import csv_layout
 
 mpl.use("Agg")
 
@@ -138,7 +139,8 @@ def main() -> int:
     console.print(f"Cutting photographs of materials into patches: {options.out / 'images'}")
     images = write_patches(options.out / "images")
     console.print("Preparing them with Spark: decode, scale to 64 px, write shards")
-    data = prepare_images(images, options.out / "data", layout="csv", image_size=IMAGE_SIZE, split=Split(column="part"))
+    layout = csv_layout(image_column="file", extension="")
+    data = prepare_images(images, options.out / "data", layout=layout, image_size=IMAGE_SIZE, split=Split(column="part"))
     console.print(f"{data.train.rows} training and {data.test.rows} test images of {', '.join(data.classes)}")
 
     results = []

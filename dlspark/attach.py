@@ -204,7 +204,7 @@ class _Link:
         (anywhere,) = self._session.sum([keras.ops.convert_to_tensor(changed)]) if states else (np.zeros(0),)
         moving = [s for s, flag in zip(states, keras.ops.convert_to_numpy(anywhere), strict=True) if flag]
         if moving:
-            sums = self._session.sum([keras.ops.convert_to_tensor(s) for s in moving])
+            sums = self._session.sum([keras.ops.convert_to_tensor(keras.ops.convert_to_numpy(s)) for s in moving])
             for state, total in zip(moving, sums, strict=True):
                 state.assign(total / self._session.world_size)
         self._fingerprints = self._state_fingerprints()

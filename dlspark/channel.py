@@ -179,6 +179,11 @@ class _SocketReporter:
         os._exit(STOPPED_EXIT_CODE)
 
 
+def _send_stop(frames: _Frames, reason: str) -> None:
+    with contextlib.suppress(OSError):  # that worker has ended already
+        frames.send({"kind": "stop", "reason": reason})
+
+
 class ReportServer:
     """The driver's end. Every report of an authenticated worker is handed to ``on_report``, one at a time.
 
@@ -196,18 +201,19 @@ class ReportServer:
         self._connections: set[_Frames] = set()
         self._threads: set[threading.Thread] = set()
         self._closed = False
+        self._stop_reason: str | None = None
         self._listener = socket.create_server((host, 0), backlog=128)
         self.endpoint = SocketEndpoint(host, self._listener.getsockname()[1], self._secret)
         self._acceptor = threading.Thread(target=self._accept, name="dlspark-reports", daemon=True)
         self._acceptor.start()
 
     def stop_workers(self, reason: str) -> None:
-        """Tell every connected worker to end its process now."""
+        """Tell every worker to end its process now, those that connect from now on too."""
         with self._lock:
+            self._stop_reason = reason
             connections = list(self._connections)
         for frames in connections:
-            with contextlib.suppress(OSError):  # that one has ended already
-                frames.send({"kind": "stop", "reason": reason})
+            _send_stop(frames, reason)
 
     def close(self) -> None:
         """Close the port and every connection, and wait for the server's threads (at most a few seconds)."""
@@ -254,6 +260,9 @@ class ReportServer:
                 if self._closed:
                     return
                 self._connections.add(frames)
+                reason = self._stop_reason
+            if reason is not None:  # a task that Spark has started again, for a run that has failed
+                _send_stop(frames, reason)
             while True:
                 report = frames.receive()
                 with self._report_lock:

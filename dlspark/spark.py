@@ -144,6 +144,11 @@ def require_slots(spark: SparkSession, num_workers: int, *, wait_seconds: float 
             cores = int(_context(spark).getConf().get("spark.task.cpus", "1"))
             each = f" of {cores} cores each (spark.task.cpus)" if cores > 1 else ""
             cure = "start the session with more cores" if is_local(spark) else "add executors or cores"
+            if not slots:
+                raise ConfigError(
+                    f"Expected {num_workers} free slots, and no executor of {session_master(spark)!r} has registered. See the "
+                    "cluster's own page or logs for why: too little memory or too few cores for what the session asks, mostly."
+                )
             raise ConfigError(
                 f"Expected {num_workers} free slots{each}, one per worker: the Spark session on "
                 f"{session_master(spark)!r} has {slots}. Ask for at most {slots} workers, or {cure}."

@@ -357,7 +357,8 @@ def describe_device(session: WorkerSession) -> str:
             f"{framework} sees no GPU there. Install a build with GPU support and its driver on that host, or start the "
             "session without spark.task.resource.gpu.amount to train on CPUs."
         )
-    return f"cpu, {session.threads or os.cpu_count()} threads"
+    threads = session.threads or os.cpu_count()
+    return f"cpu, {threads} thread{'s' if threads != 1 else ''}"
 
 
 def worker_report(rank: int, *, device: str, rows: int, seconds: float) -> WorkerReport:

@@ -26,8 +26,8 @@ from dlspark.data.split import PARTS, Split, assign
 from dlspark.errors import ConfigError, DataError
 from dlspark.images.dataset import FORMAT, MANIFEST, ImageDataset
 from dlspark.images.layouts import Layout, describe, find_layout
-from dlspark.images.write import ShardTask, column_kind, write_shard
-from dlspark.spark import get_session, told_plainly
+from dlspark.images.write import ShardTask, column_kind, write_shards
+from dlspark.spark import available_slots, get_session, told_plainly
 from dlspark.store import Store
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ MAX_LISTED = 100_000
 _OURS = re.compile(rf"^((train|validation|test)-\d{{5}}-[0-9a-f-]+\.arrow|{re.escape(REJECTED)}|{re.escape(UNFINISHED)})$")
 _SHARDS = 64  # as many as that at least, where rows allow: enough for a small cluster, the same on any
 _FEWEST_ROWS = 32
+_SHARDS_PER_TASK = 16
 
 
 def prepare_images(
@@ -141,9 +142,11 @@ def _prepare(
             max_listed=max(10, MAX_LISTED // count),
         )
         logger.info("preparing %d images into %d shards", total, count)
-        summaries = (
-            _numbered(parted, shards, [name for name, _ in kinds]).mapPartitions(partial(write_shard, task)).collect()
-        )
+        numbered = _numbered(parted, shards, [name for name, _ in kinds])
+        # A task costs about 0.1 s of CPU before it does anything: Python workers read the directory of pyspark.zip anew
+        # for each. So tasks are few, though enough of them per slot to even out and none with more than a few shards.
+        tasks = min(count, max(4 * available_slots(spark), -(-count // _SHARDS_PER_TASK)))
+        summaries = numbered.partitionBy(tasks, int).mapPartitions(partial(write_shards, task)).collect()
     finally:
         rows.unpersist()  # and with it what was derived from it
     for summary in summaries:
@@ -281,7 +284,7 @@ def _shards(sizes: dict[str, int], total: int, row_bytes: int) -> dict[str, int]
 
 
 def _numbered(parted: DataFrame, shards: dict[str, int], columns: Sequence[str]) -> Any:
-    """An RDD of (shard number, (part, path, label, *columns)) with one partition per shard, in no order within."""
+    """An RDD of (shard number, (part, path, label, *columns)), in no order."""
     from pyspark.sql import Window
     from pyspark.sql import functions as F
 
@@ -295,8 +298,8 @@ def _numbered(parted: DataFrame, shards: dict[str, int], columns: Sequence[str])
         first += count
     kept = [quoted(name) for name in columns]
     table = parted.withColumn("__shard", number.cast("int")).select("__shard", "part", "path", "label", *kept)
-    # By RDD, for exactly one shard per task: SQL would hash shards onto partitions, and merge small ones.
-    return table.rdd.map(_keyed).partitionBy(first, int)
+    # An RDD, because its partitions are shared out exactly: SQL would hash shards onto tasks, and merge small ones.
+    return table.rdd.map(_keyed)
 
 
 def _keyed(row: Any) -> tuple[int, tuple[Any, ...]]:

@@ -1,4 +1,4 @@
-"""What an executor does with the images of one shard: read, decode, write, and report."""
+"""What an executor does with the images of its shards: read, decode, write, and report."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class ShardTask:
         image_size: (height, width) in pixels.
         classes: their names, sorted.
         columns: name and kind, by `column_kind`, of the columns kept beside image and label; ``id`` is one of them.
-        max_listed: the most rejected images that a task names; it counts all of them.
+        max_listed: the most rejected images that are named per shard; all of them are counted.
     """
 
     uri: str
@@ -70,30 +70,31 @@ def column_kind(name: str, spark_type: str) -> str:
     return _KINDS[spark_type]
 
 
-def write_shard(task: ShardTask, rows: Iterable[tuple[int, tuple[Any, ...]]]) -> Iterator[dict[str, Any]]:
-    """Write one file from the rows of one shard, in the order of their ids, and yield what came of it.
+def write_shards(task: ShardTask, rows: Iterable[tuple[int, tuple[Any, ...]]]) -> Iterator[dict[str, Any]]:
+    """Write a file for each shard, its rows in the order of their ids, and yield what came of it.
 
     Args:
         task: what is the same for all shards.
-        rows: (shard number, (part, path, label, *columns)).
+        rows: (shard number, (part, path, label, *columns)), in any order.
 
     Yields:
-        One dict: ``part``, ``shard``, ``file`` (a `ShardInfo` as a dict; None when no image was left), ``by_class``
+        A dict per shard: ``part``, ``shard``, ``file`` (a `ShardInfo` as a dict; None when no image was left), ``by_class``
         (rows by class name), ``rejected_rows``, ``rejected`` (pairs of path and reason) and ``error`` (why the dataset
         cannot be, or None: told as data, because a task that raises would be tried again, and fail again).
     """
-    names = [name for name, _ in task.columns]
-    by_id = sorted(rows, key=lambda row: str(row[1][3 + names.index("id")]).encode())
-    if not by_id:
-        return
-    number, (part, *_) = by_id[0]
-    summary: dict[str, Any] = {"part": part, "shard": number, "file": None, "by_class": {}}
-    summary |= {"rejected_rows": 0, "rejected": [], "error": None}
-    try:
-        _fill(task, summary, [values for _, values in by_id])
-    except DataError as error:
-        summary["error"] = str(error)
-    yield summary
+    shards: dict[int, list[tuple[Any, ...]]] = {}
+    for number, values in rows:
+        shards.setdefault(number, []).append(values)
+    id_at = 3 + [name for name, _ in task.columns].index("id")
+    for number in sorted(shards):
+        by_id = sorted(shards[number], key=lambda values: str(values[id_at]).encode())
+        summary: dict[str, Any] = {"part": by_id[0][0], "shard": number, "file": None, "by_class": {}}
+        summary |= {"rejected_rows": 0, "rejected": [], "error": None}
+        try:
+            _fill(task, summary, by_id)
+        except DataError as error:
+            summary["error"] = str(error)
+        yield summary
 
 
 def _fill(task: ShardTask, summary: dict[str, Any], rows: Sequence[tuple[Any, ...]]) -> None:

@@ -149,6 +149,7 @@ class BackendContract:
         assert result.history["seen_once"] == [rows, rows]
         assert result.history["val_seen_once"] == [validation_rows, validation_rows]
         assert sum(worker.rows for worker in result.workers) == 2 * rows
+        assert np.abs(result.model.layers[1].get_weights()[2]).max() > 0, "batch-norm statistics come back"
 
     def test_clause_4_steps_per_epoch(self, result: FitResult) -> None:
         assert int(result.model.optimizer.iterations) == EPOCHS * num_steps(ROWS, BATCH_SIZE)

@@ -68,9 +68,13 @@ class SeenOnce(keras.metrics.Metric):
 
 
 def counting_model(ids: int) -> Any:
-    """A model whose metric ``seen_once`` tells how many of the row ids, its targets, were seen exactly once."""
+    """A model whose metric ``seen_once`` tells how many of the row ids, its targets, were seen exactly once.
+
+    It has the parts that make workers differ: batch statistics and dropout.
+    """
     keras.utils.set_random_seed(1)
-    model = keras.Sequential([keras.layers.Input((1,)), keras.layers.Dense(1)])
+    layers = [keras.layers.Dense(4), keras.layers.BatchNormalization(), keras.layers.Dropout(0.5), keras.layers.Dense(1)]
+    model = keras.Sequential([keras.layers.Input((1,)), *layers])
     model.compile(keras.optimizers.SGD(1e-6), "mean_squared_error", metrics=[SeenOnce(ids)])
     return model
 
@@ -78,7 +82,7 @@ def counting_model(ids: int) -> Any:
 def row_ids(rows: int) -> Arrays:
     """``rows`` rows whose targets are their ids."""
     ids = np.arange(rows, dtype=np.float32)
-    return np.ones((rows, 1), np.float32), ids
+    return ids[:, None] / rows, ids
 
 
 @keras.saving.register_keras_serializable(package=PACKAGE)

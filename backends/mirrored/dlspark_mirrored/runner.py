@@ -7,7 +7,6 @@ tasks, and never unsets them: TensorFlow in a later task would wait for a cluste
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -25,7 +24,8 @@ class Runner(MirroredStrategyRunner):
         program = super()._get_spark_task_program(train_fn, **kwargs)
 
         def restoring(partition: Any) -> Any:
-            with environment(**{name: os.environ.get(name) for name in CHANGED}):
+            # Unset inside: the parent takes Spark's addresses as positions in a CUDA_VISIBLE_DEVICES that it finds.
+            with environment(**dict.fromkeys(CHANGED)):
                 return program(partition)
 
         return restoring
