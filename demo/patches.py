@@ -58,7 +58,7 @@ def write_patches(
     *,
     patch_size: int = 80,
     train_per_class: int = 180,
-    test_per_class: int = 50,
+    test_per_class: int = 30,
     test_fraction: float = 0.25,
     gap: int = 16,
     seed: int = 0,

@@ -37,7 +37,7 @@ mpl.use("Agg")
 
 IMAGE_SIZE = (64, 64)
 BATCH_SIZE = 64
-EPOCHS = 6
+EPOCHS = 5
 LEARNING_RATE = 1e-3
 BATCH_NORM_MOMENTUM = 0.9
 ORDER = ("mirrored", "horovod", "elephas")

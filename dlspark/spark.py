@@ -19,6 +19,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dlspark._process import environment
 from dlspark._require import require
 from dlspark.errors import ConfigError, DataError, DlsparkError
 from dlspark.mends.spark_slots import max_concurrent_tasks
@@ -79,13 +80,13 @@ def get_session(num_workers: int = 1, *, app_name: str = "dlspark") -> SparkSess
     # A context without an active session: another thread's session. A gateway: spark-submit chose master and settings.
     if SparkContext._active_spark_context is not None or "PYSPARK_GATEWAY_PORT" in os.environ:
         return builder.getOrCreate()
-    environment = {
+    settled = {
         "JAVA_HOME": str(find_java()),
         "PYSPARK_PYTHON": sys.executable,
         "PYSPARK_DRIVER_PYTHON": sys.executable,
         "SPARK_LOCAL_IP": _LOOPBACK,
     }
-    with _environment(environment), tempfile.TemporaryDirectory(prefix="dlspark-") as folder:
+    with environment(**settled), tempfile.TemporaryDirectory(prefix="dlspark-") as folder:
         log_settings = Path(folder, "log4j2.properties")
         log_settings.write_text(_QUIET_LOGS)
         settings = {
@@ -146,8 +147,8 @@ def require_slots(spark: SparkSession, num_workers: int, *, wait_seconds: float 
             cure = "start the session with more cores" if is_local(spark) else "add executors or cores"
             if not slots:
                 raise ConfigError(
-                    f"Expected {num_workers} free slots, and no executor of {session_master(spark)!r} has registered. See the "
-                    "cluster's own page or logs for why: too little memory or too few cores for what the session asks, mostly."
+                    f"Expected {num_workers} free slots, and no executor of {session_master(spark)!r} has registered. The "
+                    "cluster's page or logs say why: mostly too little memory or too few cores for what the session asks."
                 )
             raise ConfigError(
                 f"Expected {num_workers} free slots{each}, one per worker: the Spark session on "
@@ -245,18 +246,3 @@ def _context(spark: SparkSession) -> Any:
             f"Expected a classic Spark session, with a SparkContext: received {type(spark).__module__}.SparkSession. "
             "Spark Connect cannot run the barrier and RDD jobs that training takes."
         ) from error
-
-
-@contextmanager
-def _environment(values: dict[str, str]) -> Iterator[None]:
-    """Set variables for the length of a block; the JVM and its Python workers inherit them."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import stat
 import sys
 import threading
@@ -86,15 +85,6 @@ class TestJava:
             find_java()
         home = fake_java(tmp_path / "path", VERSION.format(version="21.0.2"))
         assert find_java() == home
-
-
-def test_the_environment_is_restored(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DLSPARK_A", "before")
-    monkeypatch.delenv("DLSPARK_B", raising=False)
-    with dlspark_spark._environment({"DLSPARK_A": "x", "DLSPARK_B": "y"}):
-        assert (os.environ["DLSPARK_A"], os.environ["DLSPARK_B"]) == ("x", "y")
-    assert os.environ["DLSPARK_A"] == "before"
-    assert "DLSPARK_B" not in os.environ
 
 
 @pytest.mark.parametrize("num_workers", [0, -1, 1.5, "2"])

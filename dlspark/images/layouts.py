@@ -139,8 +139,9 @@ def ham10000(source: str, spark: SparkSession) -> DataFrame:
     tables = [path for path in files if "ham10000_metadata" in PurePosixPath(path).name.lower()]
     if not tables:
         raise DataError(f"Expected a file HAM10000_metadata.csv in {store.uri!r}: there is none.")
-    images = [(PurePosixPath(path).stem, path) for path in files if is_image(path)]
-    paths = spark.createDataFrame(images, "image_id string, path string").dropDuplicates(["image_id"])
+    # Where an image is there twice, the first by name is taken.
+    images = {PurePosixPath(path).stem: path for path in sorted(files, reverse=True) if is_image(path)}
+    paths = spark.createDataFrame(list(images.items()), "image_id string, path string")
     missing = F.concat(F.lit(f"{store.uri}/"), F.col("image_id"), F.lit(".jpg"))
     return (
         read_csv(sorted(tables)[0], spark)
@@ -195,8 +196,9 @@ def walk(uri: str) -> Iterator[str]:
         return
     filesystem, root = fsspec.core.url_to_fs(uri)
     for path in filesystem.find(root):
-        if not any(part.startswith(".") for part in path[len(root) :].split("/")):
-            yield filesystem.unstrip_protocol(path)
+        name = path[len(root) :].lstrip("/")
+        if not any(part.startswith(".") for part in name.split("/")):
+            yield f"{uri.rstrip('/')}/{name}"
 
 
 def is_image(path: str) -> bool:

@@ -8,6 +8,7 @@ cluster, and the manifest is written last: without it there is no dataset.
 from __future__ import annotations
 
 import logging
+import operator
 import os
 import platform
 import re
@@ -60,7 +61,7 @@ def prepare_images(
     """Read, decode, scale and split a collection of images into a dataset.
 
     A finished dataset of the same source, layout, size and split is opened and returned at once; what an interrupted
-    run left is removed first. Memory on the driver does not grow with the collection; an executor's task holds one
+    run left is removed first; two runs must not write to one folder at a time. Memory on the driver does not grow with the collection; an executor's task holds one
     shard, at most 64 MiB of pixels.
 
     Args:
@@ -179,7 +180,7 @@ def _prepare(
 
 def _checked(image_size: Any, max_rejected_fraction: float) -> tuple[int, int]:
     try:
-        height, width = (int(side) for side in image_size)
+        height, width = (operator.index(side) for side in image_size)
     except (TypeError, ValueError):
         height = width = 0
     if height < 1 or width < 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -20,7 +21,7 @@ from dlspark.store import Store
 MAX_FILE_BYTES = 512 * 2**20
 """A larger file is refused before it is read: no image within `decode.MAX_PIXELS` needs more."""
 
-_READ_AT_ONCE = 32  # files asked of a remote store together, so that its latency is paid once
+_READ_AT_ONCE = 16  # files asked of a remote store together, so that its latency is paid once
 _KINDS = {
     "string": "text",
     "date": "text",
@@ -133,14 +134,15 @@ def _read(paths: Sequence[str | None]) -> Iterator[tuple[bytes | None, str]]:
     for start in range(0, len(paths), _READ_AT_ONCE):
         some = paths[start : start + _READ_AT_ONCE]
         remote = [path for path in some if path and "://" in path]
-        fetched = _fetch(remote) if remote else {}
+        fetched = {}
+        if remote:
+            with ThreadPoolExecutor(_READ_AT_ONCE) as pool:
+                fetched = dict(zip(remote, pool.map(_fetch, remote), strict=True))
         for path in some:
             if not path:
                 yield None, "the layout gave no path"
-            elif path in fetched:
-                yield fetched[path]
             else:
-                yield _read_file(path)
+                yield fetched[path] if path in fetched else _read_file(path)
 
 
 def _read_file(path: str) -> tuple[bytes | None, str]:
@@ -154,18 +156,12 @@ def _read_file(path: str) -> tuple[bytes | None, str]:
         return None, f"cannot be read: {error.strerror or error}"
 
 
-def _fetch(paths: Sequence[str]) -> dict[str, tuple[bytes | None, str]]:
-    """Remote files, asked for together; all of one file system, as a layout lists them."""
-    filesystem, _ = fsspec.core.url_to_fs(paths[0])
-    bare = {path: filesystem._strip_protocol(path) for path in paths}
-    found = filesystem.cat(list(bare.values()), on_error="return")
-    answers = {path: found.get(key, FileNotFoundError("no such file")) for path, key in bare.items()}
-    return {
-        path: (None, f"cannot be read: {type(answer).__name__}: {answer}")
-        if isinstance(answer, Exception)
-        else (bytes(answer), "")
-        for path, answer in answers.items()
-    }
+def _fetch(path: str) -> tuple[bytes | None, str]:
+    filesystem, bare = fsspec.core.url_to_fs(path)
+    try:
+        return bytes(filesystem.cat_file(bare)), ""
+    except Exception as error:  # a client's own classes, not only OSError; one file's trouble is not the others'
+        return None, f"cannot be read: {type(error).__name__}: {error}"
 
 
 def _column(name: str, kind: str, values: Sequence[Any]) -> NDArray[Any] | list[str]:

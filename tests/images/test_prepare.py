@@ -4,6 +4,7 @@ import csv
 import json
 import pickle
 import shutil
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from PIL import Image
 
 from dlspark.data.split import Split
 from dlspark.errors import ConfigError, DataError
-from dlspark.images import prepare
+from dlspark.images import layouts, prepare, write
 from dlspark.images.dataset import ImageDataset
 from dlspark.images.layouts import csv_layout
 from dlspark.images.prepare import prepare_images
@@ -298,10 +299,33 @@ def test_sources_that_are_not_there(spark: Any, folder: Path, tmp_path: Path) ->
 
 
 def test_settings_that_cannot_be(tmp_path: Path) -> None:
-    for wrong in ({"image_size": 224}, {"image_size": (0, 4)}, {"layout": "folder"}, {"max_rejected_fraction": 2}):
+    for wrong in (
+        {"image_size": 224},
+        {"image_size": (0, 4)},
+        {"image_size": "44"},
+        {"layout": "folder"},
+        {"max_rejected_fraction": 2},
+    ):
         settings: dict[str, Any] = {"layout": "folders", "image_size": (4, 4), **wrong}
         with pytest.raises(ConfigError, match=r"image_size|Did you mean 'folders'|max_rejected_fraction"):
             prepare_images(tmp_path, tmp_path / "out", **settings)
+
+
+def test_remote_files_are_listed_and_read() -> None:
+    """In this process, because ``memory://`` is another one in each executor."""
+    import fsspec
+
+    bucket = f"memory://{uuid.uuid4().hex}/in"
+    for name in ("nv/a.JPG", "nv/deep/b[1].png", "nv/.hidden.png", "nv/notes.txt"):
+        with fsspec.open(f"{bucket}/{name}", "wb") as file:
+            file.write(name.encode())
+    listed = sorted(layouts._list_class("nv", uri=bucket))
+    assert [name for _, name, _ in listed] == ["nv/a.JPG", "nv/deep/b[1].png"]
+    paths = [path for path, _, _ in listed]
+    found = list(write._read([paths[1], f"{bucket}/nv/gone.png", None, paths[0]]))
+    assert [data for data, _ in found] == [b"nv/deep/b[1].png", None, None, b"nv/a.JPG"]
+    assert "FileNotFoundError" in found[1][1]
+    assert "no path" in found[2][1]
 
 
 def test_ham10000_as_downloaded(spark: Any, tmp_path: Path) -> None:
