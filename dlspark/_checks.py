@@ -73,6 +73,26 @@ def rows(name: str, data: Any, model: Any, batch_size: int, num_workers: int) ->
         )
 
 
+def dataframe_labels(name: str, data: Any, model: Any) -> None:
+    """Refuse class indices outside the model's classes in a DataFrame's last column; one small Spark job over it."""
+    units, label = _classes_of(model), data.columns[-1]
+    if units is None or dict(data.dtypes)[label] not in ("tinyint", "smallint", "int", "bigint", "float", "double"):
+        return
+    from pyspark.sql import functions as F
+
+    column = F.col("`" + label.replace("`", "``") + "`")
+    low, high = data.agg(F.min(column), F.max(column)).first()
+    if low is not None and not 0 <= low <= high < units:
+        raise DataError(_outside(name, units, low, high))
+
+
+def _outside(name: str, units: int, low: Any, high: Any) -> str:
+    return (
+        f"Labels in {name} must be class indices from 0 to {units - 1}, as the model has {units} outputs; they run from "
+        f"{low} to {high}."
+    )
+
+
 def class_weight(value: Mapping[int, float] | None, model: Any) -> None:
     """Refuse weights that are no numbers or of classes that do not exist."""
     if value is None:
@@ -113,10 +133,7 @@ def _arrays(name: str, data: Any, model: Any) -> int:
         _shapes(name, keras.tree.map_structure(lambda leaf: leaf[:1], x), model)
         units = _classes_of(model)
         if units is not None and isinstance(y, np.ndarray) and not 0 <= y.min() <= y.max() < units:
-            raise DataError(
-                f"Labels in {name} must be class indices from 0 to {units - 1}, as the model has {units} outputs; they "
-                f"run from {y.min()} to {y.max()}."
-            )
+            raise DataError(_outside(name, units, y.min(), y.max()))
     return count
 
 

@@ -139,8 +139,10 @@ class Trainer:
             payload = _pickled_payload(builder, model, callbacks)
             job = dataclasses.replace(
                 job,
-                train=_as_rows("data", data, store, "train"),
-                validation=None if validation_data is None else _as_rows("validation_data", validation_data, store, "val"),
+                train=_as_rows("data", data, store, "train", model),
+                validation=None
+                if validation_data is None
+                else _as_rows("validation_data", validation_data, store, "val", model),
             )
             for name, rows in (("data", job.train), ("validation_data", job.validation)):
                 if rows is not None:
@@ -246,7 +248,7 @@ def _save_model(store: Store, model: Any) -> None:
                 ) from error
 
 
-def _as_rows(name: str, data: Any, store: Store, part: str) -> ShardedRows:
+def _as_rows(name: str, data: Any, store: Store, part: str, model: Any) -> ShardedRows:
     """``data`` as shards: as they are, or written to the store."""
     if isinstance(data, ShardedRows):
         return data
@@ -260,6 +262,7 @@ def _as_rows(name: str, data: Any, store: Store, part: str) -> ShardedRows:
         *features, label = data.columns
         if not features:
             raise DataError(f"{name} needs feature columns and, last, the label column; it has only {data.columns}.")
+        _checks.dataframe_labels(name, data, model)
         columns = features[0] if len(features) == 1 else features
         return write_dataframe(store.child("data"), part, data, features=columns, label=label)
     raise DataError(

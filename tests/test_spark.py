@@ -148,7 +148,7 @@ class TestSession:
                 raise RuntimeError("JVM_ATTRIBUTE_NOT_SUPPORTED")
 
         with pytest.raises(ConfigError, match="Spark Connect"):
-            available_slots(Connect())  # type: ignore[arg-type]
+            available_slots(Connect())
 
     def test_a_task_that_refuses_data_is_told_plainly(self, spark: Any) -> None:
         with pytest.raises(DataError) as caught, told_plainly():

@@ -61,8 +61,8 @@ def prepare_images(
     """Read, decode, scale and split a collection of images into a dataset.
 
     A finished dataset of the same source, layout, size and split is opened and returned at once; what an interrupted
-    run left is removed first; two runs must not write to one folder at a time. Memory on the driver does not grow with the collection; an executor's task holds one
-    shard, at most 64 MiB of pixels.
+    run left is removed first. Two runs must not write to one folder at a time. Memory on the driver does not grow with
+    the collection; an executor's task holds one shard, at most 64 MiB of pixels.
 
     Args:
         source: path or URI of the folder that the layout reads. On a cluster, one that all executors reach, as ``out``.

@@ -87,7 +87,7 @@ def test_exif_orientation_is_applied(format: str, orientation: int) -> None:
     upright[:20, :, 0] = 255
     upright[:, :30, 2] = 255
     undo = {1: None, 2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_90"}
-    undo |= {7: "TRANSVERSE", 8: "ROTATE_270"}  # type: ignore[dict-item]
+    undo |= {7: "TRANSVERSE", 8: "ROTATE_270"}
     image, turn = Image.fromarray(upright), undo[orientation]
     stored = image if turn is None else image.transpose(Image.Transpose[turn])
     if format == "TIFF":

@@ -1,0 +1,38 @@
+"""A Spark DataFrame as data: the same training as with the arrays it came from, and bad labels refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dlspark import DataError, Trainer
+from dlspark.testing import toys
+
+pytestmark = [pytest.mark.spark, pytest.mark.timeout(120)]
+
+X, Y = toys.separable(60)
+
+
+def frame(spark: Any, labels: Any) -> Any:
+    rows = [([float(value) for value in x], int(y)) for x, y in zip(X, labels, strict=True)]
+    return spark.createDataFrame(rows, "features array<float>, label int").coalesce(1)
+
+
+def test_it_trains_as_the_arrays_do(spark: Any) -> None:
+    settings: dict[str, Any] = {"epochs": 2, "batch_size": 16, "verbose": 0}
+    from_frame = Trainer("local").fit(toys.dense_classifier(), frame(spark, Y), validation_data=frame(spark, Y), **settings)
+    from_arrays = Trainer("local").fit(toys.dense_classifier(), (X, Y), validation_data=(X, Y), **settings)
+    assert from_frame.history == from_arrays.history
+    assert all((a == b).all() for a, b in zip(from_frame.weights, from_arrays.weights, strict=True))
+
+
+def test_labels_outside_the_classes_are_refused(spark: Any) -> None:
+    with pytest.raises(DataError, match="class indices from 0 to 2, as the model has 3 outputs; they run from 0 to 3"):
+        Trainer("local").fit(toys.dense_classifier(), frame(spark, np.where(Y == 2, 3, Y)), verbose=0)
+
+
+def test_a_frame_without_rows_is_refused(spark: Any) -> None:
+    with pytest.raises(DataError, match="row"):
+        Trainer("local").fit(toys.dense_classifier(), frame(spark, Y).limit(0), verbose=0)
