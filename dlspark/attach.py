@@ -16,6 +16,7 @@ import numpy as np
 
 from dlspark.errors import ConfigError, DlsparkError
 from dlspark.mends import keras_step_logs
+from dlspark.mends.keras_compiled_metrics import compiled_metrics
 from dlspark.session import WorkerSession
 
 MERGEABLE_REDUCTIONS = ("sum_over_batch_size", "mean", "auto")
@@ -37,7 +38,7 @@ def check_mergeable(model: Any) -> None:
                 f"{type(loss).__name__} has reduction {reduction!r}, which no merge of the workers' parts gives exactly. "
                 "Set its reduction to 'sum_over_batch_size', or train with num_workers=1."
             )
-    for metric in _flat_metrics(model):
+    for metric in compiled_metrics(model):
         definer = next(cls for cls in type(metric).__mro__ if "update_state" in vars(cls))
         if not definer.__module__.startswith("keras.") and getattr(metric, "merge", None) != "sum":
             raise ConfigError(
@@ -254,14 +255,6 @@ def _crc(variable: Any, start: int = 0) -> int:
     import keras
 
     return zlib.crc32(np.ascontiguousarray(keras.ops.convert_to_numpy(variable)).tobytes(), start)
-
-
-def _flat_metrics(model: Any) -> list[Any]:
-    flat = []
-    for metric in model.metrics:
-        parts = getattr(metric, "metrics", None)  # the container of what compile(metrics=…) was given
-        flat += list(parts) if parts is not None else [metric]
-    return flat
 
 
 def _optimizers(model: Any) -> list[Any]:

@@ -1,0 +1,72 @@
+"""Each mend's defect is still there. When one of these fails, the mend is no longer needed: delete it and its test."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+from dlspark.mends import keras_step_logs, tensorflow_context
+from dlspark.mends.keras_compiled_metrics import compiled_metrics
+
+pytestmark = pytest.mark.timeout(60)
+
+
+def compiled(metric: Any) -> Any:
+    model = keras.Sequential([keras.layers.Input((2,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse", metrics=[metric])
+    return model
+
+
+def test_keras_hides_metrics_that_are_not_built() -> None:
+    metric = keras.metrics.MeanSquaredError()
+    model = compiled(metric)
+    containers = [each for each in model.metrics if hasattr(each, "metrics")]
+    assert [each.metrics for each in containers] == [[]], "Keras lists unbuilt metrics now"
+    assert any(each is metric for each in compiled_metrics(model))
+
+
+def test_keras_has_no_public_hook_for_a_custom_steps_logs() -> None:
+    model = compiled("mae")
+    model.fit(np.zeros((2, 2)), np.zeros((2, 1)), verbose=0)  # builds the metrics
+    assert hasattr(model, keras_step_logs.METHOD), "the private method is gone: look for what replaced it"
+    ((owner, name, function),) = keras_step_logs.targets(model, lambda logs: {"own": 7.0})
+    assert (owner, name) == (model, keras_step_logs.METHOD)
+    assert function({"own": 1.0}) == {"own": 7.0}
+
+
+def test_tensorflow_cannot_be_reconfigured_once_it_runs() -> None:
+    import tensorflow as tf
+
+    tf.constant(1)
+    threads = tf.config.threading.get_intra_op_parallelism_threads()
+    with pytest.raises(RuntimeError):
+        tf.config.threading.set_intra_op_parallelism_threads(threads + 1)
+    assert callable(tensorflow_context.reset)
+
+
+def test_the_distributor_leaves_its_environment_behind() -> None:
+    runner = pytest.importorskip("spark_tensorflow_distributor", reason="the mirrored backend's engine is not installed")
+    source = inspect.getsource(runner.MirroredStrategyRunner._get_spark_task_program)
+    assert "os.environ['TF_CONFIG'] =" in source
+    assert "finally" not in source, "it may restore the environment now"
+
+
+def test_elephas_adds_up_scalars_in_vain() -> None:
+    functions = pytest.importorskip("elephas.utils.functional_utils", reason="Elephas is not installed")
+    (new,) = functions.average_and_subtract([np.float64(0)], [[np.float64(1)], [np.float64(3)]])
+    assert new != -2, "Elephas averages scalars right now: RoundWorker need not wrap them"
+
+
+def test_elephas_skips_small_parts() -> None:
+    worker = pytest.importorskip("elephas.worker", reason="Elephas is not installed")
+    assert 'x_train.shape[0] > self.train_config.get("batch_size")' in inspect.getsource(worker.SparkWorker.train)
+
+
+@pytest.mark.spark
+def test_pyspark_cannot_tell_its_slots(spark: Any) -> None:
+    tracker = spark.sparkContext.statusTracker()
+    assert not [name for name in dir(tracker) if "core" in name.lower() or "slot" in name.lower()]
