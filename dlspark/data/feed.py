@@ -59,6 +59,10 @@ class Feed:
         start, stop = step_range(self._rows, self._batch_size, step, self._rank, self._world_size)
         return self._reader.batch(np.arange(start, stop) if order is None else order[start:stop])
 
+    def first_row(self) -> tuple[Any, ...]:
+        """The first row of all, as a batch of one, the same on every rank."""
+        return self._reader.batch(np.arange(1))
+
     def order(self) -> np.ndarray[Any, Any] | None:
         """The order of the pass of ``self.epoch``, or None for the rows' own."""
         return None if self._seed is None else epoch_order(self._rows, self._seed, self.epoch)
