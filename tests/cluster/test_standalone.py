@@ -53,5 +53,5 @@ def test_every_row_is_trained_once_an_epoch(results: dict[str, Any], engine: str
 
 
 def test_a_rank_computes_on_the_cores_of_its_task_and_sees_no_gpu(results: dict[str, Any], engine: str) -> None:
-    assert [worker["device"] for worker in results[engine]["workers"]] == ["cpu, 1 threads"] * 2
+    assert [worker["device"] for worker in results[engine]["workers"]] == ["cpu, 1 thread"] * 2
     assert [witness["devices"] for witness in results[engine]["witnesses"]] == [""] * 2
