@@ -37,9 +37,9 @@ mpl.use("Agg")
 
 IMAGE_SIZE = (64, 64)
 BATCH_SIZE = 64
-EPOCHS = 4
+EPOCHS = 5
 LEARNING_RATE = 1e-3
-BATCH_NORM_MOMENTUM = 0.8
+BATCH_NORM_MOMENTUM = 0.9
 ORDER = ("mirrored", "horovod", "elephas")
 
 console = Console(stderr=True)
