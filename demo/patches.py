@@ -1,4 +1,4 @@
-"""Patches of five materials, cut from photographs that the scikit-image wheel carries: real images, and no download.
+"""Patches of four materials, cut from photographs that the scikit-image wheel carries: real images, and no download.
 
 The pictures have what a microscope's have: which way is up means nothing, and one large photograph yields many small
 images. Hence the one mistake to avoid: patches that share pixels must not sit on both sides of the split. Test patches
@@ -20,7 +20,6 @@ PHOTOGRAPHS = {
     "brick": "brick.png",
     "grass": "grass.png",
     "gravel": "gravel.png",
-    "moon": "moon.png",
     "tissue": "ihc.png",
 }
 """Class name to file name in the wheel's ``skimage/data`` (512 x 512 px each; grey but for the stained tissue)."""
@@ -57,7 +56,7 @@ def write_patches(
     folder: Path,
     *,
     patch_size: int = 80,
-    train_per_class: int = 180,
+    train_per_class: int = 150,
     test_per_class: int = 30,
     test_fraction: float = 0.25,
     gap: int = 16,
