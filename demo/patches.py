@@ -56,7 +56,7 @@ def write_patches(
     folder: Path,
     *,
     patch_size: int = 80,
-    train_per_class: int = 150,
+    train_per_class: int = 160,
     test_per_class: int = 30,
     test_fraction: float = 0.25,
     gap: int = 16,

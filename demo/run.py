@@ -39,7 +39,7 @@ IMAGE_SIZE = (64, 64)
 BATCH_SIZE = 48
 EPOCHS = 4
 LEARNING_RATE = 1e-3
-BATCH_NORM_MOMENTUM = 0.9
+BATCH_NORM_MOMENTUM = 0.8
 ORDER = ("mirrored", "horovod", "elephas")
 
 console = Console(stderr=True)
