@@ -22,6 +22,7 @@ from typing import Any
 import fsspec
 
 from dlspark.errors import ConfigError, DlsparkError, MissingDependencyError
+from dlspark.host_cache import HostCache
 
 _TEMPORARY = ".dlspark-tmp-"
 # A put to one of these is whole by itself; any other remote file system gets a temporary name and a rename.
@@ -141,11 +142,15 @@ class Store:
             finally:
                 temporary.unlink(missing_ok=True)
 
-    def local_file(self, name: str) -> Path:
+    def local_file(self, name: str, *, sha256: str | None = None) -> Path:
         """A path on this machine that holds the file ``name``; not to be written to.
 
-        In a local store that is the file itself. A remote file is copied once per host, under a lock, into
-        ``$XDG_CACHE_HOME/dlspark`` (``~/.cache/dlspark``), and again when the remote one has changed.
+        In a local store that is the file itself. A remote file is copied once per host into the `HostCache`, and again when
+        the remote one has changed.
+
+        Args:
+            name: the file.
+            sha256: what a copy must hash to, in hexadecimal.
         """
         address = self._address(name)
         if self.is_local:
@@ -156,20 +161,12 @@ class Store:
         with self._explained("copy", name):
             filesystem = self._filesystem()
             key = hashlib.sha256(f"{address}\n{filesystem.checksum(address)}".encode()).hexdigest()[:32]
-            home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-            cached = Path(home, "dlspark", "files", f"{key}-{name.rpartition('/')[2]}")
-            if cached.exists():
-                return cached
-            cached.parent.mkdir(parents=True, exist_ok=True)
-            with _locked(cached.with_name(f"{key}.lock")):
-                if not cached.exists():  # the other process that held the lock may have copied it
-                    temporary = cached.with_name(f"{_TEMPORARY}{uuid.uuid4().hex}")
-                    try:
-                        filesystem.get_file(address, str(temporary))
-                        os.replace(temporary, cached)
-                    finally:
-                        temporary.unlink(missing_ok=True)
-            return cached
+            return HostCache.of_user().get(
+                f"{key}-{name.rpartition('/')[2]}",
+                int(filesystem.size(address)),
+                lambda path: filesystem.get_file(address, str(path)),
+                sha256=sha256,
+            )
 
     def _upload(self, source: Path, address: str) -> None:
         filesystem = self._filesystem()
@@ -241,13 +238,3 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold ``path`` against every other process of this host; the kernel frees it when the holder dies."""
-    import fcntl
-
-    with path.open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield

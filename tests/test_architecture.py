@@ -13,7 +13,7 @@ PACKAGE = ROOT / "dlspark"
 # Left may be imported by right. Modules of one layer may import each other.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "_require", "_process"),
-    ("store",),
+    ("store", "host_cache"),
     ("data",),
     ("job",),
     ("channel",),
@@ -23,7 +23,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("registry", "local"),
     ("spark", "cluster"),
     ("trainer",),
-    ("images", "optimizers", "models", "ml", "report", "evaluation"),
+    ("report",),
+    ("images", "optimizers", "models", "ml", "evaluation"),
     ("serve", "cli", "__main__"),
 )
 LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}

@@ -17,11 +17,11 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from dlspark.cli import backends, doctor, evaluate, output, prepare, train
+from dlspark.cli import backends, doctor, evaluate, explore, output, prepare, train
 from dlspark.cli.arguments import Parser
 from dlspark.errors import ConfigError, DataError, DlsparkError, MissingDependencyError, WorkerError, did_you_mean
 
-_COMMANDS = (prepare, train, evaluate, backends, doctor)
+_COMMANDS = (prepare, explore, train, evaluate, backends, doctor)
 _FRAMEWORKS = ("tensorflow", "jax", "torch")
 _EPILOG = """\
 example:

@@ -40,6 +40,12 @@ def add_parser(commands: Any) -> None:
     group.add_argument(
         "--batch-size", metavar="N", type=int, default=32, help="rows of a step, over all workers (default: 32)"
     )
+    group.add_argument(
+        "--class-weight",
+        choices=("none", "balanced"),
+        default="none",
+        help="balanced: all classes count alike (default: none)",
+    )
     group.add_argument("--learning-rate", metavar="RATE", type=float, default=1e-4, help="(default: 0.0001)")
     group.add_argument(
         "--depth-decay",
@@ -112,6 +118,7 @@ def run(options: argparse.Namespace) -> Report:
         epochs=options.epochs,
         batch_size=options.batch_size,
         seed=options.seed,
+        class_weight=dataset.class_weight() if options.class_weight == "balanced" else None,
         verbose="auto" if options.verbose == "auto" else int(options.verbose),  # type: ignore[arg-type]
     )
     with out.open_writer(MODEL) as path:

@@ -190,6 +190,7 @@ def write_rows(
         sample_weight=weight_columns,
         num_classes=num_classes,
         classes=tuple(classes),
+        sha256=tuple(info.sha256 for info in written),
     )
 
 

@@ -8,6 +8,7 @@ of it in the page cache, so resident memory does not grow with the dataset.
 from __future__ import annotations
 
 import json
+import mmap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypeAlias
@@ -17,6 +18,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from dlspark.errors import DataError
+from dlspark.host_cache import BOUND, HostCache
 from dlspark.store import Store, StoreError
 
 Structure: TypeAlias = "str | tuple[Structure, ...] | dict[str, Structure]"
@@ -24,6 +26,9 @@ Structure: TypeAlias = "str | tuple[Structure, ...] | dict[str, Structure]"
 
 BOOLEAN = {b"dlspark.dtype": b"bool"}  # Arrow's booleans are bits, which cannot be mapped: they are stored as uint8
 _LARGE_ROW_BYTES = 4096
+_RESIDENT_BYTES = (
+    64 * 2**20
+)  # gathered before mapped pages are let go: without that, memory in use would grow to the data's size
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,7 @@ class ShardedRows:
         sample_weight: the columns that weigh the rows in the loss, usually one; None when all weigh the same.
         num_classes: how many classes the labels count up to; None when they are no classes.
         classes: their names, in the order of the labels; empty when they have none.
+        sha256: of each file, in hexadecimal, which a copy of a remote one is checked against; empty when not known.
     """
 
     uri: str
@@ -51,6 +57,7 @@ class ShardedRows:
     sample_weight: Structure | None = None
     num_classes: int | None = None
     classes: tuple[str, ...] = ()
+    sha256: tuple[str, ...] = ()
 
     @property
     def rows(self) -> int:
@@ -87,11 +94,15 @@ class RowReader:
             raise DataError(f"Expected one row count per file: received {len(source.files)} files and {counts} counts.")
         self._source = source
         self._chunks: dict[str, list[Any]] = {}
+        self._maps: list[mmap.mmap] = []
+        self._read_bytes = 0
         starts = [0]
         schema: pa.Schema | None = None
         store = Store(source.uri)
-        for name, rows in zip(source.files, source.rows_per_file, strict=True):
-            batches, found = _map_file(store, name)
+        hashes = source.sha256 or (None,) * len(source.files)
+        for name, rows, sha256 in zip(source.files, source.rows_per_file, hashes, strict=True):
+            batches, found, mapped = _map_file(store, name, sha256)
+            self._maps.append(mapped)
             schema = found if schema is None else schema
             if not found.equals(schema, check_metadata=True):
                 raise DataError(
@@ -107,6 +118,8 @@ class RowReader:
                 raise DataError(
                     f"Expected {rows} rows in {name!r} of {source.uri!r}: it has {count}. Prepare the dataset again."
                 )
+        if not store.is_local:
+            _check_room(source.uri, sum(chunk.nbytes for column in self._chunks.values() for chunk in column))
         self._starts = np.asarray(starts, np.int64)
         self.rows = starts[-1]
         self.columns: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {f.name: _dtype_and_shape(f) for f in schema or ()}
@@ -139,7 +152,9 @@ class RowReader:
             self._known(name)
         chunk_of = np.searchsorted(self._starts, indices, side="right") - 1
         row_of = indices - self._starts[chunk_of]
-        return {name: self._gather(name, chunk_of, row_of) for name in names}
+        gathered = {name: self._gather(name, chunk_of, row_of) for name in names}
+        self._let_go(sum(array.nbytes for array in gathered.values()))
+        return gathered
 
     def batch(self, indices: NDArray[Any]) -> tuple[Any, ...]:
         """The rows as Keras takes them: (x, y), (x, y, sample_weight) where there is one, (x,) without a target."""
@@ -153,6 +168,7 @@ class RowReader:
     def close(self) -> None:
         """Let go of the files; again is fine."""
         self._chunks = {}
+        self._maps = []
         self.columns = {}
         self._starts = np.zeros(1, np.int64)
         self.rows = 0
@@ -162,6 +178,14 @@ class RowReader:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _let_go(self, read_bytes: int) -> None:
+        """Keep the mapped pages that count as this process' memory few; they stay in the kernel's page cache."""
+        self._read_bytes += read_bytes
+        if self._read_bytes >= _RESIDENT_BYTES and hasattr(mmap, "MADV_DONTNEED"):
+            self._read_bytes = 0
+            for mapped in self._maps:
+                mapped.madvise(mmap.MADV_DONTNEED)
 
     def _known(self, name: str) -> None:
         if name not in self.columns:
@@ -201,15 +225,26 @@ def restore(structure: Structure | None, arrays: Mapping[str, Any]) -> Any:
     return tuple(restore(part, arrays) for part in structure)
 
 
-def _map_file(store: Store, name: str) -> tuple[list[pa.RecordBatch], pa.Schema]:
+def _map_file(store: Store, name: str, sha256: str | None) -> tuple[list[pa.RecordBatch], pa.Schema, mmap.mmap]:
     try:
-        path = store.local_file(name)
-        with pa.ipc.open_file(pa.memory_map(str(path))) as reader:
-            return [reader.get_batch(number) for number in range(reader.num_record_batches)], reader.schema
+        with store.local_file(name, sha256=sha256).open("rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+        with pa.ipc.open_file(pa.BufferReader(pa.py_buffer(mapped))) as reader:
+            return [reader.get_batch(number) for number in range(reader.num_record_batches)], reader.schema, mapped
     except StoreError as error:
         raise DataError(f"The shard {name!r} of {store.uri!r} is missing: {error} Prepare the dataset again.") from error
     except (pa.ArrowException, OSError, ValueError) as error:
         raise DataError(f"The shard {name!r} of {store.uri!r} is damaged: {error}. Prepare the dataset again.") from error
+
+
+def _check_room(uri: str, size: int) -> None:
+    """Refuse copies that would push each other out of the cache, and be made anew by every process."""
+    allowed = HostCache.of_user().max_bytes
+    if size > allowed:
+        raise DataError(
+            f"The copies of {uri!r} take {size:,} bytes on each host, and the cache may take {allowed:,}. "
+            f"Set {BOUND} to more, or XDG_CACHE_HOME to a folder on a larger disk."
+        )
 
 
 def _view(field: pa.Field, column: pa.Array) -> Any:

@@ -7,6 +7,7 @@ a column or a worker changes nothing.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import floor
 from typing import TYPE_CHECKING, Any
 
 from dlspark.data.from_spark import quoted
@@ -23,17 +24,20 @@ class Split:
     """How to share rows out among train, validation and test.
 
     Attributes:
-        test: fraction of the rows to test on, from 0 to below 1.
-        validation: fraction to validate on; ``test + validation`` is below 1. The rest trains.
-        stratify: keep the ratio of the labels in each part: each label is shared out on its own, to the nearest row.
+        test: what to test on: a fraction of the rows, from 0 to below 1, or a whole number of rows.
+        validation: what to validate on, the same way. The rest trains.
+        stratify: keep the ratio of the labels in each part. By fractions each label is shared out on its own, to the
+            nearest row; by numbers of rows each label has its share to within a row, and the numbers are exact.
         group: name of a column (patient, lesion) whose values must not be on both sides: groups go whole to one part.
-            Fractions then hold to the nearest group. Stratified, a group counts for its most frequent label.
+            Sizes then hold to the nearest group. Stratified, a group counts for its most frequent label.
         seed: of the draw.
         column: name of a column that already says "train", "validation" or "test". Nothing is drawn then, and the
-            fractions, ``stratify`` and ``seed`` are without effect; that no ``group`` is on two sides is still checked.
+            sizes, ``stratify`` and ``seed`` are without effect; that no ``group`` is on two sides is still checked.
+        fold: (i, k): test on the i-th of k folds, i from 0; ``test`` is 1 / k then. `kfold` gives all k.
+        undersample: after all this, leave training rows out until every label has as many as the rarest one.
 
     Raises:
-        ConfigError: fractions out of range.
+        ConfigError: sizes or a fold that cannot be.
     """
 
     test: float = 0.2
@@ -42,23 +46,43 @@ class Split:
     group: str | None = None
     seed: int = 0
     column: str | None = None
+    fold: tuple[int, int] | None = None
+    undersample: bool = False
 
     def __post_init__(self) -> None:
-        fractions = (self.test, self.validation)
-        numbers = all(isinstance(fraction, (int, float)) for fraction in fractions)
-        if not numbers or min(fractions) < 0 or sum(fractions) >= 1:
+        sizes = (self.test, self.validation)
+        numbers = all(isinstance(size, int | float) and not isinstance(size, bool) for size in sizes)
+        fractions = [size for size in sizes if isinstance(size, float)]
+        if not numbers or min(sizes) < 0 or any(size >= 1 for size in fractions) or sum(fractions) >= 1:
             raise ConfigError(
-                "Expected test and validation from 0 to below 1, and less than 1 together: "
-                f"received test={self.test!r}, validation={self.validation!r}."
+                "Expected test and validation as fractions from 0 to below 1, less than 1 together, or as whole numbers of "
+                f"rows: received test={self.test!r}, validation={self.validation!r}."
             )
+        if self.fold is not None:
+            number, count = self.fold
+            if not 0 <= number < count or count < 2 or abs(self.test - 1 / count) > 1e-9 or self.column is not None:
+                raise ConfigError(
+                    "Expected fold=(i, k) with i from 0 to k - 1, at least two folds, test=1/k and no column: received "
+                    f"fold={self.fold!r}, test={self.test!r}, column={self.column!r}. Split.kfold(k) makes all of them."
+                )
+
+    @classmethod
+    def kfold(cls, k: int, **settings: Any) -> list[Split]:
+        """The k splits of a cross-validation: every row, or group, tests in exactly one of them.
+
+        Args:
+            k: how many folds, 2 or more. Each tests on a k-th of the rows, to within one row, or to the nearest group.
+            settings: the other attributes of each split.
+        """
+        return [cls(test=1 / k, fold=(i, k), **settings) for i in range(k)]
 
 
 def assign(df: DataFrame, split: Split, *, id_column: str = "id", label_column: str = "label") -> DataFrame:
-    """Give every row its part.
+    """Give every row its part; `Split.undersample` is left to `undersampled`.
 
     Rows are ordered by SHA-256 of ``"<seed>:<id>"``; of n rows the first round(n * test) test, the next
-    round(n * validation) validate, halves rounded up. Groups are ordered the same way, by the hash of their name, and
-    a group belongs to where its middle row falls.
+    round(n * validation) validate, halves rounded up. Folds are dealt out in that order, one row after the other. Groups
+    are ordered the same way, by the hash of their name, and a group belongs to where its middle row falls.
 
     Args:
         df: one row per example; ids are unique.
@@ -71,7 +95,8 @@ def assign(df: DataFrame, split: Split, *, id_column: str = "id", label_column: 
 
     Raises:
         ConfigError: a column that is not there.
-        DataError: a row without a group, a group on two sides of a given column, or another word in it.
+        DataError: a row without a group, a group on two sides of a given column, another word in it, or fewer rows than
+            the numbers asked for.
     """
     from pyspark.sql import functions as F
 
@@ -92,17 +117,49 @@ def assign(df: DataFrame, split: Split, *, id_column: str = "id", label_column: 
     return _by_row(df, split, stratum, id_column)
 
 
+def undersampled(parted: DataFrame, *, seed: int, id_column: str = "id", label_column: str = "label") -> DataFrame:
+    """Leave out training rows until every label has as many as the rarest label that trains; other parts stay whole.
+
+    Which ones stay hangs on seed and id alone.
+    """
+    from pyspark.sql import Window
+    from pyspark.sql import functions as F
+
+    training = F.col("part") == "train"
+    counts = parted.filter(training).groupBy(quoted(label_column)).count()
+    fewest = counts.agg(F.min("count")).collect()[0][0]
+    drawn = Window.partitionBy("part", quoted(label_column)).orderBy(_draw(seed, id_column), F.col(quoted(id_column)))
+    return (
+        parted.withColumn("__place", F.row_number().over(drawn))
+        .filter(~training | (F.col("__place") <= fewest))
+        .drop("__place")
+    )
+
+
 def _by_row(df: DataFrame, split: Split, stratum: Column, id_column: str) -> DataFrame:
     from pyspark.sql import Window
     from pyspark.sql import functions as F
 
     helper = df.withColumn("__stratum", stratum)
-    drawn = Window.partitionBy("__stratum").orderBy(_draw(split.seed, id_column), F.col(quoted(id_column)))
-    total = F.count(F.lit(1)).over(Window.partitionBy("__stratum"))
-    test, validation = _nearest(total * split.test), _nearest(total * split.validation)
-    position = F.row_number().over(drawn)
-    part = F.when(position <= test, "test").when(position <= test + validation, "validation").otherwise("train")
-    return helper.withColumn("part", part).drop("__stratum")
+    counts = {row[0]: row[1] for row in helper.groupBy("__stratum").count().collect()}
+    drawn = [_draw(split.seed, id_column), F.col(quoted(id_column))]
+    place = F.row_number().over(Window.partitionBy("__stratum").orderBy(*drawn)) - 1
+    if split.fold is not None:
+        number, folds = split.fold
+        before = _rows_before(counts)
+        tests = (place + _of_stratum(before)) % folds == number
+        dealt = {
+            name: (-(-(at - number) // folds), -(-(at + counts[name] - number) // folds)) for name, at in before.items()
+        }
+        tested = {name: last - first for name, (first, last) in dealt.items()}
+    else:
+        tested = _shares(counts, split.test, of=counts)
+        tests = place < _of_stratum(tested)
+    left = {name: count - tested[name] for name, count in counts.items()}
+    validated = _shares(left, split.validation, of=counts)
+    rest = F.row_number().over(Window.partitionBy("__stratum", "__tests").orderBy(*drawn)) - 1
+    part = F.when(F.col("__tests"), "test").when(rest < _of_stratum(validated), "validation").otherwise("train")
+    return helper.withColumn("__tests", tests).withColumn("part", part).drop("__stratum", "__tests")
 
 
 def _by_group(df: DataFrame, split: Split, group: str, stratum: Column) -> DataFrame:
@@ -117,20 +174,69 @@ def _by_group(df: DataFrame, split: Split, group: str, stratum: Column) -> DataF
         .filter(F.col("__rank") == 1)
         .select("__group", "__stratum", "__rows")
     )
-    drawn = (
-        Window.partitionBy("__stratum")
-        .orderBy(_draw(split.seed, "__group"), F.col("__group"))
-        .rowsBetween(Window.unboundedPreceding, Window.currentRow)
-    )
+    rows = df.count()
+    test, validation = (_fraction(size, rows) for size in (split.test, split.validation))
+
+    def middle(*within: str) -> Column:
+        """Where a group's middle row falls among the rows of its stratum, as they are drawn."""
+        drawn = Window.partitionBy(*within).orderBy(_draw(split.seed, "__group"), F.col("__group"))
+        before = drawn.rowsBetween(Window.unboundedPreceding, Window.currentRow)
+        return F.sum("__rows").over(before) - F.col("__rows") / 2
+
     total = F.sum("__rows").over(Window.partitionBy("__stratum"))
-    middle = F.sum("__rows").over(drawn) - F.col("__rows") / 2
+    if split.fold is not None:
+        number, folds = split.fold
+        tests = F.floor(middle("__stratum") * folds / total) == number
+    else:
+        tests = middle("__stratum") <= total * test
     part = (
-        F.when(middle <= total * split.test, "test")
-        .when(middle <= total * (split.test + split.validation), "validation")
+        F.when(F.col("__tests"), "test")
+        .when(middle("__stratum", "__tests") <= total * validation, "validation")
         .otherwise("train")
     )
-    parts = groups.select("__group", part.alias("part"))
+    parts = groups.withColumn("__tests", tests).select("__group", part.alias("part"))
     return df.join(parts, df[quoted(group)] == parts["__group"], "left").drop("__group")
+
+
+def _fraction(size: float, rows: int) -> float:
+    """A size as a fraction of ``rows``."""
+    if isinstance(size, float):
+        return size
+    if size > rows:
+        raise DataError(f"Expected {size} rows for one part: there are {rows} in all. Ask for fewer, or for a fraction.")
+    return size / max(rows, 1)
+
+
+def _shares(available: dict[Any, int], size: float, *, of: dict[Any, int]) -> dict[Any, int]:
+    """How many of each stratum's ``available`` rows make up a part of ``size`` of the rows that there are in all, ``of``."""
+    if isinstance(size, float):
+        # The inner rounding takes away what binary fractions add: 0.35 x 10 = 3.5, of which the nearest row is 4.
+        return {name: min(available[name], floor(round(count * size, 6) + 0.5)) for name, count in of.items()}
+    rows = sum(available.values())
+    _fraction(size, rows)
+    # Rounding the running total, not each share, keeps the sum exact and every share within a row of its due.
+    shares, seen, given = {}, 0, 0
+    for name in sorted(available, key=str):
+        seen += available[name]
+        shares[name] = (2 * size * seen + rows) // (2 * rows) - given if rows else 0
+        given += shares[name]
+    return shares
+
+
+def _rows_before(counts: dict[Any, int]) -> dict[Any, int]:
+    """For each stratum the rows of those before it, so that the dealing goes on where the last stratum ended."""
+    before, total = {}, 0
+    for name in sorted(counts, key=str):
+        before[name] = total
+        total += counts[name]
+    return before
+
+
+def _of_stratum(values: dict[Any, int]) -> Column:
+    """The value of a row's stratum."""
+    from pyspark.sql import functions as F
+
+    return F.create_map(*(F.lit(item) for pair in values.items() for item in pair))[F.col("__stratum")]
 
 
 def _given(df: DataFrame, split: Split, column: str) -> DataFrame:
@@ -152,13 +258,6 @@ def _draw(seed: int, column: str) -> Column:
     from pyspark.sql import functions as F
 
     return F.sha2(F.concat(F.lit(f"{seed}:"), F.col(quoted(column)).cast("string")), 256)
-
-
-def _nearest(rows: Column) -> Column:
-    """Rounded to whole rows, halves up; the inner rounding takes away what binary fractions add (0.35 x 10 = 3.5)."""
-    from pyspark.sql import functions as F
-
-    return F.floor(F.round(rows, 6) + 0.5)
 
 
 def _empty(column: str) -> Any:

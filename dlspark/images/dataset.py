@@ -13,7 +13,7 @@ from dlspark.errors import DataError
 from dlspark.store import Store
 
 MANIFEST = "manifest.json"
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,16 @@ class ImageDataset:
         """How many classes there are."""
         return len(self.classes)
 
+    def class_weight(self) -> dict[int, float]:
+        """Weights under which all classes count alike in the loss, as `Trainer.fit` takes them.
+
+        The weight of class c is n / (k · n_c), for n training rows, n_c of them of class c, of k classes that train: what
+        scikit-learn calls balanced. A class without training rows has none.
+        """
+        by_class = self.manifest["parts"]["train"]["by_class"]
+        counts = {label: by_class[name] for label, name in enumerate(self.classes) if by_class.get(name)}
+        return {label: sum(counts.values()) / (len(counts) * count) for label, count in counts.items()}
+
     def summary(self) -> dict[str, Any]:
         """What a person wants to know, as plain data: sizes, rows by part and class, and how many were rejected."""
         parts = self.manifest["parts"]
@@ -75,6 +85,7 @@ class ImageDataset:
             "parts": {part: {"rows": parts[part]["rows"], "by_class": parts[part]["by_class"]} for part in parts},
             "size_bytes": sum(file["size_bytes"] for part in parts.values() for file in part["files"]),
             "rejected": self.manifest["rejected"]["rows"],
+            "split": self.manifest["split"],
         }
 
 
@@ -89,4 +100,5 @@ def _rows(uri: str, classes: tuple[str, ...], part: Mapping[str, Any] | None) ->
         y="label",
         num_classes=len(classes),
         classes=classes,
+        sha256=tuple(file["sha256"] for file in part["files"]),
     )

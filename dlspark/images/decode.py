@@ -37,6 +37,13 @@ _UPRIGHT = {  # what undoes each orientation of the EXIF 2.3 specification, 4.6.
 
 
 def decode(data: bytes, image_size: tuple[int, int], *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+    """The pixels of `decode_measured`."""
+    return decode_measured(data, image_size, max_pixels=max_pixels)[0]
+
+
+def decode_measured(
+    data: bytes, image_size: tuple[int, int], *, max_pixels: int = MAX_PIXELS
+) -> tuple[NDArray[np.uint8], tuple[int, int]]:
     """Decode an image file and scale it, without regard to its proportions, to ``image_size``.
 
     A JPEG much larger than asked is decoded at 1/2, 1/4 or 1/8 of its size, never below what was asked, which takes
@@ -48,7 +55,7 @@ def decode(data: bytes, image_size: tuple[int, int], *, max_pixels: int = MAX_PI
         max_pixels: the most pixels, by its header, that an image may have.
 
     Returns:
-        uint8 of shape (height, width, 3), RGB.
+        (uint8 of shape (height, width, 3), RGB; the (height, width) that the image had, upright).
 
     Raises:
         DataError: the reason why these bytes are no image to train on; it does not name the file.
@@ -62,15 +69,18 @@ def decode(data: bytes, image_size: tuple[int, int], *, max_pixels: int = MAX_PI
         image: Any = Image.open(io.BytesIO(data), formats=FORMATS)
         if image.width * image.height > max_pixels:
             raise DataError(f"{image.width} x {image.height} pixels are more than the {max_pixels:,} allowed")
+        found = image.size
         if image.format == "JPEG":
             image.draft("RGB", (height, width) if _orientation(image) in _TURNED else (width, height))
         image.load()
         orientation = _orientation(image)  # asked again: Pillow turns a TIFF upright while it loads
         size = (height, width) if orientation in _TURNED else (width, height)
+        if image.format == "TIFF":  # upright by now, and never scaled while it loads
+            found = image.size
         image = _to_rgb(image).resize(size, Image.Resampling.BILINEAR)
         if orientation in _UPRIGHT:
             image = image.transpose(Image.Transpose[_UPRIGHT[orientation]])
-        return np.asarray(image)
+        return np.asarray(image), found if orientation in _TURNED else found[::-1]
     except DataError:
         raise
     except UnidentifiedImageError as error:

@@ -7,6 +7,9 @@ A layout is a function ``(source, spark) -> DataFrame`` with one row per image a
 - ``label``: the class' name,
 - ``group``, optional: what must not be on both sides of a split (a patient, a lesion),
 
+- ``problem``, optional: why this image cannot be used, null where it can; it is then put aside like one that cannot be
+  read, and its other columns may be null,
+
 and any further columns of texts, numbers or booleans, which are kept beside the images.
 """
 
@@ -32,7 +35,7 @@ if TYPE_CHECKING:
 
 Layout: TypeAlias = "Callable[[str, SparkSession], DataFrame]"
 
-RESERVED = ("path", "id", "label", "group", "image")
+RESERVED = ("path", "id", "label", "group", "image", "problem")
 """Columns with a meaning of their own; a CSV column of such a name is kept as ``csv_<name>``."""
 
 
@@ -160,7 +163,41 @@ def ham10000(source: str, spark: SparkSession) -> DataFrame:
     )
 
 
-LAYOUTS: dict[str, Layout] = {"folders": folders, "csv": csv_layout(), "ham10000": ham10000}
+def cnmc(source: str, spark: SparkSession) -> DataFrame:
+    """C-NMC 2019, labelled cells: images at any depth named ``UID_<subject>_<image>_<cell>_<all or hem>``.
+
+    Label is ``all`` (malignant) or ``hem`` (healthy), group the subject, as written: ``11``, or ``H12`` of a healthy one.
+    ``subject``, ``image_number`` and ``cell`` are kept. The id is the path within ``source``. An image whose name says
+    something else, or calls a healthy subject ill or the reverse, is put aside: nothing is guessed.
+    """
+    from pyspark.sql import functions as F
+
+    root = Store(source).uri
+    found = spark.createDataFrame([(path,) for path in sorted(walk(root)) if is_image(path)], "path string")
+    name = F.element_at(F.split("path", "/"), -1)
+
+    def told(number: int) -> Any:
+        return F.regexp_extract(name, _CNMC_NAME, number)
+
+    parsed = name.rlike(_CNMC_NAME)
+    healthy = told(1).startswith("H") == (told(4) == "hem")
+    return found.select(
+        "path",
+        F.substring(F.col("path"), len(root) + 2, 2**31 - 1).alias("id"),
+        told(4).alias("label"),
+        told(1).alias("group"),
+        told(1).alias("subject"),
+        told(2).cast("int").alias("image_number"),
+        told(3).cast("int").alias("cell"),
+        F.when(~parsed, "its name is not UID_<subject>_<image>_<cell>_<all or hem>")
+        .when(~healthy, "its name gives a diagnosis that contradicts its subject")
+        .alias("problem"),
+    )
+
+
+_CNMC_NAME = r"^UID_(H?\d+)_(\d+)_(\d+)_(all|hem)\.[A-Za-z]+$"
+
+LAYOUTS: dict[str, Layout] = {"folders": folders, "csv": csv_layout(), "ham10000": ham10000, "cnmc": cnmc}
 """Layouts by name."""
 
 

@@ -7,6 +7,7 @@ cluster, and the manifest is written last: without it there is no dataset.
 
 from __future__ import annotations
 
+import json
 import logging
 import operator
 import os
@@ -22,12 +23,16 @@ from typing import TYPE_CHECKING, Any
 
 from dlspark._require import require
 from dlspark.data.from_spark import quoted
-from dlspark.data.shard_writer import SHARD_BYTES, ShardWriter
-from dlspark.data.split import PARTS, Split, assign
+from dlspark.data.shard_writer import SHARD_BYTES
+from dlspark.data.split import PARTS, Split, assign, undersampled
+from dlspark.data.split_report import leak_warning, split_report
 from dlspark.errors import ConfigError, DataError
 from dlspark.images.dataset import FORMAT, MANIFEST, ImageDataset
 from dlspark.images.layouts import Layout, describe, find_layout
-from dlspark.images.write import ShardTask, column_kind, write_shards
+from dlspark.images.progress import shown
+from dlspark.images.rejected import MAX_LISTED, REJECTED, Rejected, judge
+from dlspark.images.table import counted, normalised
+from dlspark.images.write import SOURCE_SIZE, ShardTask, column_kind, write_counted
 from dlspark.spark import available_slots, get_session, told_plainly
 from dlspark.store import Store
 
@@ -37,9 +42,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 UNFINISHED = "unfinished.json"
-REJECTED = "rejected.arrow"
-MAX_LISTED = 100_000
-"""Rejected images listed with path and reason; beyond that they are only counted."""
 
 _OURS = re.compile(rf"^((train|validation|test)-\d{{5}}-[0-9a-f-]+\.arrow|{re.escape(REJECTED)}|{re.escape(UNFINISHED)})$")
 _SHARDS = 64  # as many as that at least, where rows allow: enough for a small cluster, the same on any
@@ -73,7 +75,7 @@ def prepare_images(
         split: who trains and who tests; ``Split()`` when None.
         strict: whether one image that cannot be read is enough to fail.
         max_rejected_fraction: the most images that may be unreadable, as a fraction of all, otherwise. Those are left
-            out and listed with path and reason in ``rejected.arrow``.
+            out and listed with path and reason in ``rejected.parquet``.
         spark: the session; `get_session` on all cores when None.
 
     Raises:
@@ -90,11 +92,11 @@ def prepare_images(
         "source": Store(source).uri,
         "layout": describe(layout),
         "image_size": [height, width],
-        "split": asdict(split),
+        "split": json.loads(json.dumps(asdict(split))),  # as the manifest will have it: lists for tuples
     }
     finished = _finished(store, settings)
     if finished is not None:
-        _judge(finished.manifest["rejected"], strict, max_rejected_fraction)
+        judge(finished.manifest["rejected"], strict, max_rejected_fraction)
         return finished
     require("PIL", install="pillow", purpose="Reading images")
     spark = spark or get_session(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
@@ -123,13 +125,30 @@ def _prepare(
     strict: bool,
     max_rejected_fraction: float,
 ) -> dict[str, Any]:
-    rows = _normalised(layout(settings["source"], spark)).persist()
+    found = normalised(layout(settings["source"], spark)).persist()
+    rows, cached = found, [found]
+    useless = Rejected((), 0, 0)
     try:
-        total, classes = _counted(rows, settings)
-        told = {"path", "label", "part"}
-        kinds = tuple((name, column_kind(name, kind)) for name, kind in rows.dtypes if name not in told)
-        parted = assign(rows, split).persist()
-        sizes = {row["part"]: row["count"] for row in parted.groupBy("part").count().collect()}
+        if "problem" in found.columns:
+            aside = found.filter("problem IS NOT NULL")
+            listed = tuple((row["path"], row["problem"]) for row in aside.limit(MAX_LISTED).collect())
+            useless = Rejected(listed, aside.count(), found.count())
+            # Judged now too: a collection that does not fit its layout must not be decoded first.
+            judge(useless.summary(), strict, max_rejected_fraction)
+            rows = found.filter("problem IS NULL").drop("problem")
+        total, classes = counted(rows, settings)
+        known = {"path", "label", "part"}
+        kinds = tuple((name, column_kind(name, kind)) for name, kind in rows.dtypes if name not in known)
+        parted = assign(rows, split)
+        if split.undersample:
+            parted = undersampled(parted, seed=split.seed)
+        cached.append(parted.persist())
+        drawn = split_report(parted)
+        drawn["left_out"] = total - sum(part["rows"] for part in drawn["parts"].values())
+        warning = leak_warning(drawn)
+        if warning:
+            logger.warning("%s", warning)
+        sizes = {part: of["rows"] for part, of in drawn["parts"].items()}
         _none_missing(sizes, split)
         height, width = settings["image_size"]
         shards = _shards(sizes, total, height * width * 3)
@@ -147,32 +166,32 @@ def _prepare(
         # A task costs about 0.1 s of CPU before it does anything: Python workers read the directory of pyspark.zip anew
         # for each. So tasks are few, though enough of them per slot to even out and none with more than a few shards.
         tasks = min(count, max(4 * available_slots(spark), -(-count // _SHARDS_PER_TASK)))
-        summaries = numbered.partitionBy(tasks, int).mapPartitions(partial(write_shards, task)).collect()
+        done = spark.sparkContext.accumulator(0)  # counts a task's images when it ends; for the eye only
+        work = numbered.partitionBy(tasks, int).mapPartitions(partial(write_counted, task, done))
+        with shown(sum(sizes.values()), lambda: done.value):
+            summaries = work.collect()
     finally:
-        rows.unpersist()  # and with it what was derived from it
+        for table in cached:
+            table.unpersist()
     for summary in summaries:
         if summary["error"]:
             raise DataError(summary["error"])
-    rejected = [entry for summary in summaries for entry in summary["rejected"]]
-    report: dict[str, Any] = {
-        "rows": sum(summary["rejected_rows"] for summary in summaries),
-        "of": total,
-        "file": REJECTED if rejected else None,
-        "first": [list(entry) for entry in rejected[:10]],
-    }
-    _judge(report, strict, max_rejected_fraction)
-    if rejected:
-        with store.open_writer(REJECTED) as path, ShardWriter(path) as writer:
-            paths, reasons = zip(*rejected, strict=True)
-            writer.write({"path": paths, "reason": reasons})
+    rejected = Rejected(
+        (*useless.listed, *((path, reason) for summary in summaries for path, reason in summary["rejected"])),
+        rows=useless.rows + sum(summary["rejected_rows"] for summary in summaries),
+        of=useless.rows + sum(sizes.values()),
+    )
+    judge(rejected.summary(), strict, max_rejected_fraction)
+    rejected.write(store)
     _all_there(store, summaries)
     return {
         "format": FORMAT,
         "classes": list(classes),
         "image_size": settings["image_size"],
-        "columns": ["image", "label", *(name for name, _ in kinds)],
+        "columns": ["image", "label", *SOURCE_SIZE, *(name for name, _ in kinds)],
         "parts": {part: _part(part, classes, summaries) for part in PARTS},
-        "rejected": report,
+        "rejected": rejected.summary(),
+        "split": drawn,
         "settings": settings,
         "versions": _versions(),
     }
@@ -210,58 +229,6 @@ def _finished(store: Store, settings: dict[str, Any]) -> ImageDataset | None:
             f"The dataset at {store.uri!r} was prepared with other settings. {told}. Give another folder, or delete it."
         )
     return dataset
-
-
-def _normalised(rows: DataFrame) -> DataFrame:
-    """The layout's rows with ids, labels and groups as text."""
-    from pyspark.sql import functions as F
-
-    missing = {"path", "id", "label"} - set(rows.columns)
-    if missing:
-        raise ConfigError(
-            f"Expected the layout to give the columns path, id and label: {', '.join(sorted(missing))} missing."
-        )
-    if "image" in rows.columns:
-        raise ConfigError("Expected the layout to leave the column name 'image' to the pixels. Rename that column.")
-    for name in ("path", "id", "label", "group"):
-        if name in rows.columns:
-            rows = rows.withColumn(name, F.col(name).cast("string"))
-    return rows
-
-
-def _counted(rows: DataFrame, settings: dict[str, Any]) -> tuple[int, tuple[str, ...]]:
-    """How many there are and of which classes, after a look at what would make the dataset wrong."""
-    from pyspark.sql import functions as F
-
-    # One pass; what went wrong is looked up only when something did.
-    seen = rows.agg(
-        F.count(F.lit(1)).alias("rows"),
-        F.count_if(_empty("id")).alias("id"),
-        F.count_if(_empty("label")).alias("label"),
-        F.countDistinct("id").alias("distinct"),
-        F.collect_set("label").alias("classes"),
-    ).collect()[0]
-    total = int(seen["rows"])
-    if total == 0:
-        raise DataError(
-            f"Expected images in {settings['source']!r}: the layout {settings['layout']!r} found none. It looks for "
-            "class folders with .jpg, .png, .bmp, .webp or .tif files ('folders'), or for a table of images ('csv')."
-        )
-    for name in ("id", "label"):
-        if seen[name]:
-            example = rows.filter(_empty(name)).select("path").first()[0]
-            raise DataError(f"Expected a {name} for every image: {seen[name]} of {total} have none, such as {example!r}.")
-    if seen["distinct"] < total:
-        counted = rows.groupBy("id").agg(F.count(F.lit(1)).alias("times"), F.min("path"), F.max("path"))
-        name, times, one, other = counted.filter("times > 1").orderBy("id").first()
-        raise DataError(f"Expected every id once: {name!r} comes {times} times, for {one!r} and {other!r}.")
-    return total, tuple(sorted(seen["classes"]))
-
-
-def _empty(column: str) -> Any:
-    from pyspark.sql import functions as F
-
-    return F.col(column).isNull() | (F.trim(F.col(column)) == "")
 
 
 def _none_missing(sizes: dict[str, int], split: Split) -> None:
@@ -305,17 +272,6 @@ def _numbered(parted: DataFrame, shards: dict[str, int], columns: Sequence[str])
 
 def _keyed(row: Any) -> tuple[int, tuple[Any, ...]]:
     return row[0], tuple(row[1:])
-
-
-def _judge(rejected: dict[str, Any], strict: bool, max_rejected_fraction: float) -> None:
-    count, total = rejected["rows"], rejected["of"]
-    allowed = 0 if strict else int(total * max_rejected_fraction)
-    if count <= allowed:
-        return
-    first = "; ".join(f"{path}: {reason}" for path, reason in rejected["first"])
-    more = f"; and {count - len(rejected['first'])} more" if count > len(rejected["first"]) else ""
-    limit = "strict" if strict else f"max_rejected_fraction={max_rejected_fraction}"
-    raise DataError(f"Expected at most {allowed} of {total} images to be unreadable ({limit}): {count} are. {first}{more}.")
 
 
 def _part(part: str, classes: Sequence[str], summaries: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -15,11 +15,14 @@ from numpy.typing import NDArray
 
 from dlspark.data.shard_writer import ShardWriter
 from dlspark.errors import ConfigError, DataError
-from dlspark.images.decode import decode
+from dlspark.images.decode import decode_measured
 from dlspark.store import Store
 
 MAX_FILE_BYTES = 512 * 2**20
 """A larger file is refused before it is read: no image within `decode.MAX_PIXELS` needs more."""
+
+SOURCE_SIZE = ("source_height", "source_width")
+"""Columns with the size that an image had before it was scaled, upright, in pixels."""
 
 _READ_AT_ONCE = 16  # files asked of a remote store together, so that its latency is paid once
 _KINDS = {
@@ -98,26 +101,36 @@ def write_shards(task: ShardTask, rows: Iterable[tuple[int, tuple[Any, ...]]]) -
         yield summary
 
 
+def write_counted(task: ShardTask, done: Any, rows: Iterable[tuple[int, tuple[Any, ...]]]) -> Iterator[dict[str, Any]]:
+    """`write_shards`, which adds the images of every shard to the accumulator ``done``."""
+    for summary in write_shards(task, rows):
+        done.add(sum(summary["by_class"].values()) + summary["rejected_rows"])
+        yield summary
+
+
 def _fill(task: ShardTask, summary: dict[str, Any], rows: Sequence[tuple[Any, ...]]) -> None:
     pixels = np.empty((len(rows), *task.image_size, 3), np.uint8)
     kept: list[tuple[Any, ...]] = []
+    sizes: list[tuple[int, int]] = []
     for row, (data, reason) in zip(rows, _read([row[1] for row in rows]), strict=True):
         try:
             if data is None:
                 raise DataError(reason)
-            pixels[len(kept)] = decode(data, task.image_size)
+            pixels[len(kept)], size = decode_measured(data, task.image_size)
         except DataError as error:
             summary["rejected_rows"] += 1
             if len(summary["rejected"]) < task.max_listed:
                 summary["rejected"].append((str(row[1]), str(error)))
         else:
             kept.append(row)
+            sizes.append(size)
     if not kept:
         return
     index = {name: label for label, name in enumerate(task.classes)}
     columns: dict[str, Any] = {
         "image": pixels[: len(kept)],
         "label": np.array([index[row[2]] for row in kept], np.int32),
+        **{name: np.array([size[i] for size in sizes], np.int32) for i, name in enumerate(SOURCE_SIZE)},
     }
     for position, (name, kind) in enumerate(task.columns, start=3):
         columns[name] = _column(name, kind, [row[position] for row in kept])

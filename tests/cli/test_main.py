@@ -52,7 +52,7 @@ def command(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Any]], No
         ([*TRAIN, "more"], "takes no 'more'"),
         (["train", "data"], "required: --out"),
         ([*PREPARE[:-1], "large"], "expected pixels as 224 or HEIGHTxWIDTH, got 'large'"),
-        ([*PREPARE, "--test", "1.5"], "Expected test and validation from 0 to below 1"),
+        ([*PREPARE, "--test", "1.5"], "Expected test and validation as fractions from 0 to below 1"),
         ([*PREPARE, "--layout", "folder"], "Did you mean 'folders'?"),
         ([*PREPARE, "--layout-option", "csv=a.csv"], "Layout 'folders' has no options"),
         ([*PREPARE, "--layout", "csv", "--layout-option", "lable_column=dx"], "Did you mean 'label_column'?"),

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from dlspark.data.split import Split, assign
+from dlspark.data.split import Split, assign, undersampled
+from dlspark.data.split_report import leak_warning, split_report
 from dlspark.errors import ConfigError, DataError
 
 pytestmark = pytest.mark.spark
@@ -111,7 +112,77 @@ def test_unknown_columns_are_refused(table: Any) -> None:
         assign(table.drop("label"), Split())
 
 
-@pytest.mark.parametrize("fractions", [{"test": 1.0}, {"test": -0.1}, {"test": 0.5, "validation": 0.5}, {"test": "0.2"}])
+@pytest.mark.parametrize(
+    "fractions", [{"test": 1.0}, {"test": -0.1}, {"test": 0.5, "validation": 0.5}, {"test": "0.2"}, {"test": -3}]
+)
 def test_fractions_that_cannot_be(fractions: Any) -> None:
     with pytest.raises(ConfigError, match="test and validation"):
         Split(**fractions)
+
+
+def test_numbers_of_rows_are_exact(table: Any) -> None:
+    for stratify in (True, False):
+        found = parts(table, Split(test=31, validation=7, stratify=stratify))
+        assert Counter(found.values()) == {"test": 31, "validation": 7, "train": 100}
+    counts = by_label(table, parts(table, Split(test=31, validation=7)))
+    for label, rows in {"a": 100, "b": 33, "c": 5}.items():
+        assert abs(counts[label]["test"] - 31 * rows / 138) < 1
+    with pytest.raises(DataError, match="139 rows"):
+        parts(table, Split(test=139))
+
+
+@pytest.mark.parametrize("stratify", [True, False])
+def test_every_row_tests_in_one_fold(table: Any, stratify: bool) -> None:
+    folds = [parts(table, split) for split in Split.kfold(5, seed=2, stratify=stratify, validation=0.1)]
+    tested = [{name for name, part in fold.items() if part == "test"} for fold in folds]
+    assert sorted(map(len, tested)) == [27, 27, 28, 28, 28]
+    assert len(set().union(*tested)) == 138
+    for fold in folds:
+        assert abs(Counter(fold.values())["validation"] - 13.8) < 2
+        if stratify:
+            assert by_label(table, fold)["c"]["test"] == 1
+
+
+def test_every_group_tests_in_one_fold(table: Any) -> None:
+    lesion = {row["id"]: row["lesion"] for row in table.collect()}
+    seen: Counter[str] = Counter()
+    for split in Split.kfold(4, group="lesion", validation=0.2):
+        found = parts(table, split)
+        sides: dict[str, set[str]] = {}
+        for name, part in found.items():
+            sides.setdefault(lesion[name], set()).add(part)
+        assert all(len(side) == 1 for side in sides.values())
+        seen.update(group for group, side in sides.items() if side == {"test"})
+        assert abs(Counter(found.values())["test"] - 138 / 4) < 8
+    assert set(seen.values()) == {1}
+    assert set(seen) == set(lesion.values())
+
+
+def test_undersampling_touches_training_rows_only(table: Any) -> None:
+    parted = assign(table, Split(test=0.2))
+    less = undersampled(parted, seed=0)
+    assert Counter(row["label"] for row in less.filter("part = 'train'").collect()) == {"a": 4, "b": 4, "c": 4}
+    assert less.filter("part = 'test'").count() == parted.filter("part = 'test'").count()
+    ids = {row["id"] for row in less.collect()}
+    assert ids == {row["id"] for row in undersampled(parted.repartition(5), seed=0).collect()}
+    assert ids != {row["id"] for row in undersampled(parted, seed=1).collect()}
+
+
+def test_the_report_counts_and_names_what_leaks(table: Any) -> None:
+    grouped = table.withColumnRenamed("lesion", "group")
+    leaking = split_report(assign(grouped, Split(test=0.3)))
+    assert leaking["parts"]["test"]["rows"] == 42
+    assert leaking["parts"]["train"]["by_class"] == {"a": 70, "b": 23, "c": 3}
+    assert leaking["groups"]["torn"] > 10
+    assert leaking["groups"]["first"][0] in (leak_warning(leaking) or "")
+    whole = split_report(assign(grouped, Split(test=0.3, group="group")))
+    assert whole["groups"] == {"of": 53, "torn": 0, "rows": 0, "first": []}
+    assert sum(part["groups"] for part in whole["parts"].values()) == 53
+    assert leak_warning(whole) is None
+    assert leak_warning(split_report(assign(table, Split()))) is None
+
+
+@pytest.mark.parametrize("settings", [{"fold": (5, 5), "test": 0.2}, {"fold": (0, 4)}, {"fold": (0, 1), "test": 1}])
+def test_folds_that_cannot_be(settings: Any) -> None:
+    with pytest.raises(ConfigError, match="kfold"):
+        Split(**settings)

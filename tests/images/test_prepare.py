@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -22,6 +22,7 @@ from dlspark.images.prepare import prepare_images
 
 pytestmark = pytest.mark.spark
 
+CNMC = Path(__file__).parents[3] / "shared/data/cnmc_file_names.csv"
 COLORS = {"mel": (200, 20, 20), "nv": (20, 200, 20), "bkl": (20, 20, 200)}
 COUNTS = {"mel": 20, "nv": 40, "bkl": 10}
 SIZE = (12, 16)
@@ -120,8 +121,7 @@ def missing(dataset: ImageDataset, part: str) -> int:
 def test_rejected_images_are_listed(prepared: ImageDataset) -> None:
     assert prepared.summary()["rejected"] == 2
     assert sum(missing(prepared, part) for part in ("train", "validation", "test")) == 2
-    with pa.memory_map(str(Path(prepared.uri, "rejected.arrow"))) as file:
-        listed = pa.ipc.open_file(file).read_all().to_pylist()
+    listed = pq.read_table(Path(prepared.uri, "rejected.parquet")).to_pylist()
     reasons = {Path(row["path"]).name: row["reason"] for row in listed}
     assert "truncated" in reasons["05.jpg"].lower()
     assert "<html>" in reasons["06.jpg"]
@@ -135,7 +135,7 @@ def test_the_manifest_describes_the_folder(prepared: ImageDataset) -> None:
     for file in files:
         content = Path(prepared.uri, file["file"]).read_bytes()
         assert (len(content), hashlib.sha256(content).hexdigest()) == (file["size_bytes"], file["sha256"])
-    expected = {"manifest.json", "rejected.arrow", *(file["file"] for file in files)}
+    expected = {"manifest.json", "rejected.parquet", *(file["file"] for file in files)}
     assert {path.name for path in Path(prepared.uri).iterdir()} == expected
     assert manifest["settings"]["split"]["seed"] == 3
     assert manifest["versions"]["pyspark"]
@@ -201,7 +201,8 @@ def test_a_table_of_images(spark: Any, table: Path, tmp_path: Path) -> None:
     assert data.validation is None
     assert (data.train.rows, data.test.rows) == (33, 7)
     rows = everything(data.train)
-    assert list(rows) == ["image", "label", "id", "patient", "age.years", "note"]
+    assert list(rows) == ["image", "label", "source_height", "source_width", "id", "patient", "age.years", "note"]
+    assert (set(rows["source_height"]), set(rows["source_width"])) == ({32}, {48})
     assert rows["id"].tolist() == [f"img{i:02d}" for i in range(33)]
     assert rows["note"][7] == "a, b\nc"
     assert rows["patient"][32] == "p10"
@@ -344,4 +345,65 @@ def test_ham10000_as_downloaded(spark: Any, tmp_path: Path) -> None:
     ages = {name: age for rows in both for name, age in zip(rows["id"], rows["age"], strict=True)}
     assert np.isnan(ages["ISIC_3"])
     assert len(ages) == 12
-    assert set(both[0]) == {"image", "label", "id", "group", "lesion_id", "dx_type", "age", "sex", "localization"}
+    kept = {"id", "group", "lesion_id", "dx_type", "age", "sex", "localization"}
+    assert set(both[0]) == {"image", "label", "source_height", "source_width", *kept}
+
+
+def test_the_manifest_says_what_the_split_did(spark: Any, table: Path, tmp_path: Path, caplog: Any) -> None:
+    layout = csv_layout(folder="images", extension=".png", group_column="patient")
+    leaking = prepare_images(table, tmp_path / "rows", layout=layout, image_size=(4, 4), split=Split(test=10))
+    drawn = leaking.summary()["split"]
+    assert drawn["parts"]["test"]["rows"] == 10
+    assert drawn["groups"]["of"] == 14
+    assert drawn["groups"]["torn"] > 0
+    assert "This split leaks" in caplog.text
+    caplog.clear()
+    split = Split(test=0.3, group="patient", undersample=True)
+    whole = prepare_images(table, tmp_path / "groups", layout=layout, image_size=(4, 4), split=split)
+    drawn = whole.summary()["split"]
+    assert drawn["groups"]["torn"] == 0
+    assert not caplog.text
+    assert whole.train is not None
+    assert len(set(drawn["parts"]["train"]["by_class"].values())) == 1
+    assert whole.train.rows == drawn["parts"]["train"]["rows"]
+    assert drawn["left_out"] == 40 - sum(part["rows"] for part in drawn["parts"].values())
+
+
+def test_class_weights_make_classes_count_alike(prepared: ImageDataset) -> None:
+    counts = prepared.summary()["parts"]["train"]["by_class"]
+    weights = prepared.class_weight()
+    shares = [weights[label] * counts[name] for label, name in enumerate(prepared.classes)]
+    assert shares == pytest.approx([sum(counts.values()) / 3] * 3)
+
+
+def test_an_image_whose_name_says_nothing_is_put_aside(spark: Any, tmp_path: Path) -> None:
+    names = ["UID_1_1_1_all", "UID_1_2_1_all", "UID_H2_1_1_hem", "UID_H2_2_9_hem", "UID_3_1_1_hem", "1", "UID_4_1_1_ALL"]
+    for name in names:
+        picture(tmp_path / "in" / "fold_0" / f"{name}.bmp", COLORS["nv"])
+    settings: dict[str, Any] = {"layout": "cnmc", "image_size": (4, 4), "split": Split(test=0.5)}
+    with pytest.raises(DataError, match=r"at most 0 of 7 images.*3 are"):
+        prepare_images(tmp_path / "in", tmp_path / "out", **settings)
+    data = prepare_images(tmp_path / "in", tmp_path / "out", max_rejected_fraction=0.5, **settings)
+    assert data.classes == ("all", "hem")
+    reasons = {
+        Path(row["path"]).stem: row["reason"] for row in pq.read_table(Path(data.uri, "rejected.parquet")).to_pylist()
+    }
+    assert set(reasons) == {"UID_3_1_1_hem", "1", "UID_4_1_1_ALL"}
+    assert "contradicts" in reasons["UID_3_1_1_hem"]
+    assert data.train is not None
+    rows = everything(data.train)
+    assert set(rows["group"]) <= {"1", "H2"}
+    assert rows["cell"].dtype == np.int32
+
+
+@pytest.mark.skipif(not CNMC.is_file(), reason=f"no C-NMC file names at {CNMC}")
+def test_every_real_cnmc_name_is_understood(spark: Any, tmp_path: Path) -> None:
+    with CNMC.open(newline="") as file:
+        expected = {row["file"]: (row["label"], row["group"]) for row in csv.DictReader(file)}
+    for name in expected:
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    found = layouts.cnmc(str(tmp_path), spark).collect()
+    assert {row["id"]: (row["label"], row["group"]) for row in found} == expected
+    assert not any(row["problem"] for row in found)

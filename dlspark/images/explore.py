@@ -1,0 +1,297 @@
+"""explore: what is in a prepared dataset, before anybody trains on it.
+
+Works on the shards themselves, on the driver, without Spark: all columns but the pixels are read whole, the pixels in
+small batches. "Equal" images are those whose pixels are the same after decoding and scaling.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dlspark.data.shards import ShardedRows
+from dlspark.data.split import PARTS
+from dlspark.data.split_report import leak_warning
+from dlspark.errors import ConfigError, did_you_mean
+from dlspark.images.dataset import ImageDataset
+from dlspark.report.page import Page, new_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MOST_VALUES = 20
+"""A column of more distinct texts shows the most frequent ones and the rest together; of numbers, ten ranges."""
+
+_RANGES = 10
+_IDENTIFIERS = frozenset({"id", "group"})
+_BATCH = 256
+
+
+@dataclass(frozen=True)
+class ColumnCounts:
+    """Rows by a column's value, or range of values, and class.
+
+    Attributes:
+        column: its name.
+        values: the values or ranges as text.
+        counts: integers of shape (values, classes).
+    """
+
+    column: str
+    values: tuple[str, ...]
+    counts: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Exploration:
+    """What `explore` found.
+
+    Attributes:
+        dataset: of what.
+        counts: by part, then by every column that was asked for.
+        sizes: rows by (height, width) of the images as they were found, the most frequent first.
+        duplicates: for every set of equal images its rows as (part, class, id); sets on several parts come first.
+    """
+
+    dataset: ImageDataset
+    counts: tuple[ColumnCounts, ...]
+    sizes: tuple[tuple[tuple[int, int], int], ...]
+    duplicates: tuple[tuple[tuple[str, str, str], ...], ...]
+    _samples: dict[str, NDArray[np.uint8]] = field(repr=False)
+
+    @property
+    def leaking(self) -> int:
+        """How many sets of equal images are on more than one part."""
+        return sum(len({part for part, _, _ in rows}) > 1 for rows in self.duplicates)
+
+    def warnings(self) -> list[str]:
+        """What a person should not overlook."""
+        torn = leak_warning(self.dataset.manifest["split"])
+        found = [torn] if torn else []
+        if self.leaking:
+            found.append(
+                f"{self.leaking:,} sets of equal images are in more than one part, so results on test will be better than "
+                "on new images. Remove the copies, or give them one group and split by it."
+            )
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """All but the pictures, as plain data."""
+        classes = self.dataset.classes
+        return {
+            "dataset": self.dataset.summary(),
+            "counts": {
+                each.column: {
+                    value: dict(zip(classes, row.tolist(), strict=True))
+                    for value, row in zip(each.values, each.counts, strict=True)
+                }
+                for each in self.counts
+            },
+            "sizes": [{"height": size[0], "width": size[1], "rows": rows} for size, rows in self.sizes],
+            "duplicates": {
+                "sets": len(self.duplicates),
+                "sets_on_several_parts": self.leaking,
+                "rows": [[list(row) for row in rows] for rows in self.duplicates],
+            },
+            "warnings": self.warnings(),
+        }
+
+    def figures(self) -> dict[str, Figure]:
+        """Name to figure: ``samples``, then one for each of ``counts``.
+
+        Raises:
+            MissingDependencyError: Matplotlib is not installed.
+        """
+        found = {"samples": _sheet(self._samples)}
+        found.update({f"by-{each.column}": _bars(each, self.dataset.classes) for each in self.counts})
+        return found
+
+    def page(self) -> Page:
+        """All of it as one page."""
+        page = Page(f"Dataset {self.dataset.uri.rpartition('/')[2]}")
+        for warning in self.warnings():
+            page.warning(warning)
+        height, width = self.dataset.image_size
+        rejected = self.dataset.manifest["rejected"]
+        page.text(
+            f"{self.dataset.uri}: images scaled to {height} x {width} pixels; {rejected['rows']:,} of {rejected['of']:,} "
+            "could not be used."
+        )
+        figures = self.figures()
+        page.heading("Samples of each class")
+        page.picture(figures["samples"], "sample images, a row for each class")
+        for each in self.counts:
+            page.heading(f"By {each.column}")
+            page.table([each.column, *self.dataset.classes, "all"], rows_of(each))
+            page.picture(figures[f"by-{each.column}"], f"share of each class by {each.column}")
+        page.heading("Image sizes as found")
+        page.table(["height", "width", "images"], [[*size, rows] for size, rows in self.sizes[:MOST_VALUES]])
+        page.heading("Equal images")
+        page.text(f"{len(self.duplicates):,} sets of equal images, {self.leaking:,} of them in more than one part.")
+        if self.duplicates:
+            listed = [[i + 1, *row] for i, rows in enumerate(self.duplicates[:MOST_VALUES]) for row in rows]
+            page.table(["set", "part", "class", "id"], listed)
+        return page
+
+
+def explore(dataset: ImageDataset, *, columns: Sequence[str] | None = None, samples: int = 8, seed: int = 0) -> Exploration:
+    """Look into a prepared dataset.
+
+    Args:
+        dataset: which.
+        columns: what to count by; None for all columns but ids and groups.
+        samples: images of each class to show.
+        seed: of the choice of samples.
+
+    Raises:
+        ConfigError: a column that is not there.
+    """
+    known = [name for name in dataset.manifest["columns"] if name not in {"image", "label"}]
+    sizes = [name for name in ("source_height", "source_width") if name in known]
+    offered = [name for name in known if name not in sizes]
+    for name in columns or ():
+        if name not in offered:
+            raise ConfigError(f"Expected a column of the dataset to count by. {did_you_mean(name, offered)}")
+    chosen = [name for name in offered if name not in _IDENTIFIERS] if columns is None else list(columns)
+    parts = {part: rows for part in PARTS if (rows := getattr(dataset, part)) is not None}
+    table = _columns(parts, ["label", "id", *sizes, *(name for name in chosen if name != "id")])
+    labels = table["label"]
+    counts = [_by_value("part", table["part"], labels, dataset.num_classes)]
+    counts += [_by_value(name, table[name], labels, dataset.num_classes) for name in chosen]
+    found = Counter(zip(table["source_height"].tolist(), table["source_width"].tolist(), strict=True))
+    return Exploration(
+        dataset=dataset,
+        counts=tuple(counts),
+        sizes=tuple(found.most_common()),
+        duplicates=_duplicates(parts, table, dataset.classes),
+        _samples=_samples(parts, table, dataset.classes, samples, seed),
+    )
+
+
+def rows_of(counts: ColumnCounts) -> list[list[Any]]:
+    """A table's rows: value, rows of each class, rows of all classes."""
+    return [[value, *row.tolist(), int(row.sum())] for value, row in zip(counts.values, counts.counts, strict=True)]
+
+
+def _columns(parts: dict[str, ShardedRows], names: Sequence[str]) -> dict[str, NDArray[Any]]:
+    """Columns over all parts, in the parts' order, and ``part`` and ``row``, which is the row's number in its part."""
+    gathered: dict[str, list[NDArray[Any]]] = {}
+    for part, rows in parts.items():
+        with rows.open() as reader:
+            for name, values in reader.take(np.arange(rows.rows), names).items():
+                gathered.setdefault(name, []).append(values)
+        gathered.setdefault("part", []).append(np.full(rows.rows, part, object))
+        gathered.setdefault("row", []).append(np.arange(rows.rows))
+    return {name: np.concatenate(arrays) for name, arrays in gathered.items()}
+
+
+def _by_value(name: str, values: NDArray[Any], labels: NDArray[Any], num_classes: int) -> ColumnCounts:
+    if values.dtype.kind == "f" or (values.dtype.kind in "iu" and len(np.unique(values)) > MOST_VALUES):
+        codes, names = _ranges(values)
+    else:
+        codes, names = _categories(name, values)
+    counts = np.zeros((len(names), num_classes), np.int64)
+    np.add.at(counts, (codes, labels), 1)
+    kept = counts.sum(axis=1) > 0
+    return ColumnCounts(name, tuple(n for n, keep in zip(names, kept, strict=True) if keep), counts[kept])
+
+
+def _categories(name: str, values: NDArray[Any]) -> tuple[NDArray[np.int64], list[str]]:
+    texts = np.array([str(value) or "(empty)" for value in values.tolist()], object)
+    tally = Counter(texts.tolist())
+    if name == "part":
+        ordered = [part for part in PARTS if part in tally]
+    else:
+        ordered = [value for value, _ in sorted(tally.items(), key=lambda item: (-item[1], item[0]))]
+    shown, rest = ordered[:MOST_VALUES], ordered[MOST_VALUES:]
+    place = {value: i for i, value in enumerate(shown)}
+    names = [*shown, f"({len(rest):,} others)"]
+    return np.array([place.get(text, len(shown)) for text in texts.tolist()], np.int64), names
+
+
+def _ranges(values: NDArray[Any]) -> tuple[NDArray[np.int64], list[str]]:
+    known = np.isfinite(values)
+    if not known.any():
+        return np.zeros(len(values), np.int64), ["(unknown)"]
+    edges = np.unique(np.histogram_bin_edges(values[known], _RANGES))
+    codes = np.full(len(values), len(edges) - 1, np.int64)
+    codes[known] = np.clip(np.searchsorted(edges, values[known], side="right") - 1, 0, len(edges) - 2)
+    last = len(edges) - 2
+    names = [f"{a:g} to {'' if i == last else 'below '}{b:g}" for i, (a, b) in enumerate(pairwise(edges))]
+    return codes, [*names, "(unknown)"]
+
+
+def _batches(rows: ShardedRows) -> Iterator[NDArray[np.uint8]]:
+    with rows.open() as reader:
+        for start in range(0, rows.rows, _BATCH):
+            yield reader.take(np.arange(start, min(start + _BATCH, rows.rows)), ["image"])["image"]
+
+
+def _duplicates(
+    parts: dict[str, ShardedRows], table: dict[str, NDArray[Any]], classes: Sequence[str]
+) -> tuple[tuple[tuple[str, str, str], ...], ...]:
+    equal: dict[bytes, list[int]] = {}
+    number = 0
+    for rows in parts.values():
+        for images in _batches(rows):
+            for image in images:
+                equal.setdefault(hashlib.blake2b(image.tobytes(), digest_size=16).digest(), []).append(number)
+                number += 1
+    told = [
+        tuple((table["part"][i], classes[table["label"][i]], str(table["id"][i])) for i in rows)
+        for rows in equal.values()
+        if len(rows) > 1
+    ]
+    return tuple(sorted(told, key=lambda rows: (len({part for part, _, _ in rows}) == 1, rows)))
+
+
+def _samples(
+    parts: dict[str, ShardedRows], table: dict[str, NDArray[Any]], classes: Sequence[str], count: int, seed: int
+) -> dict[str, NDArray[np.uint8]]:
+    """By class some of its images, of shape (at most count, height, width, 3), from the first part that there is."""
+    part, rows = next(iter(parts.items()))
+    draw = np.random.default_rng(seed)
+    found = {}
+    with rows.open() as reader:
+        for label, name in enumerate(classes):
+            there = table["row"][(table["part"] == part) & (table["label"] == label)]
+            chosen = np.sort(draw.permutation(there)[:count])
+            found[name] = reader.take(chosen, ["image"])["image"]
+    return found
+
+
+def _sheet(samples: dict[str, NDArray[np.uint8]]) -> Figure:
+    across = max(1, *(len(images) for images in samples.values()))
+    figure = new_figure(1.1 * across + 1, 1.15 * len(samples))
+    axes = figure.subplots(len(samples), across, squeeze=False)
+    for row, (name, images) in zip(axes, samples.items(), strict=True):
+        for axis in row:
+            axis.set(xticks=[], yticks=[])
+            axis.set_frame_on(False)
+        row[0].set_ylabel(name, rotation=0, ha="right", va="center")
+        for axis, image in zip(row, images, strict=False):
+            axis.imshow(image)
+    return figure
+
+
+def _bars(counts: ColumnCounts, classes: Sequence[str]) -> Figure:
+    """Rows by value as bars, the classes stacked."""
+    figure = new_figure(8, 0.9 + 0.32 * len(counts.values))
+    axis = figure.subplots()
+    left = np.zeros(len(counts.values))
+    for label, name in enumerate(classes):
+        axis.barh(range(len(counts.values)), counts.counts[:, label], left=left, label=name)
+        left += counts.counts[:, label]
+    axis.set_yticks(range(len(counts.values)), counts.values)
+    axis.invert_yaxis()
+    axis.set(xlabel="images", title=f"by {counts.column}")
+    if len(classes) <= MOST_VALUES:
+        axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    return figure

@@ -1,0 +1,65 @@
+"""Images that were put aside: counted, listed with path and reason, and judged by how many there are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dlspark.errors import DataError
+from dlspark.store import Store
+
+REJECTED = "rejected.parquet"
+MAX_LISTED = 100_000
+"""Rejected images listed with path and reason; beyond that they are only counted."""
+
+_NAMED = 10  # in the manifest and in messages
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """What was put aside.
+
+    Attributes:
+        listed: pairs of path and reason; of all of them, or of the first `MAX_LISTED`.
+        rows: how many there are.
+        of: how many images there were.
+    """
+
+    listed: tuple[tuple[str, str], ...]
+    rows: int
+    of: int
+
+    def summary(self) -> dict[str, Any]:
+        """Plain data for the manifest: ``rows``, ``of``, ``file`` (None where nothing was) and ``first``, ten at most."""
+        first = [list(entry) for entry in self.listed[:_NAMED]]
+        return {"rows": self.rows, "of": self.of, "file": REJECTED if self.rows else None, "first": first}
+
+    def write(self, store: Store) -> None:
+        """Leave the list as Parquet with the text columns ``path`` and ``reason``; nothing where nothing was rejected."""
+        if not self.listed:
+            return
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        columns = {
+            name: pa.array([entry[i] for entry in self.listed], pa.string()) for i, name in enumerate(("path", "reason"))
+        }
+        with store.open_writer(REJECTED) as path:
+            pq.write_table(pa.table(columns), path)
+
+
+def judge(summary: Mapping[str, Any], strict: bool, max_rejected_fraction: float) -> None:
+    """Refuse a collection of which too much was rejected.
+
+    Raises:
+        DataError: more than ``max_rejected_fraction`` of all images, or any when ``strict``; it names the first ones.
+    """
+    count, total, named = summary["rows"], summary["of"], summary["first"]
+    allowed = 0 if strict else int(total * max_rejected_fraction)
+    if count <= allowed:
+        return
+    first = "; ".join(f"{path}: {reason}" for path, reason in named)
+    more = f"; and {count - len(named)} more" if count > len(named) else ""
+    limit = "strict" if strict else f"max_rejected_fraction={max_rejected_fraction}"
+    raise DataError(f"Expected at most {allowed} of {total} images to be unreadable ({limit}): {count} are. {first}{more}.")

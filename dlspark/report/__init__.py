@@ -1,0 +1,1 @@
+"""Pictures, and pages that hold all of what they show."""

@@ -1,0 +1,88 @@
+"""Page: one HTML file that needs no network and no other file, and prints well."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+from dlspark._require import require
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+INSTALL = "dlspark[report]"
+DOTS_PER_INCH = 110
+
+
+class Page:
+    """Collects headings, texts, tables and pictures, in the order in which they are added. All text is escaped."""
+
+    def __init__(self, title: str) -> None:
+        self._title = title
+        self._blocks: list[dict[str, Any]] = []
+
+    def heading(self, text: str) -> None:
+        """Begin a section."""
+        self._blocks.append({"kind": "heading", "text": text})
+
+    def text(self, text: str) -> None:
+        """Add a paragraph."""
+        self._blocks.append({"kind": "text", "text": text})
+
+    def warning(self, text: str) -> None:
+        """Add a paragraph that cannot be overlooked."""
+        self._blocks.append({"kind": "warning", "text": text})
+
+    def table(self, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Add a table; columns of numbers are aligned to the right, with separators at thousands."""
+        numbers = [
+            i for i in range(len(columns)) if all(isinstance(row[i], int | float | None) for row in rows) and len(rows) > 0
+        ]
+        cells = [[_text(cell) for cell in row] for row in rows]
+        self._blocks.append({"kind": "table", "columns": list(columns), "rows": cells, "numbers": numbers})
+
+    def picture(self, figure: Figure, text: str) -> None:
+        """Add a figure, drawn now; ``text`` says what it shows to who cannot see it."""
+        data = base64.b64encode(png(figure)).decode()
+        self._blocks.append({"kind": "picture", "text": text, "data": data})
+
+    def render(self) -> str:
+        """The HTML.
+
+        Raises:
+            MissingDependencyError: Jinja2 is not installed.
+        """
+        jinja2 = require("jinja2", install=INSTALL, purpose="Writing a report")
+        environment = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
+        template = environment.from_string(files(__package__).joinpath("page.html").read_text(encoding="utf-8"))
+        return str(template.render(title=self._title, blocks=self._blocks))
+
+
+def png(figure: Figure) -> bytes:
+    """A figure as the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH)
+    return buffer.getvalue()
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """A figure of that many inches that belongs to no window and needs no closing.
+
+    Raises:
+        MissingDependencyError: Matplotlib is not installed.
+    """
+    figure: Figure = require("matplotlib.figure", install=INSTALL, purpose="Drawing a picture").Figure(
+        figsize=(width, height), layout="constrained"
+    )
+    return figure
+
+
+def _text(cell: Any) -> str:
+    if isinstance(cell, int) and not isinstance(cell, bool):
+        return f"{cell:,}"
+    if isinstance(cell, float):
+        return f"{cell:,.4g}"
+    return "" if cell is None else str(cell)

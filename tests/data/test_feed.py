@@ -1,0 +1,68 @@
+"""The feed over real shards: every row exactly once, for any number of workers."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dlspark.data.feed import Feed
+from dlspark.data.shard_writer import write_rows
+from dlspark.data.sharding import fewest_rows
+from dlspark.data.shards import ShardedRows
+from dlspark.store import Store
+
+ROWS = 2000
+
+
+@pytest.fixture(scope="module")
+def numbered(tmp_path_factory: pytest.TempPathFactory) -> dict[int, ShardedRows]:
+    """For each row count the rows of a dataset that have that many; their id says which row it is."""
+    found: dict[int, ShardedRows] = {}
+    folder = tmp_path_factory.mktemp("numbered")
+
+    class Made(dict[int, ShardedRows]):
+        def __missing__(self, rows: int) -> ShardedRows:
+            ids = np.arange(rows, dtype=np.int64) * 3 + 1
+            images = (ids[:, None] % 251).astype(np.uint8)
+            # A row id is fed like any other column, and so recorded. Shards of some 30 rows.
+            x = {"image": images, "id": ids}
+            self[rows] = write_rows(Store(folder / str(rows)), "rows", x, ids, shard_bytes=512)
+            return self[rows]
+
+    found = Made()
+    return found
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.integers(1, ROWS),
+    batch_size=st.integers(1, ROWS + 50),
+    epoch=st.integers(0, 3),
+    world_size=st.sampled_from([1, 2, 3, 5]),
+)
+def test_every_row_once_an_epoch(
+    numbered: dict[int, ShardedRows], rows: int, batch_size: int, epoch: int, world_size: int
+) -> None:
+    source = numbered[rows]
+    if fewest_rows(rows, batch_size, world_size) < 1:
+        return  # refused before launch: see test_bad_input
+    seen: Counter[int] = Counter()
+    orders = []
+    for rank in range(world_size):
+        with Feed(source, batch_size=batch_size, rank=rank, world_size=world_size, seed=7) as feed:
+            feed.epoch = epoch
+            batches = list(feed)
+            assert len(batches) == -(-rows // batch_size)
+            for x, y in batches:
+                assert len(y) >= 1
+                assert (x["image"][:, 0] == y % 251).all()
+                seen.update(x["id"].tolist())
+            orders.append([len(y) for _, y in batches])
+    assert seen == Counter({int(i) * 3 + 1: 1 for i in range(rows)})
+    steps = np.sum(orders, axis=0)
+    assert steps.max() - steps.min() <= 1
+    assert steps.max() <= batch_size
