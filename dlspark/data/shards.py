@@ -26,9 +26,7 @@ Structure: TypeAlias = "str | tuple[Structure, ...] | dict[str, Structure]"
 
 BOOLEAN = {b"dlspark.dtype": b"bool"}  # Arrow's booleans are bits, which cannot be mapped: they are stored as uint8
 _LARGE_ROW_BYTES = 4096
-_RESIDENT_BYTES = (
-    64 * 2**20
-)  # gathered before mapped pages are let go: without that, memory in use would grow to the data's size
+_RESIDENT_BYTES = 64 * 2**20  # gathered before mapped pages are let go, so that memory in use grows less than the data
 
 
 @dataclass(frozen=True)

@@ -112,7 +112,8 @@ def prepare_images(
         raise
     store.delete(UNFINISHED, missing_ok=True)
     dataset = ImageDataset.open(store.uri)
-    logger.info("prepared %s in %.1f s", dataset.summary(), time.monotonic() - started)
+    rejected = dataset.manifest["rejected"]
+    logger.info("prepared %d images in %.1f s", rejected["of"] - rejected["rows"], time.monotonic() - started)
     return dataset
 
 
