@@ -33,7 +33,7 @@ test-fast: set-up  ## the tests that start no Spark, under two minutes
 check: set-up  ## lint, format, types, architecture
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy dlspark backends/*/dlspark_*
+	$(BIN)/mypy dlspark $(dir $(wildcard backends/*/dlspark_*/__init__.py))
 	$(BIN)/python -m pytest -q tests/test_architecture.py
 
 lock: set-up  ## write requirements.lock from requirements.in (make lock UPGRADE=1: newest versions)
