@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import os
 import shutil
 import time
 import uuid
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,33 +51,34 @@ class HostCache:
         home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         return cls(Path(home, "dlspark", "files"))
 
-    def get(self, key: str, size: int, fetch: Callable[[Path], object], *, sha256: str | None = None) -> Path:
+    def get(self, key: str, size: Callable[[], int], fetch: Callable[[Path], object], *, crc32: int | None = None) -> Path:
         """The copy called ``key``, fetched first if there is none.
 
         Args:
             key: a file name that stands for one content.
-            size: its bytes.
+            size: gives its bytes; asked only when there is no copy.
             fetch: writes the file to the path that it is given.
-            sha256: what the content must hash to, in hexadecimal; None where that is not known.
+            crc32: what the content must have (RFC 1952); None where that is not known.
 
         Raises:
-            DataError: what was fetched has another size or hash; it is not kept.
+            DataError: what was fetched has another size or CRC-32; it is not kept.
             ConfigError: the file alone is larger than the cache may be.
             DlsparkError: another process has been copying the file for `WAIT_SECONDS`.
         """
         path = self.folder / key
         if not self._touch(path):
-            if size > self.max_bytes:
+            expected = size()
+            if expected > self.max_bytes:
                 raise ConfigError(
-                    f"The copy of {key!r} takes {size:,} bytes, and the cache in {str(self.folder)!r} may take "
+                    f"The copy of {key!r} takes {expected:,} bytes, and the cache in {str(self.folder)!r} may take "
                     f"{self.max_bytes:,}. Set {BOUND} to more, or XDG_CACHE_HOME to a larger disk."
                 )
             with _locked(self.folder / f"{key}.lock"):
                 if not self._touch(path):  # whoever held the lock may have copied it
-                    self._copy(path, size, fetch, sha256)
+                    self._copy(path, expected, fetch, crc32)
         return path
 
-    def _copy(self, path: Path, size: int, fetch: Callable[[Path], object], sha256: str | None) -> None:
+    def _copy(self, path: Path, size: int, fetch: Callable[[Path], object], crc32: int | None) -> None:
         self._make_room(size)
         temporary = self.folder / f"{_TEMPORARY}{uuid.uuid4().hex}"
         try:
@@ -85,10 +86,10 @@ class HostCache:
             came = temporary.stat().st_size
             if came != size:
                 raise DataError(f"Expected {size:,} bytes of {path.name!r}: {came:,} came. Try again, or prepare it again.")
-            if sha256 is not None and _sha256(temporary) != sha256:
+            if crc32 is not None and (found := _crc32(temporary)) != crc32:
                 raise DataError(
-                    f"Expected {path.name!r} to have the SHA-256 {sha256}: what came has another. It was damaged where it "
-                    "lies or on the way. Try again, or prepare it again."
+                    f"Expected {path.name!r} to have the CRC-32 {crc32:08x}: what came has {found:08x}. It was damaged "
+                    "where it lies or on the way. Try again, or prepare it again."
                 )
             os.replace(temporary, path)
         finally:
@@ -132,9 +133,12 @@ def _bound(folder: Path) -> int:
     return int(text)
 
 
-def _sha256(path: Path) -> str:
+def _crc32(path: Path) -> int:
+    found = 0
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while data := file.read(1 << 20):
+            found = zlib.crc32(data, found)
+    return found
 
 
 @contextmanager

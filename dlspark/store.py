@@ -67,12 +67,7 @@ class Store:
 
     def list(self) -> tuple[str, ...]:
         """Names of the files and folders directly inside, sorted; empty when the store does not exist yet."""
-        try:
-            found = self._filesystem().ls(self.uri, detail=False)
-        except (FileNotFoundError, NotADirectoryError):
-            return ()
-        names = {str(path).rstrip("/").rpartition("/")[2] for path in found}
-        return tuple(sorted(name for name in names if name and not name.startswith(_TEMPORARY)))
+        return tuple(sorted(name for name in self._names() if not name.startswith(_TEMPORARY)))
 
     def size(self, name: str) -> int:
         """Bytes of the file ``name``."""
@@ -115,6 +110,12 @@ class Store:
         with self._explained("delete", ""), suppress(FileNotFoundError):
             self._filesystem().rm(self.uri, recursive=True)
 
+    def delete_unfinished(self) -> None:
+        """Remove what writers left that were killed before their file was whole. Nobody may be writing."""
+        for name in self._names():
+            if name.startswith(_TEMPORARY):
+                self.delete(name, missing_ok=True)
+
     def open_writer(self, name: str) -> AbstractContextManager[Path]:
         """Give a local path to write to; on success it is published as ``name`` in one step, otherwise removed.
 
@@ -142,7 +143,7 @@ class Store:
             finally:
                 temporary.unlink(missing_ok=True)
 
-    def local_file(self, name: str, *, sha256: str | None = None) -> Path:
+    def local_file(self, name: str, *, crc32: int | None = None) -> Path:
         """A path on this machine that holds the file ``name``; not to be written to.
 
         In a local store that is the file itself. A remote file is copied once per host into the `HostCache`, and again when
@@ -150,7 +151,7 @@ class Store:
 
         Args:
             name: the file.
-            sha256: what a copy must hash to, in hexadecimal.
+            crc32: what a copy must have (RFC 1952).
         """
         address = self._address(name)
         if self.is_local:
@@ -163,10 +164,17 @@ class Store:
             key = hashlib.sha256(f"{address}\n{filesystem.checksum(address)}".encode()).hexdigest()[:32]
             return HostCache.of_user().get(
                 f"{key}-{name.rpartition('/')[2]}",
-                int(filesystem.size(address)),
+                lambda: int(filesystem.size(address)),
                 lambda path: filesystem.get_file(address, str(path)),
-                sha256=sha256,
+                crc32=crc32,
             )
+
+    def _names(self) -> set[str]:
+        try:
+            found = self._filesystem().ls(self.uri, detail=False)
+        except (FileNotFoundError, NotADirectoryError):
+            return set()
+        return {str(path).rstrip("/").rpartition("/")[2] for path in found} - {""}
 
     def _upload(self, source: Path, address: str) -> None:
         filesystem = self._filesystem()

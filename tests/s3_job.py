@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import json
 import sys
-import time
 from pathlib import Path
 
 import fsspec
@@ -45,9 +44,7 @@ def main(bucket: str, out: str) -> None:
         )
 
     data = prepared()
-    started = time.monotonic()
-    prepared()
-    again = time.monotonic() - started
+    again = prepared()
     keras.utils.set_random_seed(1)
     layers = [
         keras.layers.Rescaling(1 / 127.5, offset=-1),
@@ -60,7 +57,7 @@ def main(bucket: str, out: str) -> None:
     result = trainer.fit(model, data.train, validation_data=data.test, epochs=12, batch_size=12)
     told = {
         "summary": data.summary(),
-        "seconds_again": again,
+        "recognised": again == data,  # the same file names, which a new run would not give
         "rows": sum(worker.rows for worker in result.workers),
         "history": result.history,
         "cache": sorted(path.name for path in Path.home().joinpath(".cache/dlspark/files").glob("*.arrow")),

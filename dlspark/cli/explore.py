@@ -47,8 +47,9 @@ def run(options: argparse.Namespace) -> Report:
     }
     if options.out is not None:
         out = Store(options.out)
-        out.write_bytes(PAGE, found.page().render().encode())
-        for name, figure in found.figures().items():
+        figures = found.figures()
+        out.write_bytes(PAGE, found.page(figures).render().encode())
+        for name, figure in figures.items():
             out.write_bytes(f"{name}.png", png(figure))
         facts["page"] = f"{out.uri}/{PAGE}"
     for number, warning in enumerate(found.warnings(), start=1):

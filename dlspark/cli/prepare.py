@@ -34,6 +34,12 @@ def add_parser(commands: Any) -> None:
         help="of layout csv: csv, image_column, label_column, group_column, extension or folder; repeatable",
     )
     parser.add_argument("--image-size", metavar="SIZE", required=True, type=image_size, help="pixels: 224, or HEIGHTxWIDTH")
+    parser.add_argument(
+        "--resize",
+        choices=("fit", "crop"),
+        default="fit",
+        help="fit: all of an image, not in proportion; crop: the middle of it, in proportion (default: fit)",
+    )
     group = parser.add_argument_group("split")
     group.add_argument(
         "--test", metavar="SIZE", type=part_size, help="to test on: a fraction, or a number of rows (default: 0.2)"
@@ -67,6 +73,7 @@ def run(options: argparse.Namespace) -> Report:
         options.out,
         layout=_layout(options.layout, options.layout_option),
         image_size=options.image_size,
+        resize=options.resize,
         split=Split(
             test=_test_size(options),
             validation=options.validation,

@@ -105,7 +105,7 @@ def assign(df: DataFrame, split: Split, *, id_column: str = "id", label_column: 
         if name is not None and name not in df.columns:
             raise ConfigError(f"Expected a column to split by: there is no {name!r}. {did_you_mean(name, df.columns)}")
     if split.group is not None:
-        missing = df.filter(_empty(split.group)).select(quoted(id_column)).first()
+        missing = df.filter(empty(split.group)).select(quoted(id_column)).first()
         if missing is not None:
             raise DataError(f"Expected a {split.group} in every row, to split by: row {missing[0]!r} has none.")
     if split.column is not None:
@@ -202,9 +202,13 @@ def _fraction(size: float, rows: int) -> float:
     """A size as a fraction of ``rows``."""
     if isinstance(size, float):
         return size
+    _check_enough(size, rows)
+    return size / max(rows, 1)
+
+
+def _check_enough(size: float, rows: int) -> None:
     if size > rows:
         raise DataError(f"Expected {size} rows for one part: there are {rows} in all. Ask for fewer, or for a fraction.")
-    return size / max(rows, 1)
 
 
 def _shares(available: dict[Any, int], size: float, *, of: dict[Any, int]) -> dict[Any, int]:
@@ -213,7 +217,7 @@ def _shares(available: dict[Any, int], size: float, *, of: dict[Any, int]) -> di
         # The inner rounding takes away what binary fractions add: 0.35 x 10 = 3.5, of which the nearest row is 4.
         return {name: min(available[name], floor(round(count * size, 6) + 0.5)) for name, count in of.items()}
     rows = sum(available.values())
-    _fraction(size, rows)
+    _check_enough(size, rows)
     # Rounding the running total, not each share, keeps the sum exact and every share within a row of its due.
     shares, seen, given = {}, 0, 0
     for name in sorted(available, key=str):
@@ -260,7 +264,8 @@ def _draw(seed: int, column: str) -> Column:
     return F.sha2(F.concat(F.lit(f"{seed}:"), F.col(quoted(column)).cast("string")), 256)
 
 
-def _empty(column: str) -> Any:
+def empty(column: str) -> Column:
+    """Whether a row has nothing there: null, or no more than spaces."""
     from pyspark.sql import functions as F
 
     value = F.col(quoted(column))

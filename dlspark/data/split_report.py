@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from dlspark.data.split import PARTS
+from dlspark.data.split import PARTS, empty
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -28,7 +28,7 @@ def split_report(parted: DataFrame) -> dict[str, Any]:
             parts[part] = {"rows": sum(by_class.values()), "by_class": dict(sorted(by_class.items()))}
     if "group" not in parted.columns:
         return {"parts": parts, "groups": None}
-    members = parted.filter(F.trim("group") != "").groupBy("group", "part").count()
+    members = parted.filter(~empty("group")).groupBy("group", "part").count()
     for row in members.groupBy("part").count().collect():
         parts[row["part"]]["groups"] = row["count"]
     whole = members.groupBy("group").agg(F.count(F.lit(1)).alias("sides"), F.sum("count").alias("rows"))

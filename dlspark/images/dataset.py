@@ -100,5 +100,5 @@ def _rows(uri: str, classes: tuple[str, ...], part: Mapping[str, Any] | None) ->
         y="label",
         num_classes=len(classes),
         classes=classes,
-        sha256=tuple(file["sha256"] for file in part["files"]),
+        crc32=tuple(file["crc32"] for file in part["files"]),
     )

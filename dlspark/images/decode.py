@@ -20,6 +20,9 @@ FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 """File names that a layout takes for images. The content decides, not the name, once a file is read."""
 
+RESIZES = ("fit", "crop")
+"""Ways to bring an image to another size; `decode_measured` says what they do."""
+
 MAX_PIXELS = 50_000_000
 """More pixels than that are refused: 150 MB decoded, and above what cameras and scanners of lesions or cells make."""
 
@@ -36,15 +39,17 @@ _UPRIGHT = {  # what undoes each orientation of the EXIF 2.3 specification, 4.6.
 }
 
 
-def decode(data: bytes, image_size: tuple[int, int], *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+def decode(
+    data: bytes, image_size: tuple[int, int], *, resize: str = "fit", max_pixels: int = MAX_PIXELS
+) -> NDArray[np.uint8]:
     """The pixels of `decode_measured`."""
-    return decode_measured(data, image_size, max_pixels=max_pixels)[0]
+    return decode_measured(data, image_size, resize=resize, max_pixels=max_pixels)[0]
 
 
 def decode_measured(
-    data: bytes, image_size: tuple[int, int], *, max_pixels: int = MAX_PIXELS
+    data: bytes, image_size: tuple[int, int], *, resize: str = "fit", max_pixels: int = MAX_PIXELS
 ) -> tuple[NDArray[np.uint8], tuple[int, int]]:
-    """Decode an image file and scale it, without regard to its proportions, to ``image_size``.
+    """Decode an image file and scale it to ``image_size``.
 
     A JPEG much larger than asked is decoded at 1/2, 1/4 or 1/8 of its size, never below what was asked, which takes
     half the time (Pillow's ``draft``). The rest of the way is bilinear, over all the pixels that a new one covers.
@@ -52,6 +57,8 @@ def decode_measured(
     Args:
         data: the file's bytes.
         image_size: (height, width) in pixels.
+        resize: one of `RESIZES`: ``"fit"`` keeps the whole image and gives up its proportions; ``"crop"`` keeps the
+            proportions and gives up what is left and right, or above and below, of the largest window in the middle.
         max_pixels: the most pixels, by its header, that an image may have.
 
     Returns:
@@ -77,7 +84,8 @@ def decode_measured(
         size = (height, width) if orientation in _TURNED else (width, height)
         if image.format == "TIFF":  # upright by now, and never scaled while it loads
             found = image.size
-        image = _to_rgb(image).resize(size, Image.Resampling.BILINEAR)
+        image = _to_rgb(image)
+        image = image.resize(size, Image.Resampling.BILINEAR, box=_window(image.size, size) if resize == "crop" else None)
         if orientation in _UPRIGHT:
             image = image.transpose(Image.Transpose[_UPRIGHT[orientation]])
         return np.asarray(image), found if orientation in _TURNED else found[::-1]
@@ -89,6 +97,13 @@ def decode_measured(
         raise DataError(f"more than the {max_pixels:,} pixels allowed: {error}") from error
     except Exception as error:  # decoders raise whatever comes: OSError, SyntaxError, struct.error, ValueError, ...
         raise DataError(f"cannot be decoded: {error}") from error
+
+
+def _window(found: tuple[int, int], size: tuple[int, int]) -> tuple[float, float, float, float]:
+    """The largest (left, upper, right, lower) in the middle of ``found`` that has the proportions of ``size``."""
+    scale = min(found[0] / size[0], found[1] / size[1])
+    across, down = (found[0] - size[0] * scale) / 2, (found[1] - size[1] * scale) / 2
+    return across, down, found[0] - across, found[1] - down
 
 
 def _orientation(image: Any) -> int:

@@ -21,6 +21,7 @@ from dlspark.data.split import PARTS
 from dlspark.data.split_report import leak_warning
 from dlspark.errors import ConfigError, did_you_mean
 from dlspark.images.dataset import ImageDataset
+from dlspark.images.write import SOURCE_SIZE
 from dlspark.report.page import Page, new_figure
 
 if TYPE_CHECKING:
@@ -113,8 +114,8 @@ class Exploration:
         found.update({f"by-{each.column}": _bars(each, self.dataset.classes) for each in self.counts})
         return found
 
-    def page(self) -> Page:
-        """All of it as one page."""
+    def page(self, figures: dict[str, Figure]) -> Page:
+        """All of it as one page, with what `figures` drew."""
         page = Page(f"Dataset {self.dataset.uri.rpartition('/')[2]}")
         for warning in self.warnings():
             page.warning(warning)
@@ -124,13 +125,12 @@ class Exploration:
             f"{self.dataset.uri}: images scaled to {height} x {width} pixels; {rejected['rows']:,} of {rejected['of']:,} "
             "could not be used."
         )
-        figures = self.figures()
         page.heading("Samples of each class")
         page.picture(figures["samples"], "sample images, a row for each class")
         for each in self.counts:
             page.heading(f"By {each.column}")
             page.table([each.column, *self.dataset.classes, "all"], rows_of(each))
-            page.picture(figures[f"by-{each.column}"], f"share of each class by {each.column}")
+            page.picture(figures[f"by-{each.column}"], f"images of each class by {each.column}")
         page.heading("Image sizes as found")
         page.table(["height", "width", "images"], [[*size, rows] for size, rows in self.sizes[:MOST_VALUES]])
         page.heading("Equal images")
@@ -146,7 +146,7 @@ def explore(dataset: ImageDataset, *, columns: Sequence[str] | None = None, samp
 
     Args:
         dataset: which.
-        columns: what to count by; None for all columns but ids and groups.
+        columns: what to count by; None for all columns but ids, groups and what equals the group.
         samples: images of each class to show.
         seed: of the choice of samples.
 
@@ -154,18 +154,20 @@ def explore(dataset: ImageDataset, *, columns: Sequence[str] | None = None, samp
         ConfigError: a column that is not there.
     """
     known = [name for name in dataset.manifest["columns"] if name not in {"image", "label"}]
-    sizes = [name for name in ("source_height", "source_width") if name in known]
-    offered = [name for name in known if name not in sizes]
+    offered = [name for name in known if name not in SOURCE_SIZE]
     for name in columns or ():
         if name not in offered:
             raise ConfigError(f"Expected a column of the dataset to count by. {did_you_mean(name, offered)}")
     chosen = [name for name in offered if name not in _IDENTIFIERS] if columns is None else list(columns)
     parts = {part: rows for part in PARTS if (rows := getattr(dataset, part)) is not None}
-    table = _columns(parts, ["label", "id", *sizes, *(name for name in chosen if name != "id")])
+    groups = ["group"] if "group" in known else []
+    table = _columns(parts, list(dict.fromkeys(["label", "id", *groups, *SOURCE_SIZE, *chosen])))
+    if columns is None and groups:  # a layout may keep the column that it groups by
+        chosen = [name for name in chosen if not np.array_equal(table[name], table["group"])]
     labels = table["label"]
     counts = [_by_value("part", table["part"], labels, dataset.num_classes)]
     counts += [_by_value(name, table[name], labels, dataset.num_classes) for name in chosen]
-    found = Counter(zip(table["source_height"].tolist(), table["source_width"].tolist(), strict=True))
+    found = Counter(zip(*(table[name].tolist() for name in SOURCE_SIZE), strict=True))
     return Exploration(
         dataset=dataset,
         counts=tuple(counts),

@@ -15,7 +15,7 @@ import platform
 import re
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -26,13 +26,15 @@ from dlspark.data.from_spark import quoted
 from dlspark.data.shard_writer import SHARD_BYTES
 from dlspark.data.split import PARTS, Split, assign, undersampled
 from dlspark.data.split_report import leak_warning, split_report
-from dlspark.errors import ConfigError, DataError
+from dlspark.errors import ConfigError, DataError, did_you_mean
 from dlspark.images.dataset import FORMAT, MANIFEST, ImageDataset
+from dlspark.images.decode import RESIZES
 from dlspark.images.layouts import Layout, describe, find_layout
 from dlspark.images.progress import shown
 from dlspark.images.rejected import MAX_LISTED, REJECTED, Rejected, judge
 from dlspark.images.table import counted, normalised
 from dlspark.images.write import SOURCE_SIZE, ShardTask, column_kind, write_counted
+from dlspark.mends import zip_directories
 from dlspark.spark import available_slots, get_session, told_plainly
 from dlspark.store import Store
 
@@ -55,6 +57,7 @@ def prepare_images(
     *,
     layout: str | Layout,
     image_size: tuple[int, int],
+    resize: str = "fit",
     split: Split | None = None,
     strict: bool = False,
     max_rejected_fraction: float = 0.01,
@@ -62,16 +65,18 @@ def prepare_images(
 ) -> ImageDataset:
     """Read, decode, scale and split a collection of images into a dataset.
 
-    A finished dataset of the same source, layout, size and split is opened and returned at once; what an interrupted
-    run left is removed first. Two runs must not write to one folder at a time. Memory on the driver does not grow with
-    the collection; an executor's task holds one shard, at most 64 MiB of pixels.
+    A finished dataset of the same settings is opened and returned at once; what an interrupted run left is removed first.
+    Two runs must not write to one folder at a time. Memory on the driver does not grow with the collection; an
+    executor's task holds one shard, at most 64 MiB of pixels.
 
     Args:
         source: path or URI of the folder that the layout reads. On a cluster, one that all executors reach, as ``out``.
         out: path or URI of the folder to make. It must not exist, be empty, or be the remains of an earlier run.
         layout: how to find images and labels: ``"folders"``, ``"csv"``, ``"ham10000"``, or a function; see
             `dlspark.images.layouts`.
-        image_size: (height, width) in pixels that every image is scaled to.
+        image_size: (height, width) in pixels that every image is scaled to, bilinearly.
+        resize: ``"fit"``: all of an image is kept, its proportions are not. ``"crop"``: its proportions are kept, and of
+            the longer side only the middle.
         split: who trains and who tests; ``Split()`` when None.
         strict: whether one image that cannot be read is enough to fail.
         max_rejected_fraction: the most images that may be unreadable, as a fraction of all, otherwise. Those are left
@@ -86,12 +91,15 @@ def prepare_images(
     """
     split = split or Split()
     height, width = _checked(image_size, max_rejected_fraction)
+    if resize not in RESIZES:
+        raise ConfigError(f"Unknown resize {resize!r}. {did_you_mean(str(resize), RESIZES)}")
     find_layout(layout)
     store = Store(out)
     settings = {
         "source": Store(source).uri,
         "layout": describe(layout),
         "image_size": [height, width],
+        "resize": resize,
         "split": json.loads(json.dumps(asdict(split))),  # as the manifest will have it: lists for tuples
     }
     finished = _finished(store, settings)
@@ -158,14 +166,14 @@ def _prepare(
             uri=store.uri,
             run=uuid.uuid4().hex[:8],
             image_size=(height, width),
+            resize=settings["resize"],
             classes=classes,
             columns=kinds,
             max_listed=max(10, MAX_LISTED // count),
         )
         logger.info("preparing %d images into %d shards", total, count)
         numbered = _numbered(parted, shards, [name for name, _ in kinds])
-        # A task costs about 0.1 s of CPU before it does anything: Python workers read the directory of pyspark.zip anew
-        # for each. So tasks are few, though enough of them per slot to even out and none with more than a few shards.
+        # Enough tasks per slot to even out, and none with more than a few shards.
         tasks = min(count, max(4 * available_slots(spark), -(-count // _SHARDS_PER_TASK)))
         done = spark.sparkContext.accumulator(0)  # counts a task's images when it ends; for the eye only
         work = numbered.partitionBy(tasks, int).mapPartitions(partial(write_counted, task, done))
@@ -268,11 +276,13 @@ def _numbered(parted: DataFrame, shards: dict[str, int], columns: Sequence[str])
     kept = [quoted(name) for name in columns]
     table = parted.withColumn("__shard", number.cast("int")).select("__shard", "part", "path", "label", *kept)
     # An RDD, because its partitions are shared out exactly: SQL would hash shards onto tasks, and merge small ones.
-    return table.rdd.map(_keyed)
+    return table.rdd.mapPartitions(_keyed)
 
 
-def _keyed(row: Any) -> tuple[int, tuple[Any, ...]]:
-    return row[0], tuple(row[1:])
+def _keyed(rows: Iterable[Any]) -> Iterator[tuple[int, tuple[Any, ...]]]:
+    zip_directories.read_when_changed()  # the first task in each Python worker: those that write come next
+    for row in rows:
+        yield row[0], tuple(row[1:])
 
 
 def _part(part: str, classes: Sequence[str], summaries: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -294,6 +304,7 @@ def _all_there(store: Store, summaries: Sequence[dict[str, Any]]) -> None:
         )
     for left in there - files - {UNFINISHED, REJECTED}:
         store.delete(left, missing_ok=True)
+    store.delete_unfinished()  # of tasks that Spark killed, and of workers that outlived an earlier driver for a moment
 
 
 def _versions() -> dict[str, str]:

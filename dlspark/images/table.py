@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from dlspark.data.split import empty
 from dlspark.errors import ConfigError, DataError
 from dlspark.images.write import SOURCE_SIZE
 
@@ -50,8 +51,8 @@ def counted(rows: DataFrame, settings: dict[str, Any]) -> tuple[int, tuple[str, 
     # One pass; what went wrong is looked up only when something did.
     seen = rows.agg(
         F.count(F.lit(1)).alias("rows"),
-        F.count_if(_empty("id")).alias("id"),
-        F.count_if(_empty("label")).alias("label"),
+        F.count_if(empty("id")).alias("id"),
+        F.count_if(empty("label")).alias("label"),
         F.countDistinct("id").alias("distinct"),
         F.collect_set("label").alias("classes"),
     ).collect()[0]
@@ -63,16 +64,10 @@ def counted(rows: DataFrame, settings: dict[str, Any]) -> tuple[int, tuple[str, 
         )
     for name in ("id", "label"):
         if seen[name]:
-            example = rows.filter(_empty(name)).select("path").first()[0]
+            example = rows.filter(empty(name)).select("path").first()[0]
             raise DataError(f"Expected a {name} for every image: {seen[name]} of {total} have none, such as {example!r}.")
     if seen["distinct"] < total:
         several = rows.groupBy("id").agg(F.count(F.lit(1)).alias("times"), F.min("path"), F.max("path"))
         name, times, one, other = several.filter("times > 1").orderBy("id").first()
         raise DataError(f"Expected every id once: {name!r} comes {times} times, for {one!r} and {other!r}.")
     return total, tuple(sorted(seen["classes"]))
-
-
-def _empty(column: str) -> Any:
-    from pyspark.sql import functions as F
-
-    return F.col(column).isNull() | (F.trim(F.col(column)) == "")

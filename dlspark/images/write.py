@@ -47,6 +47,7 @@ class ShardTask:
         uri: the store to write to.
         run: tells the files of this run from those of another.
         image_size: (height, width) in pixels.
+        resize: one of `decode.RESIZES`.
         classes: their names, sorted.
         columns: name and kind, by `column_kind`, of the columns kept beside image and label; ``id`` is one of them.
         max_listed: the most rejected images that are named per shard; all of them are counted.
@@ -55,6 +56,7 @@ class ShardTask:
     uri: str
     run: str
     image_size: tuple[int, int]
+    resize: str
     classes: tuple[str, ...]
     columns: tuple[tuple[str, str], ...]
     max_listed: int
@@ -116,7 +118,7 @@ def _fill(task: ShardTask, summary: dict[str, Any], rows: Sequence[tuple[Any, ..
         try:
             if data is None:
                 raise DataError(reason)
-            pixels[len(kept)], size = decode_measured(data, task.image_size)
+            pixels[len(kept)], size = decode_measured(data, task.image_size, resize=task.resize)
         except DataError as error:
             summary["rejected_rows"] += 1
             if len(summary["rejected"]) < task.max_listed:

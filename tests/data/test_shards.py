@@ -1,9 +1,9 @@
 from __future__ import annotations
 
-import hashlib
 import pickle
 import shutil
 import time
+import zlib
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -64,7 +64,7 @@ def test_other_byte_orders_and_strides_are_taken(tmp_path: Path) -> None:
 def test_the_writer_describes_its_file(tmp_path: Path) -> None:
     info = write(tmp_path / "a.arrow", {"x": np.zeros((5, 2))}, {"x": np.zeros((0, 2))})
     content = (tmp_path / "a.arrow").read_bytes()
-    assert info == ShardInfo("a.arrow", 5, len(content), hashlib.sha256(content).hexdigest())
+    assert info == ShardInfo("a.arrow", 5, len(content), zlib.crc32(content))
 
 
 def test_a_failed_block_leaves_no_file(tmp_path: Path) -> None:
@@ -108,6 +108,7 @@ def test_take_equals_numpy(tmp_path: Path, data: st.DataObject) -> None:
     rows = data.draw(st.integers(1, 40))
     cuts = sorted(data.draw(st.lists(st.integers(0, rows), max_size=6)))
     indices = np.array(data.draw(st.lists(st.integers(0, rows - 1), max_size=50)), np.int64)
+    indices = np.tile(indices, data.draw(st.sampled_from([1, 10])))  # many rows of small columns are grouped by chunk
     width = data.draw(st.sampled_from([1, 2000]))  # small and large rows take different ways
     x = np.arange(rows * width, dtype=np.int32).reshape(rows, width)
     ids = np.array([f"row {i}" for i in range(rows)], object)

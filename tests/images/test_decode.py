@@ -49,6 +49,32 @@ def test_a_scaled_jpeg_is_like_the_whole_one_scaled() -> None:
     assert np.abs(decode(data, (80, 100)).astype(int) - whole).mean() < 3
 
 
+@pytest.mark.parametrize("format", ["JPEG", "PNG"])
+@pytest.mark.parametrize("upright", [True, False])
+def test_crop_keeps_proportions_and_the_middle(format: str, upright: bool) -> None:
+    """A square in the middle of a long image: fit squeezes it, crop leaves it as it is and drops what is beside."""
+    image = Image.new("RGB", (300, 100))
+    image.paste(RED, (125, 25, 175, 75))
+    if not upright:
+        image = image.rotate(90, expand=True)
+    options = {"quality": 100, "subsampling": 0} if format == "JPEG" else {}
+    data = encoded(image, format, **options)
+    for resize, across in (("crop", 12), ("fit", 4)):
+        red = decode(data, (24, 24), resize=resize)[..., 0] > 100
+        assert (red.any(axis=0 if upright else 1).sum(), red.any(axis=1 if upright else 0).sum()) == (across, 12)
+        assert red[:, ::-1].tolist() == red.tolist() == red[::-1].tolist()
+
+
+def test_a_crop_of_other_proportions_of_a_turned_image() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image = halves(60, 40)  # turned upright it is 40 wide and 60 high, red above
+    found = decode(encoded(image, "JPEG", quality=100, exif=exif), (10, 20), resize="crop")
+    assert found.shape == (10, 20, 3)
+    assert np.abs(found[1].astype(int) - RED).max() < 12
+    assert found[-2].max() < 12
+
+
 @pytest.mark.parametrize(("mode", "pixel"), [("L", (90, 90, 90)), ("1", (255, 255, 255)), ("P", RED), ("CMYK", RED)])
 def test_other_modes(mode: str, pixel: tuple[int, ...]) -> None:
     image = Image.new("RGB", (8, 8), pixel)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import pickle
 import shutil
 import uuid
@@ -128,13 +129,13 @@ def test_rejected_images_are_listed(prepared: ImageDataset) -> None:
 
 
 def test_the_manifest_describes_the_folder(prepared: ImageDataset) -> None:
-    import hashlib
+    import zlib
 
     manifest = json.loads(Path(prepared.uri, "manifest.json").read_text())
     files = [file for part in manifest["parts"].values() for file in part["files"]]
     for file in files:
         content = Path(prepared.uri, file["file"]).read_bytes()
-        assert (len(content), hashlib.sha256(content).hexdigest()) == (file["size_bytes"], file["sha256"])
+        assert (len(content), zlib.crc32(content)) == (file["size_bytes"], file["crc32"])
     expected = {"manifest.json", "rejected.parquet", *(file["file"] for file in files)}
     assert {path.name for path in Path(prepared.uri).iterdir()} == expected
     assert manifest["settings"]["split"]["seed"] == 3
@@ -158,6 +159,8 @@ def test_the_same_settings_return_what_is_there(
         again(prepared, folder, strict=True)
     with pytest.raises(ConfigError, match=r"image_size: \[12, 16\] there, \[12, 12\] asked for"):
         again(prepared, folder, image_size=(12, 12))
+    with pytest.raises(ConfigError, match="resize: 'fit' there, 'crop' asked for"):
+        again(prepared, folder, resize="crop")
     with pytest.raises(ConfigError, match="split: "):
         again(prepared, folder, split=Split(seed=4))
     assert ImageDataset.open(prepared.uri) == prepared
@@ -191,6 +194,33 @@ def test_strict_and_too_many_rejected_leave_nothing(spark: Any, folder: Path, tm
     with pytest.raises(DataError, match=r"max_rejected_fraction=0\.01\): 2 are"):
         prepare_images(folder, tmp_path / "out", layout="folders", image_size=SIZE)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_two_broken_images_in_ten_thousand(spark: Any, tmp_path: Path) -> None:
+    """F12: the rest is prepared and both are named; strict fails and names them."""
+    whole = tmp_path / "whole.jpg"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 24, 3), np.uint8)).save(whole, quality=95)
+    for i in range(10_000):
+        path = tmp_path / "photos" / f"class-{i % 2}" / f"{i:05d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if i not in {1234, 8765}:
+            os.link(whole, path)
+    truncated, corrupt = tmp_path / "photos/class-0/01234.jpg", tmp_path / "photos/class-1/08765.jpg"
+    truncated.write_bytes(whole.read_bytes()[:-300])
+    corrupt.write_bytes(whole.read_bytes()[:2] + bytes(500))
+    settings: dict[str, Any] = {"layout": "folders", "image_size": (8, 8), "split": Split(test=0.2), "spark": spark}
+    data = prepare_images(tmp_path / "photos", tmp_path / "out", **settings)
+    assert data.train is not None
+    assert data.test is not None
+    assert data.train.rows + data.test.rows == 9_998
+    listed = {row["path"]: row["reason"] for row in pq.read_table(Path(data.uri, "rejected.parquet")).to_pylist()}
+    assert set(listed) == {str(truncated), str(corrupt)}
+    assert "truncated" in listed[str(truncated)]
+    with pytest.raises(DataError, match=r"(?s)(01234\.jpg.*08765|08765\.jpg.*01234)"):
+        prepare_images(tmp_path / "photos", tmp_path / "strict", strict=True, **settings)
+    assert not (tmp_path / "strict").exists()
 
 
 def test_a_table_of_images(spark: Any, table: Path, tmp_path: Path) -> None:
@@ -306,9 +336,10 @@ def test_settings_that_cannot_be(tmp_path: Path) -> None:
         {"image_size": "44"},
         {"layout": "folder"},
         {"max_rejected_fraction": 2},
+        {"resize": "crops"},
     ):
         settings: dict[str, Any] = {"layout": "folders", "image_size": (4, 4), **wrong}
-        with pytest.raises(ConfigError, match=r"image_size|Did you mean 'folders'|max_rejected_fraction"):
+        with pytest.raises(ConfigError, match=r"image_size|Did you mean '(folders|crop)'|max_rejected_fraction"):
             prepare_images(tmp_path, tmp_path / "out", **settings)
 
 

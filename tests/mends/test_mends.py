@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -46,6 +49,40 @@ def test_tensorflow_cannot_be_reconfigured_once_it_runs() -> None:
     with pytest.raises(RuntimeError):
         tf.config.threading.set_intra_op_parallelism_threads(threads + 1)
     assert callable(tensorflow_context.reset)
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="Python 3.12 mended it: delete the mend when 3.11 is not supported")
+def test_python_reads_an_archives_directory_although_it_has_not_changed(tmp_path: Path) -> None:
+    script = """
+import importlib, os, sys, zipfile, zipimport
+from dlspark.mends.zip_directories import read_when_changed
+
+def put(name, text):
+    with zipfile.ZipFile("modules.zip", "a") as archive:
+        archive.writestr(name + ".py", text)
+
+def reads():
+    def count(path): seen.append(path); return read(path)
+    seen, read = [], zipimport._read_directory
+    zipimport._read_directory = count
+    importlib.invalidate_caches()
+    zipimport._read_directory = read
+    return len(seen)
+
+put("one", "")
+sys.path.insert(0, os.path.abspath("modules.zip"))
+import one
+found = [reads()]
+read_when_changed()
+read_when_changed()
+found += [reads(), reads()]
+put("two", "number = 2")
+found += [reads(), reads()]
+import two
+print(found, two.number)
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.stdout == "[1, 1, 0, 1, 0] 2\n", done.stderr
 
 
 def test_the_distributor_leaves_its_environment_behind() -> None:
