@@ -121,7 +121,7 @@ def prepare_images(
     store.delete(UNFINISHED, missing_ok=True)
     dataset = ImageDataset.open(store.uri)
     rejected = dataset.manifest["rejected"]
-    logger.info("prepared %d images in %.1f s", rejected["of"] - rejected["rows"], time.monotonic() - started)
+    logger.info("prepared %s images in %.1f s", f"{rejected['of'] - rejected['rows']:,}", time.monotonic() - started)
     return dataset
 
 
@@ -171,7 +171,7 @@ def _prepare(
             columns=kinds,
             max_listed=max(10, MAX_LISTED // count),
         )
-        logger.info("preparing %d images into %d shards", total, count)
+        logger.info("preparing %s images into %d shards", f"{total:,}", count)
         numbered = _numbered(parted, shards, [name for name, _ in kinds])
         # Enough tasks per slot to even out, and none with more than a few shards.
         tasks = min(count, max(4 * available_slots(spark), -(-count // _SHARDS_PER_TASK)))
