@@ -68,6 +68,7 @@ class WorkerReport:
         device: what it computed on, with the number of threads or the address of the GPU.
         rows: training rows that it saw, over all epochs.
         seconds: from the start of its work to the end.
+        input_seconds: of them, waiting for training batches; see `dlspark.data.feed.Feed.ready_at`.
         peak_memory_bytes: largest resident set of its process.
     """
 
@@ -76,6 +77,7 @@ class WorkerReport:
     device: str
     rows: int
     seconds: float
+    input_seconds: float
     peak_memory_bytes: int
 
 

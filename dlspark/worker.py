@@ -31,6 +31,7 @@ from dlspark.store import Store
 
 __all__ = [
     "Payload",
+    "Trained",
     "WorkerSession",
     "describe_device",
     "load_job",
@@ -60,6 +61,23 @@ class Payload:
     custom_objects: dict[str, Any] | None = None
     initial_weights: tuple[NDArray[Any], ...] = ()
     optimizer_built: bool = False
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What `train` did here.
+
+    Attributes:
+        history: metric → one float per epoch.
+        epoch_seconds: of each epoch, with its validation.
+        rows: training rows seen by this worker.
+        input_seconds: spent waiting for them.
+    """
+
+    history: dict[str, list[float]]
+    epoch_seconds: list[float]
+    rows: int
+    input_seconds: float
 
 
 def run_worker(job_uri: str, endpoint: Endpoint, session: WorkerSession) -> WorkerResult:
@@ -127,14 +145,12 @@ def _run(
         if model.jit_compile and not session.compiles:
             reporter.send("note", text="jit_compile is off: this engine's collective cannot be compiled")
             model.jit_compile = False
-    history, epoch_seconds, rows = train(
-        job, model, session, reporter, callbacks=payload.callbacks, epochs=range(job.epochs), position=position
-    )
+    trained = train(job, model, session, reporter, callbacks=payload.callbacks, epochs=range(job.epochs), position=position)
     if session.rank == 0:
         save_trained(Store(job.uri), model)
-    report = worker_report(session.rank, device=device, rows=rows, seconds=time.perf_counter() - started)
-    reporter.send("done", seconds=report.seconds, rows=rows)
-    return WorkerResult(report=report, history=history, epoch_seconds=epoch_seconds, versions=versions())
+    report = worker_report(session.rank, device=device, trained=trained, seconds=time.perf_counter() - started)
+    reporter.send("done", seconds=report.seconds, rows=report.rows)
+    return WorkerResult(report=report, history=trained.history, epoch_seconds=trained.epoch_seconds, versions=versions())
 
 
 def train(
@@ -146,12 +162,8 @@ def train(
     callbacks: Sequence[Any],
     epochs: range,
     position: dict[str, int] | None = None,
-) -> tuple[dict[str, list[float]], list[float], int]:
-    """Run Keras' ``fit`` on this worker's part of ``epochs``.
-
-    Returns:
-        (history, seconds of each epoch with its validation, training rows seen by this worker).
-    """
+) -> Trained:
+    """Run Keras' ``fit`` on this worker's part of ``epochs``."""
     position = {} if position is None else position
     vary_random_layers(model, session.rank)
     with Feed(job.train, batch_size=job.batch_size, rank=session.rank, world_size=session.world_size, seed=job.seed) as feed:
@@ -179,10 +191,11 @@ def train(
         finally:
             if validation is not None:
                 validation.__exit__(None, None, None)
-    return (
-        {name: [float(value) for value in values] for name, values in history.items()},
-        progress.epoch_seconds,
-        progress.rows_seen,
+    return Trained(
+        history={name: [float(value) for value in values] for name, values in history.items()},
+        epoch_seconds=progress.epoch_seconds,
+        rows=progress.rows_seen,
+        input_seconds=progress.input_seconds,
     )
 
 
@@ -198,7 +211,8 @@ def _progress_callback(
             super().__init__()
             self.epoch_seconds: list[float] = []
             self.rows_seen = 0
-            self._reported = self._epoch_started = -1e9
+            self.input_seconds = 0.0
+            self._reported = self._epoch_started = self._step_ended = 0.0
 
         def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
             feed.epoch = epoch
@@ -209,8 +223,11 @@ def _progress_callback(
             step = min(batch, feed.steps - 1)  # with steps_per_execution the last call may name a step past the end
             self.rows_seen += sum(feed.part_rows(each) for each in range(position["step"], step + 1))
             first = position["step"] == 0
+            # Of several steps in one execution only the first one's batch can be told to have come late.
+            free_since = max(self._step_ended, feed.began_at)
+            self.input_seconds += max(0.0, feed.ready_at[position["step"]] - free_since)
             position["step"] = step + 1
-            now = time.perf_counter()
+            now = self._step_ended = time.perf_counter()
             if first or now - self._reported > STEP_REPORT_SECONDS or step == feed.steps - 1:
                 self._reported = now
                 _, rows = step_range(job.train.rows, job.batch_size, step)
@@ -384,14 +401,15 @@ def describe_device(session: WorkerSession) -> str:
     return f"cpu, {threads} thread{'s' if threads != 1 else ''}"
 
 
-def worker_report(rank: int, *, device: str, rows: int, seconds: float) -> WorkerReport:
-    """The report of this process."""
+def worker_report(rank: int, *, device: str, trained: Trained | None, seconds: float) -> WorkerReport:
+    """The report of this process; ``trained`` is None for one that only evaluated."""
     return WorkerReport(
         rank=rank,
         host=socket.gethostname(),
         device=device,
-        rows=rows,
+        rows=trained.rows if trained else 0,
         seconds=seconds,
+        input_seconds=trained.input_seconds if trained else 0.0,
         peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     )
 

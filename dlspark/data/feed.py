@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
@@ -29,6 +30,9 @@ class Feed:
     Attributes:
         epoch: the epoch whose order the next pass has; whoever runs the loop sets it before the pass begins.
         steps: steps of a pass.
+        began_at: when the latest pass began to read, by ``time.perf_counter``.
+        ready_at: for each step of it, when its batch had been read. A batch that was not ready when the step before it
+            ended kept the worker waiting.
     """
 
     def __init__(
@@ -42,6 +46,8 @@ class Feed:
         self._seed = seed
         self.steps = num_steps(rows.rows, batch_size)
         self.epoch = 0
+        self.began_at = 0.0
+        self.ready_at = [0.0] * self.steps
 
     def __enter__(self) -> Feed:
         return self
@@ -56,8 +62,12 @@ class Feed:
 
     def batch(self, step: int, order: np.ndarray[Any, Any] | None) -> tuple[Any, ...]:
         """The rows of one step as ``(x, y)`` or ``(x, y, sample_weight)``; each leaf has shape (rows, …)."""
+        if step == 0:
+            self.began_at = time.perf_counter()
         start, stop = step_range(self._rows, self._batch_size, step, self._rank, self._world_size)
-        return self._reader.batch(np.arange(start, stop) if order is None else order[start:stop])
+        found = self._reader.batch(np.arange(start, stop) if order is None else order[start:stop])
+        self.ready_at[step] = time.perf_counter()
+        return found
 
     def first_row(self) -> tuple[Any, ...]:
         """The first row of all, as a batch of one, the same on every rank."""
@@ -89,7 +99,12 @@ def _tensorflow_dataset(feed: Feed) -> Any:
 
     spec = keras.tree.map_structure(signature, feed.batch(0, None))
     dataset = tf.data.Dataset.from_generator(lambda: iter(feed), output_signature=spec)
-    return dataset.apply(tf.data.experimental.assert_cardinality(feed.steps)).prefetch(PREFETCH_BATCHES)
+    dataset = dataset.apply(tf.data.experimental.assert_cardinality(feed.steps)).prefetch(PREFETCH_BATCHES)
+    options = tf.data.Options()
+    # There is nothing to tune, and at the end of an epoch the iterator waits for the tuner's thread, which sleeps for up
+    # to 60 s at a time and now and then misses that it should end: an epoch of 0.3 s took 15 s (TensorFlow 2.19).
+    options.autotune.enabled = False
+    return dataset.with_options(options)
 
 
 def _py_dataset(feed: Feed) -> Any:

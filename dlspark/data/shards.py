@@ -78,6 +78,23 @@ class ShardedRows:
         """Map the files; see `RowReader`."""
         return RowReader(self)
 
+    def batches(self, batch_size: int, *, seed: int | None = None, epoch: int = 0) -> Iterator[tuple[Any, ...]]:
+        """The batches of one pass, as one worker of `Trainer.fit` gets them.
+
+        Args:
+            batch_size: the most rows of a batch.
+            seed: of the order, as `Trainer.fit` takes it; None reads the rows in their own order.
+            epoch: whose order it is.
+
+        Yields:
+            ``(x, y)`` or ``(x, y, sample_weight)``; each leaf an array of shape (rows, …).
+        """
+        from dlspark.data.feed import Feed
+
+        with Feed(self, batch_size=batch_size, seed=seed) as feed:
+            feed.epoch = epoch
+            yield from feed
+
 
 class RowReader:
     """Gives rows of some shards by their index. Maps the files; a remote one is copied to this host first.

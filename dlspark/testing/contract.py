@@ -236,6 +236,7 @@ class BackendContract:
         assert [worker.rank for worker in result.workers] == list(range(self.world_size()))
         assert sum(worker.rows for worker in result.workers) == EPOCHS * ROWS
         assert all(worker.peak_memory_bytes > 0 and worker.seconds > 0 and worker.device for worker in result.workers)
+        assert all(0 <= worker.input_seconds < worker.seconds for worker in result.workers)
 
 
 def _strays() -> Any:

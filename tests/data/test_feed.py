@@ -66,3 +66,16 @@ def test_every_row_once_an_epoch(
     steps = np.sum(orders, axis=0)
     assert steps.max() - steps.min() <= 1
     assert steps.max() <= batch_size
+
+
+def test_no_tuner_is_waited_for_at_the_end_of_an_epoch(numbered: dict[int, ShardedRows]) -> None:
+    pytest.importorskip("tensorflow")
+    with Feed(numbered[10], batch_size=4) as feed:
+        assert feed.dataset().options().autotune.enabled is False
+
+
+def test_batches_are_those_of_one_worker(numbered: dict[int, ShardedRows]) -> None:
+    batches = list(numbered[10].batches(4, seed=7, epoch=1))
+    assert [len(y) for _, y in batches] == [3, 3, 4]
+    assert sorted(np.concatenate([y for _, y in batches]).tolist()) == [3 * i + 1 for i in range(10)]
+    assert any((y != other).any() for (_, y), (_, other) in zip(batches, numbered[10].batches(4, seed=7), strict=True))

@@ -134,6 +134,7 @@ class _Rounds:
                 report,
                 rows=before.rows + report.rows,
                 seconds=before.seconds + report.seconds,
+                input_seconds=before.input_seconds + report.input_seconds,
                 peak_memory_bytes=max(before.peak_memory_bytes, report.peak_memory_bytes),
             )
         self._reports[report.rank] = report

@@ -91,7 +91,7 @@ def _train_part(
         for variable, seed in zip(_seed_variables(loaded.model), loaded.seeds, strict=True):
             # The same draws in whichever process the round runs; others in every round.
             variable.assign(np.array([seed[0] + 7919 * epoch, 0], seed.dtype))
-        _, _, rows = train(
+        trained = train(
             dataclasses.replace(job, validation=None),
             loaded.model,
             session,
@@ -100,9 +100,9 @@ def _train_part(
             epochs=range(epoch, epoch + 1),
             position=position,
         )
-        report = worker_report(rank, device=loaded.device, rows=rows, seconds=time.perf_counter() - started)
+        report = worker_report(rank, device=loaded.device, trained=trained, seconds=time.perf_counter() - started)
     # Elephas averages over workers; scaled like this, that is the average over rows.
-    share = rows * job.num_workers / job.train.rows
+    share = trained.rows * job.num_workers / job.train.rows
     # asarray: Elephas adds up in place, which a NumPy scalar, such as the difference of two 0-d arrays, silently ignores.
     delta = [np.asarray((b - a) * share) for b, a in zip(state, state_of(loaded.model), strict=True)]
     return [delta, Outcome(rank, _metric_states(loaded.model), report)]
@@ -125,7 +125,7 @@ def evaluate_part(rank: int, state: Any, *, job_uri: str, epoch: int, endpoint: 
         set_state(loaded.model, state.value)
         with Feed(job.validation, batch_size=job.batch_size, rank=rank, world_size=job.num_workers) as feed:
             loaded.model.evaluate(feed.dataset(), verbose=0)
-    report = worker_report(rank, device=loaded.device, rows=0, seconds=time.perf_counter() - started)
+    report = worker_report(rank, device=loaded.device, trained=None, seconds=time.perf_counter() - started)
     return Outcome(rank, _metric_states(loaded.model), report)
 
 

@@ -1,0 +1,33 @@
+"""How long a worker waits for its batches: a slow reader is found, a fast one is not blamed."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+from dlspark import Trainer
+from dlspark.data.feed import Feed
+from dlspark.testing.toys import dense_classifier, separable
+
+pytestmark = pytest.mark.slow
+
+STEPS, DELAY_SECONDS = 10, 0.1
+
+
+def test_a_slow_reader_is_told_from_a_fast_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def waited() -> float:
+        fit = Trainer("local").fit(dense_classifier(), separable(STEPS * 8), batch_size=8, verbose=0)
+        return fit.workers[0].input_seconds
+
+    fast = waited()
+    read = Feed.batch
+
+    def slowly(feed: Feed, step: int, order: Any) -> Any:
+        time.sleep(DELAY_SECONDS)
+        return read(feed, step, order)
+
+    monkeypatch.setattr(Feed, "batch", slowly)
+    # Reading runs beside the first step, which traces the model, and may hide as many batches as are read ahead.
+    assert waited() > fast + (STEPS - 4) * DELAY_SECONDS / 2
