@@ -1,7 +1,7 @@
 # Every target that needs .venv sets it up first: tools/set_up.py, from requirements.lock, a moment when nothing changed.
 
 .DEFAULT_GOAL := help
-.PHONY: help set-up set-up-jax demo test test-fast check lock clean distclean
+.PHONY: help set-up set-up-jax demo test test-fast check bench lock clean distclean
 .NOTPARALLEL:
 SHELL := /bin/sh
 
@@ -33,8 +33,11 @@ test-fast: set-up  ## the tests that start no Spark, under two minutes
 check: set-up  ## lint, format, types, architecture
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy dlspark $(dir $(wildcard backends/*/dlspark_*/__init__.py))
+	$(BIN)/mypy dlspark benchmarks/dlspark_bench $(dir $(wildcard backends/*/dlspark_*/__init__.py))
 	$(BIN)/python -m pytest -q tests/test_architecture.py
+
+bench: set-up  ## measure the engines on this machine; refreshes benchmarks/results and the table of the README
+	$(BIN)/python benchmarks/short.py
 
 lock: set-up  ## write requirements.lock from requirements.in (make lock UPGRADE=1: newest versions)
 	$(BIN)/uv --no-config pip compile $(if $(UPGRADE),--upgrade) --quiet --generate-hashes --no-annotate \

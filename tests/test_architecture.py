@@ -36,6 +36,7 @@ PLUGIN_MAY_IMPORT = {
     "backend", "worker", "mends", "job", "channel", "data", "store", "spark", "errors", "cluster", "monitor", "_process",
 }  # fmt: skip
 BUILDING_BLOCKS = sorted(path for path in PACKAGE.rglob("*.py") if "testing" not in path.parts)
+BENCHMARKS = sorted((ROOT / "benchmarks").rglob("*.py"))
 PLUGINS = sorted(path for path in (ROOT / "backends").glob("*/dlspark_*/*.py"))
 
 
@@ -106,6 +107,18 @@ def test_the_framework_does_not_know_its_plugins() -> None:
     for path in PACKAGE.rglob("*.py"):
         tops = {name.split(".")[0] for name in imports(path, top_level_only=False)}
         assert not {top for top in tops if top.startswith("dlspark_")}, name_of(path)
+
+
+@pytest.mark.parametrize("path", BENCHMARKS, ids=name_of)
+def test_benchmarks_use_public_names(path: Path) -> None:
+    import dlspark
+
+    public = {*(f"dlspark.{name}" for name in dlspark.__all__), "dlspark.spark.get_session"}
+    # Pages and tables are theirs as well as the command's; the mends serve the engines where they are measured without us.
+    shared = ("dlspark.report.page.", "dlspark.cli.output.", "dlspark.mends.")
+    for name in imports(path, top_level_only=False):
+        if name.startswith("dlspark."):
+            assert name in public or name.startswith(shared), f"{name_of(path)} imports {name}, which is not public"
 
 
 def test_examples_use_public_names() -> None:

@@ -187,7 +187,7 @@ def set_up() -> None:
 def set_up_jax() -> None:
     """Makes .venv-jax, complete or not at all: its stamp is written last, and without it the next run starts anew."""
     stamp = JAX_VENV / "set-up.json"
-    wanted = digest(str(JAX_VENV), sys.version, JAX_LOCK, ROOT / "setup.cfg")
+    wanted = digest(str(JAX_VENV), sys.version, JAX_LOCK, ROOT / "setup.cfg", ROOT / "benchmarks" / "setup.cfg")
     if stamp.exists() and stamp.read_text() == wanted:
         return
     say("creating .venv-jax: jax, without TensorFlow or Spark (150 MB to download)")
@@ -195,7 +195,8 @@ def set_up_jax() -> None:
     subprocess.run([sys.executable, "-m", "venv", str(JAX_VENV)], check=True)
     python = JAX_VENV / "bin" / "python"
     pip("install", "--require-hashes", "--no-deps", f"--requirement={JAX_LOCK}", python=python)
-    pip("install", "--no-index", "--no-deps", "--no-build-isolation", f"--editable={ROOT}", python=python)
+    folders = (ROOT, ROOT / "benchmarks")
+    pip("install", "--no-index", "--no-deps", "--no-build-isolation", *(f"--editable={f}" for f in folders), python=python)
     stamp.write_text(wanted)
 
 

@@ -1,7 +1,6 @@
-"""How fast data gets to a model: preparing images (P9) and feeding them (P10), and what a worker's memory does.
+"""How fast images are prepared (P9): prepare_images over plain Pillow on the same cores.
 
-.venv/bin/python benchmarks/data.py prepare --images 20000 --repeats 3  # / plain Pillow, times cores
-.venv/bin/python benchmarks/data.py feed  # images a second on one core, and resident memory
+.venv/bin/python benchmarks/prepare.py --images 10000
 """
 
 from __future__ import annotations
@@ -10,11 +9,8 @@ import argparse
 import json
 import multiprocessing
 import os
-import resource
 import shutil
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -25,7 +21,6 @@ import numpy as np
 from PIL import Image
 
 IMAGE_SIZE = (224, 224)
-BATCH_SIZE = 32
 
 
 def write_photographs(folder: Path, count: int) -> list[Path]:
@@ -99,78 +94,13 @@ def prepare(images: int, pairs: int) -> dict[str, object]:
     }
 
 
-def feed_once(images: int) -> dict[str, object]:
-    """Write ``images`` of noise and feed them in this process, on one core, for three epochs; the first maps the files."""
-    from dlspark.data.feed import Feed
-    from dlspark.data.shards import ShardedRows
-
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    with tempfile.TemporaryDirectory() as name:
-        command = [sys.executable, __file__, "write", name, "--images", str(images)]
-        subprocess.run(command, check=True)  # elsewhere, so that this process' peak is the feed's
-        rows = ShardedRows.from_json(Path(name, "rows.json").read_text())
-        rates = []
-        with Feed(rows, batch_size=BATCH_SIZE, seed=0) as feed:
-            for epoch in range(3):
-                feed.epoch = epoch
-                started = time.perf_counter()
-                seen = sum(len(y) for _, y in feed)
-                rates.append(seen / (time.perf_counter() - started))
-    return {
-        "images": images,
-        "images_per_second": rates,
-        "peak_resident_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-    }
-
-
-def write(folder: Path, images: int) -> None:
-    """Shards of noise, in pieces, so that memory stays small."""
-    from dlspark.data.shard_writer import write_rows
-    from dlspark.data.shards import ShardedRows
-    from dlspark.store import Store
-
-    draw = np.random.default_rng(0)
-    parts = []
-    for start in range(0, images, 1000):
-        count = min(1000, images - start)
-        pixels = draw.integers(0, 256, (count, *IMAGE_SIZE, 3), np.uint8)
-        parts.append(write_rows(Store(folder), f"part-{start:06d}", pixels, np.zeros(count, np.int32)))
-    rows = ShardedRows(
-        uri=str(folder),
-        files=tuple(f"{Path(part.uri).name}/{file}" for part in parts for file in part.files),
-        rows_per_file=tuple(n for part in parts for n in part.rows_per_file),
-        x="x",
-        y="y",
-    )
-    (folder / "rows.json").write_text(rows.to_json())
-
-
-def feed(repeats: int) -> dict[str, object]:
-    """P10, and the peak resident memory with 2,000 and with 20,000 images, each in a process of its own."""
-    found: dict[int, list[dict[str, object]]] = {2_000: [], 20_000: []}
-    for _ in range(repeats):
-        for images, runs in found.items():
-            command = [sys.executable, __file__, "feed-once", "--images", str(images)]
-            runs.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
-    return {"figure": "P10", "batch_size": BATCH_SIZE, "runs": found}
-
-
 def main() -> None:
     """Measure, and print JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("prepare", "feed", "feed-once", "write"))
-    parser.add_argument("folder", nargs="?", type=Path)
     parser.add_argument("--images", type=int, default=4000)
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
-    if options.what == "write":
-        write(options.folder, options.images)
-    elif options.what == "prepare":
-        print(json.dumps(prepare(options.images, options.repeats), indent=1))
-    elif options.what == "feed":
-        print(json.dumps(feed(options.repeats), indent=1))
-    else:
-        print(json.dumps(feed_once(options.images), indent=1))
+    print(json.dumps(prepare(options.images, options.repeats), indent=1))
 
 
 if __name__ == "__main__":

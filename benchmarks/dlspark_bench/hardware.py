@@ -1,0 +1,98 @@
+"""What a result was measured on: processor, memory, GPU, versions, commit."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from dlspark import ConfigError
+
+_FRAMEWORKS = ("dlspark", "keras", "tensorflow", "jax", "torch", "numpy")
+_ENGINES = ("pyspark", "horovod", "elephas", "spark-tensorflow-distributor")
+_FLAGS = ("avx2", "fma", "avx512f", "avx512_bf16", "amx_bf16")  # what decides how fast matrices are multiplied
+
+
+def hardware() -> dict[str, Any]:
+    """Plain data: ``cpu``, ``cpu_flags``, ``cores`` that this process may use, ``memory_bytes``, ``gpus``."""
+    return {
+        "cpu": _cpu_field("model name") or platform.processor() or platform.machine(),
+        "cpu_flags": [flag for flag in _FLAGS if flag in _cpu_field("flags").split()],
+        "cores": cores(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "gpus": gpus(),
+    }
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def gpus() -> list[dict[str, str]]:
+    """Name, UUID and driver of each NVIDIA GPU; none where there is no nvidia-smi."""
+    command = ["nvidia-smi", "--query-gpu=name,uuid,driver_version", "--format=csv,noheader"]
+    try:
+        told = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []
+    rows = [[cell.strip() for cell in line.split(",")] for line in told.splitlines() if line.strip()]
+    return [dict(zip(("name", "uuid", "driver"), row, strict=True)) for row in rows if len(row) == 3]
+
+
+def devices(wanted: str) -> list[str]:
+    """What Keras' framework computes on in this process.
+
+    Raises:
+        ConfigError: it is to be a "gpu", and there is none.
+    """
+    import keras
+
+    found = [str(name) for name in keras.distribution.list_devices()]
+    if wanted == "gpu" and not any(name.startswith(("gpu", "cuda")) for name in found):
+        raise ConfigError(
+            f"Expected a GPU: {keras.backend.backend()} sees {', '.join(found)}. Install a build with GPU support and its "
+            "driver, or measure with --device cpu."
+        )
+    return found
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that matter, as far as they are installed."""
+    found = {"python": platform.python_version()}
+    for name in (*_FRAMEWORKS, *_ENGINES):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def commit() -> str | None:
+    """The commit of the tree that the harness runs from, with ``+`` where files differ from it; None outside of one."""
+    try:
+        head = _git("rev-parse", "HEAD")
+        changed = _git("status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return head + ("+" if changed else "")
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(
+        ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=30, check=True
+    )
+    return done.stdout.strip()
+
+
+def _cpu_field(name: str) -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.partition(":")[0].strip() == name), "")

@@ -1,0 +1,210 @@
+"""Results as tables, pictures and one offline page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dlspark import ConfigError
+from dlspark.report.page import Page, new_figure, png
+from dlspark_bench.figures import FigureResult, Run, Spread, SubjectResult, differ, learned_less
+
+PAGE = "report.html"
+
+SPEED = ["subject", "images/s", "95 %", "epoch s", "first epoch s", "first step after s", "warm s"]
+WORK = [
+    "subject", "input", "communication", "compute", "GFLOP/s", "of peak", "all-reduced MB", "worker MB", "driver MB",
+    "loss", "accuracy",
+]  # fmt: skip
+FIGURES = ["figure", "what", "result", "95 %", "goal", "reached"]
+COMPARISON = ["run", "subject", "batch", "dtype", "images/s", "ratio", "95 %", "loss", "verdict"]
+NOTES = (
+    "Images a second are medians over the steps of steady epochs; an epoch's seconds also hold what follows its last step. "
+    "Intervals hold the median with 95 % confidence. The turns of all subjects interleave, and a figure is a ratio of two "
+    "of them, repeat by repeat. Input, communication and compute are shares of an epoch: waiting for batches, what an epoch "
+    "of the same workers lasts longer than without exchanging gradients, and the rest. All-reduced MB are those that a "
+    "worker sends in an epoch. A peak is that of a product of matrices on the same cores."
+)
+
+
+def speed_rows(run: Run) -> list[list[Any]]:
+    """How fast each subject was, in the order of the scenario."""
+    return [
+        [
+            str(result.subject) + (" (oversubscribed)" if str(result.subject) in run.oversubscribed else ""),
+            round(result.images_per_second.median, 1),
+            interval(result.images_per_second),
+            _rounded(_median(result.epoch_seconds), 2),
+            round(result.first_epoch_seconds, 1),
+            _rounded(result.launch_seconds, 1),
+            _rounded(_median(result.warm_launch_seconds), 1),
+        ]
+        for result in run.results.values()
+    ]
+
+
+def work_rows(run: Run) -> list[list[Any]]:
+    """What each subject did with its time, and what it took and reached."""
+    return [_work(result) for result in run.results.values() if result.subject.trains]
+
+
+def figure_rows(results: Sequence[FigureResult]) -> list[list[Any]]:
+    """A row for each figure; what the noise leaves open says so."""
+    return [
+        [
+            each.figure.id,
+            each.figure.title,
+            float(f"{each.value.median:.3g}"),
+            interval(each.value),
+            f"{'≥' if each.figure.at_least else '≤'} {each.figure.goal:g}",
+            ("yes" if each.reached else "no") + ("" if each.decided else ", within the noise"),
+        ]
+        for each in results
+    ]
+
+
+def about(run: Run) -> dict[str, str]:
+    """What was measured, and on what, in words."""
+    scenario, machine = run.scenario, run.about["hardware"]
+    versions = run.about["versions"]
+    gpus = ", ".join(f"{gpu['name']} {gpu['uuid']}" for gpu in machine["gpus"]) if scenario.device == "gpu" else ""
+    flags = f" ({', '.join(machine['cpu_flags'])})" if machine["cpu_flags"] else ""
+    framework = run.about["keras_backend"]
+    known = ("dlspark", "keras", framework, "numpy", "pyspark", "horovod", "elephas", "spark-tensorflow-distributor")
+    return {
+        "scenario": f"{scenario.name}: {scenario.model}, {scenario.image_size} px, {scenario.batch_per_core} images a step "
+        f"and {scenario.rows_per_core} an epoch for each core, {scenario.dtype}, trained: {scenario.fine_tune}, "
+        f"{'generated images' if scenario.data is None else 'prepared images'}",
+        "machine": f"{gpus or machine['cpu']}{flags}, {machine['cores']} cores, {machine['memory_bytes'] / 2**30:.0f} GiB",
+        "versions": ", ".join(f"{name} {versions[name]}" for name in ("python", *known) if name in versions),
+        "commit": run.about["commit"] or "unknown",
+        "measured": f"{run.about['started']}, {scenario.repeats} repeats of {scenario.epochs} epochs, "
+        f"{run.about['seconds']:.0f} s in all",
+    }
+
+
+def comparison(runs: Sequence[Run], prices: dict[str, float]) -> tuple[list[str], list[list[Any]]]:
+    """Columns and rows: each subject of each run against the first of the first run.
+
+    Args:
+        runs: what to set side by side.
+        prices: of an hour of the machine, by the run's name; adds what the first subject's epoch costs on each.
+
+    Raises:
+        ConfigError: the runs are not of the same work.
+    """
+    for run in runs[1:]:
+        work = runs[0].scenario.work
+        differing = [name for name, value in work.items() if run.scenario.work[name] != value]
+        if differing:
+            told = "; ".join(f"{name}: {work[name]!r} and {run.scenario.work[name]!r}" for name in differing)
+            raise ConfigError(f"Expected runs of the same work: {runs[0].path.name} and {run.path.name} differ. {told}.")
+    base = next(iter(runs[0].results.values()))
+    columns = [*COMPARISON, *([f"cost of {base.rows:,} images"] if prices else [])]
+    rows = []
+    for run in runs:
+        for name, result in run.results.items():
+            if run is runs[0]:
+                ratio = run.ratio(name, str(base.subject))
+            else:  # not interleaved: the intervals of both sides count in full
+                of, over = result.images_per_second, base.images_per_second
+                ratio = Spread(of.median / over.median, of.low / over.high, of.high / over.low)
+            told = "the base" if result is base else "" if differ(ratio) else "cannot be told apart"
+            if name in run.oversubscribed:
+                told = "oversubscribed"
+            loss, other = result.logs.get("loss"), base.logs.get("loss")
+            alike = loss is not None and other is not None and result.task == base.task
+            if alike and learned_less(loss or 0.0, other or 0.0):
+                told = ", ".join(filter(None, (told, "learned less")))
+            row = [
+                run.about["id"],
+                name,
+                run.scenario.batch_size(result.subject),
+                run.scenario.dtype,
+                round(result.images_per_second.median, 1),
+                round(ratio.median, 3),
+                interval(ratio),
+                _rounded(loss, 3),
+                told,
+            ]
+            if prices:
+                price = prices.get(run.about["id"])
+                row.append(price and float(f"{price * base.rows / result.images_per_second.median / 3600:.3g}"))
+            rows.append(row)
+    return columns, rows
+
+
+def interval(value: Spread) -> str:
+    """Its bounds, for a table."""
+    return f"{value.low:.3g} – {value.high:.3g}"
+
+
+def write(runs: Sequence[Run], out: Path) -> Path:
+    """The page and the pictures of runs; gives the page's path."""
+    out.mkdir(parents=True, exist_ok=True)
+    page = Page("dlspark: measured")
+    for run in runs:
+        page.heading(run.scenario.name)
+        for warning in run.warnings():
+            page.warning(warning)
+        for name, value in about(run).items():
+            page.text(f"{name}: {value}")
+        found = run.figures()
+        if found:
+            page.table(FIGURES, figure_rows(found))
+        page.table(SPEED, speed_rows(run))
+        figure = _bars(run)
+        page.picture(figure, f"images a second of each subject, scenario {run.scenario.name}")
+        (out / f"{run.about['id']}.png").write_bytes(png(figure))
+        if work_rows(run):
+            page.table(WORK, work_rows(run))
+    page.text(NOTES)
+    path = out / PAGE
+    path.write_text(page.render(), encoding="utf-8")
+    return path
+
+
+def _work(result: SubjectResult) -> list[Any]:
+    counted = [share for share in (result.input_share, result.communication_share) if share is not None]
+    compute = 1 - sum(counted) if len(counted) == 2 or (counted and result.subject.alone) else None
+    return [
+        str(result.subject),
+        _percent(result.input_share),
+        _percent(result.communication_share),
+        _percent(compute),
+        _rounded(result.flops_per_second and result.flops_per_second / 1e9, 1),
+        _percent(result.share_of_peak),
+        round(result.all_reduced_bytes / 1e6),
+        round(result.peak_memory_bytes / 1e6),
+        None if result.driver_memory_bytes is None else round(result.driver_memory_bytes / 1e6),
+        _rounded(result.logs.get("loss"), 3),
+        _rounded(result.logs.get("accuracy"), 3),
+    ]
+
+
+def _percent(share: float | None) -> str | None:
+    return None if share is None else f"{share:.1%}"
+
+
+def _median(values: Sequence[float]) -> float | None:
+    return sorted(values)[len(values) // 2] if values else None
+
+
+def _rounded(value: float | None, digits: int) -> float | None:
+    return None if value is None else round(value, digits)
+
+
+def _bars(run: Run) -> Any:
+    """Images a second by subject, every turn as a dot."""
+    names = list(run.results)
+    figure = new_figure(8, 0.9 + 0.42 * len(names))
+    axis = figure.subplots()
+    for place, result in enumerate(run.results.values()):
+        axis.barh(place, result.images_per_second.median, color="#9ecae1")
+        rates = [result.rows / seconds for seconds in result.steps_seconds]
+        axis.plot(rates, [place] * len(rates), "o", markersize=3, color="#08519c")
+    axis.set_yticks(range(len(names)), names)
+    axis.invert_yaxis()
+    axis.set(xlabel="images/s of all workers (bar: median; dots: turns)", title=run.scenario.name)
+    return figure

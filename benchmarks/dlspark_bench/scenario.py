@@ -1,0 +1,210 @@
+"""Scenario: what is measured, as plain data: a model, images, a batch, and the subjects that train it in turn."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dlspark import ConfigError
+
+BUILT_IN = Path(__file__).parent / "scenarios"
+ALONE = {"loop", "local", "feed"}
+"""Subjects whose workers are independent processes."""
+
+_SUBJECT = re.compile(r"([a-z][a-z0-9_-]*)(?::(\d+)x(\d+))?(@[a-z0-9]+)?")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Who trains: ``name:WORKERSxTHREADS``, and ``@label`` to have the same twice, which shows what noise there is.
+
+    Attributes:
+        name: ``loop``, a loop of Keras' ``fit`` as one writes it by hand, in as many independent processes as there are
+            workers; ``bare-horovod`` or ``bare-mirrored``, the engine without dlspark; ``feed``, reading without a model;
+            or a backend of dlspark. ``local`` with several workers is as many independent runs: the same loop with the
+            reduction switched off.
+        workers: processes that train.
+        threads: of each.
+        label: with its ``@``.
+    """
+
+    name: str
+    workers: int = 1
+    threads: int = 1
+    label: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.workers}x{self.threads}{self.label}"
+
+    @property
+    def cores(self) -> int:
+        """Threads of all workers."""
+        return self.workers * self.threads
+
+    @property
+    def alone(self) -> bool:
+        """Whether its workers know nothing of each other."""
+        return self.name in ALONE
+
+    @property
+    def processes(self) -> int:
+        """How many processes the harness starts for it: one driver, or one for each independent loop."""
+        return self.workers if self.alone else 1
+
+    @property
+    def told_by_driver(self) -> bool:
+        """Whether its epochs are reported by the driver, who sees no steps: Elephas' rounds."""
+        return self.name.endswith("elephas")
+
+    @property
+    def trains(self) -> bool:
+        """Whether there is a model."""
+        return self.name != "feed"
+
+    @classmethod
+    def parse(cls, text: str) -> Subject:
+        """The subject that ``str`` wrote; without numbers one worker of one thread."""
+        match = _SUBJECT.fullmatch(text)
+        if match is None or "0" in match.groups()[1:3]:
+            raise ConfigError(f"Expected a subject as NAME:WORKERSxTHREADS, such as 'horovod:2x1': received {text!r}.")
+        name, workers, threads, label = match.groups()
+        return cls(name, int(workers or 1), int(threads or 1), label or "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """A ratio of two subjects, or a number of one, with the goal that it is held against.
+
+    Attributes:
+        id: its short name, such as "P2".
+        title: what it says, in a few words.
+        of: the subject above the line.
+        over: the one below it; None leaves the quantity of the first as it is.
+        quantity: "images_per_second", "step_seconds", or "launch_seconds" and "warm_launch_seconds", of which the
+            difference in seconds is taken, not the ratio.
+        goal: the number to reach.
+        at_least: whether the goal is a lower bound; else an upper one.
+    """
+
+    id: str
+    title: str
+    of: str
+    over: str | None = None
+    quantity: str = "images_per_second"
+    goal: float
+    at_least: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scenario:
+    """One measurement. Work grows with the cores that a subject takes, so that all do the same number of steps.
+
+    Attributes:
+        name: of the scenario; results of equal scenarios can be compared.
+        model: "small_cnn", or a backbone of `dlspark.build_classifier`, with random weights and ten classes.
+        image_size: pixels of a side.
+        rows_per_core: images of an epoch, for each thread of each worker.
+        batch_per_core: images of a step, for each thread of each worker.
+        dtype: the dtype policy: "float32", "mixed_bfloat16" or "mixed_float16".
+        fine_tune: as `dlspark.build_classifier` takes it.
+        jit_compile: as Keras' ``compile`` takes it: "auto", true or false. True is XLA, and torch.compile under torch.
+        device: "cpu" hides GPUs; "gpu" demands one.
+        epochs: that a turn of a subject lasts; its seconds are divided by them.
+        repeats: turns that count, for each subject; a first epoch, which traces the model, comes on top.
+        warm_launches: launches of one epoch after the first, in the same Spark session, for engines that tell of steps.
+        seed: of images and weights.
+        data: folder or URI of a prepared dataset, the first of whose training images take the place of generated ones.
+        subjects: who trains, in the order of the first turn.
+        figures: what is made of it.
+    """
+
+    name: str
+    model: str = "resnet50"
+    image_size: int = 96
+    rows_per_core: int = 128
+    batch_per_core: int = 32
+    dtype: str = "float32"
+    fine_tune: str = "all"
+    jit_compile: str | bool = "auto"
+    device: str = "cpu"
+    epochs: int = 1
+    repeats: int = 5
+    warm_launches: int = 0
+    seed: int = 0
+    data: str | None = None
+    subjects: tuple[str, ...] = ("loop:1x1", "local:1x1")
+    figures: tuple[Figure, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("image_size", "rows_per_core", "batch_per_core", "epochs", "repeats"):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise ConfigError(f"Expected {name} as a whole number of at least 1: received {getattr(self, name)!r}.")
+        for name, known in {"device": ("cpu", "gpu"), "dtype": ("float32", "mixed_bfloat16", "mixed_float16")}.items():
+            if getattr(self, name) not in known:
+                raise ConfigError(f"Expected {name} as one of {', '.join(known)}: received {getattr(self, name)!r}.")
+        names = [str(Subject.parse(text)) for text in self.subjects]
+        if len(set(names)) < len(names) or not names:
+            raise ConfigError(f"Expected at least one subject, each of them once: received {', '.join(names) or 'none'}.")
+        object.__setattr__(self, "subjects", tuple(names))
+        for figure in self.figures:
+            for subject in (figure.of, figure.over):
+                if subject is not None and subject not in names:
+                    raise ConfigError(f"Figure {figure.id!r} needs the subject {subject!r}, which is not in the scenario.")
+
+    def rows(self, subject: Subject) -> int:
+        """Images of an epoch, over all workers."""
+        return self.rows_per_core * subject.cores
+
+    def batch_size(self, subject: Subject) -> int:
+        """Images of a step, over all workers."""
+        return self.batch_per_core * subject.cores
+
+    @property
+    def all_epochs(self) -> int:
+        """Epochs of one subject: the first and those of its turns."""
+        return 1 + self.epochs * self.repeats
+
+    @property
+    def work(self) -> dict[str, Any]:
+        """What must be equal for an image to be the same work in two results; batches and dtypes may differ."""
+        return {name: getattr(self, name) for name in ("model", "image_size", "fine_tune")}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Scenario:
+        """A scenario of plain data, as in a file."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        unknown = set(values) - known
+        if unknown:
+            raise ConfigError(f"Unknown in a scenario: {', '.join(sorted(unknown))}. Known: {', '.join(sorted(known))}.")
+        figures = tuple(Figure(**figure) for figure in values.get("figures", ()))
+        return cls(**{**values, "subjects": tuple(values.get("subjects", cls.subjects)), "figures": figures})
+
+
+def find(name_or_file: str) -> Scenario:
+    """A scenario by the name of one that comes with the harness, or from a TOML file.
+
+    Raises:
+        ConfigError: there is none, or it is not valid.
+    """
+    path = Path(name_or_file)
+    if path.suffix != ".toml":
+        path = BUILT_IN / f"{name_or_file}.toml"
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(
+            f"Unknown scenario {name_or_file!r}. Known: {', '.join(built_in())}; or give a .toml file."
+        ) from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"Expected TOML in {str(path)!r}: {error}.") from error
+    return Scenario.from_dict({"name": path.stem, **values})
+
+
+def built_in() -> list[str]:
+    """The names of the scenarios that come with the harness."""
+    return sorted(path.stem for path in BUILT_IN.glob("*.toml"))

@@ -1,0 +1,153 @@
+"""One process of one subject: ``python -m dlspark_bench.subject SPEC.json``. What is timed runs here, in turns."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from dlspark import FitResult, Trainer
+from dlspark_bench.hardware import devices
+from dlspark_bench.scenario import Scenario, Subject
+from dlspark_bench.turns import Clock, put, wait
+
+
+def main() -> None:
+    """Train as the spec says, once in each of its folders of turns, and leave a file of results beside it."""
+    path = Path(sys.argv[1])
+    spec = json.loads(path.read_text())
+    scenario = Scenario.from_dict(spec["scenario"])
+    subject = Subject.parse(spec["subject"])
+    if scenario.device == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    result: dict[str, Any] = {"fits": []}
+    for number, folder in enumerate(spec["launches"]):
+        wait(Path(folder, "prepare"))
+        # Launches after the first are there for the time to their first step, and one epoch long.
+        epochs = scenario.all_epochs if number == 0 else 1
+        go = _prepared(scenario, subject, folder, epochs, spec["delay_seconds"])
+        put(Path(folder, "ready"), "")
+        wait(Path(folder, "launch"))
+        put(Path(folder, "launched"), repr(time.time()))
+        told = go()
+        if isinstance(told, FitResult):
+            result["fits"].append(json.loads(told.to_json()))
+        put(Path(folder, "through"), "")
+    result["peak_memory_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    result["jvm_peak_memory_bytes"] = _jvm_peak_memory_bytes()
+    if subject.trains:
+        result["devices"] = devices(scenario.device)
+        from dlspark_bench import work
+
+        model = work.model(scenario)
+        result["flops_per_image"] = work.flops_per_image(model)
+        result["gradient_bytes"] = work.gradient_bytes(model)
+    put(path.with_suffix(".result"), json.dumps(result))
+
+
+def _prepared(scenario: Scenario, subject: Subject, folder: str, epochs: int, delay_seconds: float) -> Callable[[], Any]:
+    """Everything that is there before one trains: model, images, a Spark session. What it gives trains."""
+    clock = Clock(folder, epochs=scenario.epochs, delay_seconds=delay_seconds)
+    share = Subject(subject.name, 1, subject.threads) if subject.alone else subject
+    if subject.name == "feed":
+        from dlspark_bench import feed
+
+        return feed.prepared(scenario, share, epochs, clock)
+    if subject.name.startswith("bare-"):
+        from dlspark_bench import bare
+
+        return bare.prepared(scenario, subject, folder, epochs)
+    if subject.alone and scenario.device == "cpu":
+        own_threads(subject.threads)
+    from dlspark_bench import work
+    from dlspark_bench.pace import Pace
+
+    model, (x, y) = work.model(scenario), work.images(scenario, scenario.rows(share))
+    options: dict[str, Any] = {
+        "epochs": epochs,
+        "batch_size": scenario.batch_size(share),
+        "callbacks": [Pace(clock)],
+        "verbose": 0,
+    }
+    if subject.name == "loop":
+        return partial(_loop, model, x, y, **options)
+    if not subject.alone:
+        from dlspark.spark import get_session
+
+        get_session(subject.workers)
+    trainer = Trainer(subject.name, num_workers=share.workers)
+    return partial(trainer.fit, model, (x, y), seed=scenario.seed, **options)
+
+
+def _loop(model: Any, x: Any, y: Any, *, batch_size: int, **options: Any) -> None:
+    """What one writes by hand: ``fit`` on arrays, without the two things that it would stumble over.
+
+    A baseline that stumbles would flatter whoever is compared with it.
+    """
+    if os.environ.get("KERAS_BACKEND", "tensorflow") != "tensorflow":
+        model.fit(x, y, batch_size=batch_size, **options)
+        return
+    import tensorflow as tf
+
+    # One: variables that are created in the first step make it traced twice.
+    model.optimizer.build(model.trainable_variables)
+    (output,) = model.outputs
+    predicted = tf.zeros((1, *output.shape[1:]), output.dtype)
+    model.compute_loss(x[:1], y[:1], predicted)
+    model.compute_metrics(x[:1], y[:1], predicted)
+    model.reset_metrics()
+    # Two: the pipeline that Keras makes of arrays has a tuner, which delays the end of an epoch by seconds now and then.
+    untuned = tf.data.Options()
+    untuned.autotune.enabled = False
+    rows = tf.data.Dataset.range(len(x)).shuffle(len(x)).batch(batch_size)
+    x, y = tf.constant(x), tf.constant(y)
+    batches = rows.map(lambda some: (tf.gather(x, some), tf.gather(y, some))).prefetch(2).with_options(untuned)
+    model.fit(batches, shuffle=False, **options)
+
+
+def own_threads(threads: int) -> None:
+    """Compute with that many threads, under whatever framework Keras uses. To be called before it computes."""
+    name = os.environ.get("KERAS_BACKEND", "tensorflow")
+    if name == "tensorflow":
+        import tensorflow as tf
+
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+        tf.config.threading.set_inter_op_parallelism_threads(threads)
+    elif name == "torch":
+        import torch
+
+        torch.set_num_threads(threads)
+    else:
+        own_cores(threads)  # XLA takes a thread for every core that it may use
+
+
+def own_cores(count: int) -> None:
+    """Keep this process on ``count`` cores, others than those of its neighbours in the same subject."""
+    if hasattr(os, "sched_setaffinity"):
+        free = sorted(os.sched_getaffinity(0))
+        first = int(os.environ.get("DLSPARK_BENCH_INDEX", "0")) * count
+        os.sched_setaffinity(0, {free[(first + i) % len(free)] for i in range(count)})
+
+
+def _jvm_peak_memory_bytes() -> int | None:
+    """Largest resident set of Spark's driver, which is a child of this process; None without Spark, or without /proc."""
+    for child in psutil.Process().children(recursive=True):
+        if child.name() == "java":
+            try:
+                lines = Path(f"/proc/{child.pid}/status").read_text().splitlines()
+            except OSError:
+                return None
+            return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), None)
+    return None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""The short set: every scenario behind the README's table, measured on this machine, and the table from the results.
+
+.venv/bin/python benchmarks/short.py            # measure, refresh benchmarks/results/ and the table
+.venv/bin/python benchmarks/short.py --no-run   # the table alone, from the results that are there
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from dlspark_bench import report
+from dlspark_bench.figures import Run
+from dlspark_bench.run import measure
+from dlspark_bench.scenario import find
+from dlspark_bench.turns import put
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+README = ROOT / "README.md"
+SCENARIOS = ("small-cnn", "resnet50-96", "resnet50-frozen", "resnet50-224", "feed")
+SIDE_BY_SIDE = ("resnet50-96", "small-cnn")
+BEGIN, END = "<!-- bench table -->", "<!-- /bench table -->"
+
+
+def newest(scenario: str) -> Run:
+    """The latest result of a scenario, of whatever machine."""
+    paths = sorted(RESULTS.glob(f"*-{scenario}-??????.jsonl"))
+    if not paths:
+        raise SystemExit(f"Expected a result of {scenario!r} in {RESULTS}: there is none. Run `make bench`.")
+    return Run(paths[-1])
+
+
+def refresh(scenario: str, begun: float) -> None:
+    """Measure it; the result takes the place of older ones from a machine of the same kind."""
+
+    def say(line: str) -> None:
+        sys.stderr.write(f"[{time.monotonic() - begun:4.0f} s] {scenario}: {line}\n")
+
+    new = Run(measure(find(scenario), RESULTS, say=say))
+    for path in RESULTS.glob(f"*-{scenario}-??????.jsonl"):
+        old = Run(path)
+        if path != new.path and old.about["hardware"] == new.about["hardware"]:
+            path.unlink()
+
+
+def markdown(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
+    """A table; columns of numbers are aligned to the right."""
+    numbers = [all(isinstance(row[i], int | float | None) for row in rows) for i in range(len(columns))]
+    lines = [columns, ["---:" if number else "---" for number in numbers]]
+    lines += [["–" if cell is None else str(cell) for cell in row] for row in rows]
+    return ["| " + " | ".join(line) + " |" for line in lines]
+
+
+def table(runs: Sequence[Run]) -> str:
+    """What stands in the README between the marks."""
+    by_name = {run.scenario.name: run for run in runs}
+    facts = report.about(by_name[SIDE_BY_SIDE[0]])
+    lines = [f"{facts['machine']}. {facts['versions']}.", ""]
+    columns = ["subject"]
+    for name in SIDE_BY_SIDE:
+        columns += [f"{name}, images/s", "95 %"]
+    subjects = list(dict.fromkeys(name for scenario in SIDE_BY_SIDE for name in by_name[scenario].results))
+    rows: list[list[object]] = []
+    for subject in subjects:
+        row: list[object] = [subject]
+        for name in SIDE_BY_SIDE:
+            result = by_name[name].results.get(subject)
+            found = None if result is None else result.images_per_second
+            row += [None, None] if found is None else [round(found.median, 1), report.interval(found)]
+        rows.append(row)
+    lines += [*markdown(columns, rows), ""]
+    figures = [row for run in runs for row in report.figure_rows(run.figures())]
+    lines += markdown(report.FIGURES, sorted(figures, key=lambda row: str(row[0])))
+    warnings = [f"{run.scenario.name}: {text}" for run in runs for text in run.warnings() if "leaves open" not in text]
+    if warnings:
+        lines += ["", "What the harness warned of: " + " ".join(warnings)]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure and write the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--no-run", action="store_true", help="make the table of the results that are there")
+    options = parser.parse_args()
+    begun = time.monotonic()
+    if not options.no_run:
+        for name in SCENARIOS:
+            refresh(name, begun)
+    runs = [newest(name) for name in SCENARIOS]
+    before, _, rest = README.read_text(encoding="utf-8").partition(BEGIN)
+    _, found, after = rest.partition(END)
+    if not found:
+        raise SystemExit(f"Expected {BEGIN} and {END} in {README}: they are not there.")
+    put(README, f"{before}{BEGIN}\n{table(runs)}\n{END}{after}")
+    for run in runs:
+        sys.stdout.write(f"{run.path.relative_to(ROOT)}\n")
+    sys.stdout.write(f"README.md has the table; {time.monotonic() - begun:.0f} s\n")
+
+
+if __name__ == "__main__":
+    main()
