@@ -51,7 +51,7 @@ def markdown(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> list[s
     """A table; columns of numbers are aligned to the right."""
     numbers = [all(isinstance(row[i], int | float | None) for row in rows) for i in range(len(columns))]
     lines = [columns, ["---:" if number else "---" for number in numbers]]
-    lines += [["–" if cell is None else str(cell) for cell in row] for row in rows]
+    lines += [["–" if cell is None else f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row] for row in rows]
     return ["| " + " | ".join(line) + " |" for line in lines]
 
 
@@ -70,14 +70,14 @@ def table(runs: Sequence[Run]) -> str:
         for name in SIDE_BY_SIDE:
             result = by_name[name].results.get(subject)
             found = None if result is None else result.images_per_second
-            row += [None, None] if found is None else [round(found.median, 1), report.interval(found)]
+            row += [None, None] if found is None else [report.number(found.median), report.interval(found)]
         rows.append(row)
     lines += [*markdown(columns, rows), ""]
     figures = [row for run in runs for row in report.figure_rows(run.figures())]
     lines += markdown(report.FIGURES, sorted(figures, key=lambda row: str(row[0])))
     warnings = [f"{run.scenario.name}: {text}" for run in runs for text in run.warnings() if "leaves open" not in text]
     if warnings:
-        lines += ["", "What the harness warned of: " + " ".join(warnings)]
+        lines += ["", "What the harness warned of:", "", *(f"- {text}" for text in warnings)]
     return "\n".join(lines)
 
 

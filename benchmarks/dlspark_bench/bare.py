@@ -24,8 +24,12 @@ ENGINES = ("elephas", "horovod", "mirrored")
 """Those that run without dlspark."""
 
 
-def prepared(scenario: Scenario, subject: Subject, folder: str, epochs: int) -> Callable[[], None]:
-    """A Spark session and whatever else is there before one trains. What it gives launches the engine's own function."""
+def prepared(scenario: Scenario, subject: Subject, folder: str, epochs: int) -> tuple[Callable[[], Any], Any]:
+    """A Spark session and whatever else is there before one trains.
+
+    Returns:
+        What launches the engine by its own function, and the model, or None where only the workers have it.
+    """
     # For Elephas, whose workers are not ours to set up: the processes that Spark starts inherit it.
     os.environ["TF_NUM_INTRAOP_THREADS"] = os.environ["TF_NUM_INTEROP_THREADS"] = str(subject.threads)
     spark = get_session(subject.workers)
@@ -35,14 +39,14 @@ def prepared(scenario: Scenario, subject: Subject, folder: str, epochs: int) -> 
         import horovod.spark
 
         train = partial(_horovod, scenario, subject, folder, epochs)
-        return partial(horovod.spark.run, train, num_proc=subject.workers, verbose=0)
+        return partial(horovod.spark.run, train, num_proc=subject.workers, verbose=0), None
     from spark_tensorflow_distributor import MirroredStrategyRunner
 
     runner = MirroredStrategyRunner(num_slots=subject.workers, use_gpu=False, use_custom_strategy=True)
-    return partial(runner.run, partial(_mirrored, scenario, subject, folder, epochs))
+    return partial(runner.run, partial(_mirrored, scenario, subject, folder, epochs)), None
 
 
-def _elephas(spark: Any, scenario: Scenario, subject: Subject, folder: str, epochs: int) -> Callable[[], None]:
+def _elephas(spark: Any, scenario: Scenario, subject: Subject, folder: str, epochs: int) -> tuple[Callable[[], Any], Any]:
     from elephas.spark_model import SparkModel
 
     from dlspark_bench import work
@@ -65,7 +69,7 @@ def _elephas(spark: Any, scenario: Scenario, subject: Subject, folder: str, epoc
             clock.epoch_ended(epoch, {name: values[-1] for name, values in history.items()})
         clock.training_ended()
 
-    return train
+    return train, model
 
 
 def _horovod(scenario: Scenario, subject: Subject, folder: str, epochs: int) -> None:

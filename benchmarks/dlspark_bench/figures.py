@@ -125,6 +125,8 @@ class Run:
         self.scenario = Scenario.from_dict(self.about["scenario"])
         self._lines = lines
         self.peaks = {line["threads"]: float(line["flops"]) for line in lines if line["kind"] == "peak"}
+        # What every model of the run has in common, from the first process that had one.
+        self._model: dict[str, Any] = next((line for line in lines if "flops_per_image" in line), {})
         self.results = {name: self._result(Subject.parse(name)) for name in self.scenario.subjects}
         for result in self.results.values():
             fastest = (result.share_of_peak or 0) * float(np.median(result.steps_seconds)) / min(result.steps_seconds)
@@ -151,18 +153,19 @@ class Run:
 
     def warnings(self) -> list[str]:
         """What a reader should know before believing the numbers."""
-        found = [
-            f"{name}: a quarter of its turns is more than {NOISY:.0%} off the median; the machine was busy. Run it again."
-            for name, result in self.results.items()
-            if result.noisy
+        found = []
+        noisy = [name for name, result in self.results.items() if result.noisy]
+        if noisy:
+            found.append(
+                f"A quarter of the turns of {', '.join(noisy)} are over {NOISY:.0%} off the median: the machine was busy."
+            )
+        found += [
+            f"{name} has more threads than there are cores, so its workers wait for each other."
+            for name in sorted(self.oversubscribed)
         ]
         found += [
-            f"{name}: more threads than cores, so its workers wait for each other." for name in sorted(self.oversubscribed)
-        ]
-        told = {figure.figure.id: figure for figure in self.figures()}
-        found += [
-            f"{id}: the spread {each.value} leaves open whether the goal {each.figure.goal:g} is reached."
-            for id, each in told.items()
+            f"{each.figure.id}: the spread {each.value} leaves open whether the goal {each.figure.goal:g} is reached."
+            for each in self.figures()
             if not each.decided
         ]
         found += [f"{name} was slowed down by {delay} s a step, on purpose." for name, delay in self.about["delays"].items()]
@@ -202,7 +205,7 @@ class Run:
         rows = self.scenario.rows(subject)
         models = subject.processes
         rate = spread(rows / steps)
-        operations = next((each["flops_per_image"] for each in told if each.get("flops_per_image")), None)
+        operations = self._model.get("flops_per_image") if subject.trains else None
         flops = None if operations is None else operations * rate.median
         peak = self.peaks.get(subject.threads)
         workers = turns[-1]["workers"]
@@ -219,8 +222,8 @@ class Run:
             warm_launch_seconds=tuple(launches[1:]),
             input_share=self._input_share(told, float(np.median(epoch_seconds))),
             communication_share=self._communication_share(subject, epoch_seconds),
-            all_reduced_bytes=self._all_reduced_bytes(subject, told),
-            gradient_bytes=int(told[0].get("gradient_bytes", 0)),
+            all_reduced_bytes=self._all_reduced_bytes(subject),
+            gradient_bytes=int(self._model.get("gradient_bytes", 0)),
             flops_per_second=flops,
             share_of_peak=None if flops is None or not peak else flops / (peak * subject.workers),
             peak_memory_bytes=max(worker["peak_memory_bytes"] for worker in self._workers(workers, told)),
@@ -255,11 +258,11 @@ class Run:
         without = np.array([line["seconds"] for line in sorted(lines, key=lambda line: line["turn"])[1:]])
         return float(np.median(1 - without / np.array(epoch_seconds)))
 
-    def _all_reduced_bytes(self, subject: Subject, told: list[dict[str, Any]]) -> float:
+    def _all_reduced_bytes(self, subject: Subject) -> float:
         if subject.alone or subject.told_by_driver:
             return 0.0
         steps = -(-self.scenario.rows(subject) // self.scenario.batch_size(subject))
-        return 2 * (subject.workers - 1) / subject.workers * told[0]["gradient_bytes"] * steps
+        return 2 * (subject.workers - 1) / subject.workers * self._model.get("gradient_bytes", 0) * steps
 
 
 def _launches(result: SubjectResult, figure: Figure) -> NDArray[np.float64]:

@@ -53,7 +53,12 @@ def devices(wanted: str) -> list[str]:
     """
     import keras
 
-    found = [str(name) for name in keras.distribution.list_devices()]
+    if keras.backend.backend() == "torch":  # for which Keras cannot list them
+        import torch
+
+        found = [f"cuda:{number}" for number in range(torch.cuda.device_count())] or ["cpu:0"]
+    else:
+        found = [str(name) for name in keras.distribution.list_devices()]
     if wanted == "gpu" and not any(name.startswith(("gpu", "cuda")) for name in found):
         raise ConfigError(
             f"Expected a GPU: {keras.backend.backend()} sees {', '.join(found)}. Install a build with GPU support and its "

@@ -33,7 +33,7 @@ def speed_rows(run: Run) -> list[list[Any]]:
     return [
         [
             str(result.subject) + (" (oversubscribed)" if str(result.subject) in run.oversubscribed else ""),
-            round(result.images_per_second.median, 1),
+            number(result.images_per_second.median),
             interval(result.images_per_second),
             _rounded(_median(result.epoch_seconds), 2),
             round(result.first_epoch_seconds, 1),
@@ -55,7 +55,7 @@ def figure_rows(results: Sequence[FigureResult]) -> list[list[Any]]:
         [
             each.figure.id,
             each.figure.title,
-            float(f"{each.value.median:.3g}"),
+            number(each.value.median),
             interval(each.value),
             f"{'≥' if each.figure.at_least else '≤'} {each.figure.goal:g}",
             ("yes" if each.reached else "no") + ("" if each.decided else ", within the noise"),
@@ -122,7 +122,7 @@ def comparison(runs: Sequence[Run], prices: dict[str, float]) -> tuple[list[str]
                 name,
                 run.scenario.batch_size(result.subject),
                 run.scenario.dtype,
-                round(result.images_per_second.median, 1),
+                number(result.images_per_second.median),
                 round(ratio.median, 3),
                 interval(ratio),
                 _rounded(loss, 3),
@@ -135,9 +135,14 @@ def comparison(runs: Sequence[Run], prices: dict[str, float]) -> tuple[list[str]
     return columns, rows
 
 
+def number(value: float) -> float:
+    """Three digits of it, and all before the point."""
+    return round(value) if abs(value) >= 100 else float(f"{value:.3g}")
+
+
 def interval(value: Spread) -> str:
     """Its bounds, for a table."""
-    return f"{value.low:.3g} – {value.high:.3g}"
+    return f"{number(value.low):,} – {number(value.high):,}"
 
 
 def write(runs: Sequence[Run], out: Path) -> Path:

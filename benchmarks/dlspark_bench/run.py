@@ -88,6 +88,8 @@ def measure(
             took = time.monotonic() - round_begun
             say(f"repeat {repeat} of {scenario.repeats}: {took:.0f} s; {took * (scenario.repeats - repeat):.0f} s left")
         for each in running:
+            each.finish(0)
+        for each in running:
             lines.append(each.through(0))
         engines = [each for each in running if len(each.processes[0].launches) > 1]
         for launch in range(1, scenario.warm_launches + 1 if engines else 1):
@@ -97,6 +99,7 @@ def measure(
                 each.ready(launch)
                 each.launch(launch)
                 each.turn(launch, 0, LAUNCH_SECONDS)
+                each.finish(launch)
                 lines.append(each.through(launch))
         for each in running:
             lines += each.end()
@@ -199,12 +202,15 @@ class _Running:
             "workers": reports,
         }
 
+    def finish(self, launch: int) -> None:
+        for process in self.processes:
+            give(process.launches[launch] / "end")
+
     def through(self, launch: int) -> dict[str, Any]:
-        """Let a launch end; how long it took to the first step of all workers, None where nobody saw a step."""
+        """The end of a launch; how long it took to the first step of all workers, None where nobody saw a step."""
         firsts: list[float | None] = []
         for process in self.processes:
             place = process.launches[launch]
-            give(place / "end")
             process.wait((place / "through").exists, LAUNCH_SECONDS, "The end")
             for report in process.reports(launch, 0):
                 firsts.append(report["first_step_at"] and report["first_step_at"] - process.launched_at(launch))
@@ -247,6 +253,7 @@ def _started(scenario: Scenario, subject: Subject, folder: Path, delay_seconds: 
             with log.open("wb") as output:
                 handle = subprocess.Popen(
                     [sys.executable, "-m", "dlspark_bench.subject", str(spec)],
+                    stdin=subprocess.PIPE,  # closed when this process ends, however it ends
                     stdout=output,
                     stderr=subprocess.STDOUT,
                     cwd=place,

@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import sys
+import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -22,6 +23,7 @@ from dlspark_bench.turns import Clock, put, wait
 
 def main() -> None:
     """Train as the spec says, once in each of its folders of turns, and leave a file of results beside it."""
+    threading.Thread(target=_end_with_the_harness, daemon=True).start()
     path = Path(sys.argv[1])
     spec = json.loads(path.read_text())
     scenario = Scenario.from_dict(spec["scenario"])
@@ -33,7 +35,12 @@ def main() -> None:
         wait(Path(folder, "prepare"))
         # Launches after the first are there for the time to their first step, and one epoch long.
         epochs = scenario.all_epochs if number == 0 else 1
-        go = _prepared(scenario, subject, folder, epochs, spec["delay_seconds"])
+        go, model = _prepared(scenario, subject, folder, epochs, spec["delay_seconds"])
+        if number == 0 and model is not None:
+            from dlspark_bench import work
+
+            result["flops_per_image"] = work.flops_per_image(model)
+            result["gradient_bytes"] = work.gradient_bytes(model)
         put(Path(folder, "ready"), "")
         wait(Path(folder, "launch"))
         put(Path(folder, "launched"), repr(time.time()))
@@ -43,24 +50,31 @@ def main() -> None:
         put(Path(folder, "through"), "")
     result["peak_memory_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     result["jvm_peak_memory_bytes"] = _jvm_peak_memory_bytes()
-    if subject.trains:
+    if subject.alone and subject.trains:
         result["devices"] = devices(scenario.device)
-        from dlspark_bench import work
-
-        model = work.model(scenario)
-        result["flops_per_image"] = work.flops_per_image(model)
-        result["gradient_bytes"] = work.gradient_bytes(model)
     put(path.with_suffix(".result"), json.dumps(result))
 
 
-def _prepared(scenario: Scenario, subject: Subject, folder: str, epochs: int, delay_seconds: float) -> Callable[[], Any]:
-    """Everything that is there before one trains: model, images, a Spark session. What it gives trains."""
+def _end_with_the_harness() -> None:
+    """Its end of this pipe is closed when it is gone; the turns that this process waits for will never come then."""
+    os.read(0, 1)  # not sys.stdin, whose lock a process that is forked meanwhile, as Horovod does, would wait for
+    os._exit(1)
+
+
+def _prepared(
+    scenario: Scenario, subject: Subject, folder: str, epochs: int, delay_seconds: float
+) -> tuple[Callable[[], Any], Any]:
+    """Everything that is there before one trains: model, images, a Spark session.
+
+    Returns:
+        What trains, and the model, or None where only the workers have it.
+    """
     clock = Clock(folder, epochs=scenario.epochs, delay_seconds=delay_seconds)
     share = Subject(subject.name, 1, subject.threads) if subject.alone else subject
     if subject.name == "feed":
         from dlspark_bench import feed
 
-        return feed.prepared(scenario, share, epochs, clock)
+        return feed.prepared(scenario, share, epochs, clock), None
     if subject.name.startswith("bare-"):
         from dlspark_bench import bare
 
@@ -78,13 +92,13 @@ def _prepared(scenario: Scenario, subject: Subject, folder: str, epochs: int, de
         "verbose": 0,
     }
     if subject.name == "loop":
-        return partial(_loop, model, x, y, **options)
+        return partial(_loop, model, x, y, **options), model
     if not subject.alone:
         from dlspark.spark import get_session
 
         get_session(subject.workers)
     trainer = Trainer(subject.name, num_workers=share.workers)
-    return partial(trainer.fit, model, (x, y), seed=scenario.seed, **options)
+    return partial(trainer.fit, model, (x, y), seed=scenario.seed, **options), model
 
 
 def _loop(model: Any, x: Any, y: Any, *, batch_size: int, **options: Any) -> None:

@@ -14,7 +14,7 @@ from dlspark_bench.figures import Run
 from dlspark_bench.run import measure
 from dlspark_bench.scenario import Scenario
 
-pytestmark = [pytest.mark.spark, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.spark, pytest.mark.slow, pytest.mark.timeout(900)]
 
 ENGINES = [name for name in ("mirrored", "horovod", "elephas") if name in available_backends()]
 
