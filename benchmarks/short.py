@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -74,7 +75,9 @@ def table(runs: Sequence[Run]) -> str:
         rows.append(row)
     lines += [*markdown(columns, rows), ""]
     figures = [row for run in runs for row in report.figure_rows(run.figures())]
-    lines += markdown(report.FIGURES, sorted(figures, key=lambda row: str(row[0])))
+    lines += markdown(
+        report.FIGURES, sorted(figures, key=lambda row: (int(re.findall(r"\d+", str(row[0]))[0]), str(row[0])))
+    )
     warnings = [f"{run.scenario.name}: {text}" for run in runs for text in run.warnings() if "leaves open" not in text]
     if warnings:
         lines += ["", "What the harness warned of:", "", *(f"- {text}" for text in warnings)]

@@ -29,11 +29,15 @@ class ImpossibleError(DataError):
 
 @dataclass(frozen=True)
 class Spread:
-    """A median and the interval that holds it with 95 % confidence, by the bootstrap over repeats (Efron, 1979)."""
+    """A median and the interval that holds it with 95 % confidence, by the bootstrap over repeats (Efron, 1979).
+
+    What was measured once, ``count`` 1, has no interval: all three are that value.
+    """
 
     median: float
     low: float
     high: float
+    count: int
 
     def __str__(self) -> str:
         return f"{self.median:.3g} [{self.low:.3g}, {self.high:.3g}]"
@@ -90,7 +94,7 @@ class SubjectResult:
 
 @dataclass(frozen=True)
 class FigureResult:
-    """A figure, measured. ``decided`` is whether the interval leaves no doubt on which side of the goal it is."""
+    """A figure, measured."""
 
     figure: Figure
     value: Spread
@@ -104,7 +108,7 @@ class FigureResult:
     @property
     def decided(self) -> bool:
         """Whether the whole interval is on one side of the goal."""
-        return not self.value.low <= self.figure.goal <= self.value.high
+        return self.value.count > 1 and not self.value.low <= self.figure.goal <= self.value.high
 
 
 class Run:
@@ -166,7 +170,7 @@ class Run:
         found += [
             f"{each.figure.id}: the spread {each.value} leaves open whether the goal {each.figure.goal:g} is reached."
             for each in self.figures()
-            if not each.decided
+            if not each.decided and each.value.count > 1
         ]
         found += [f"{name} was slowed down by {delay} s a step, on purpose." for name, delay in self.about["delays"].items()]
         by_task: dict[tuple[int, int], dict[str, float]] = {}
@@ -282,7 +286,7 @@ def spread(values: Sequence[float] | NDArray[np.float64]) -> Spread:
     draw = np.random.default_rng(0)
     medians = np.median(draw.choice(array, (_RESAMPLES, len(array))), axis=1)
     low, high = np.quantile(medians, (0.025, 0.975))
-    return Spread(float(np.median(array)), float(low), float(high))
+    return Spread(float(np.median(array)), float(low), float(high), len(array))
 
 
 def learned_less(loss: float, other: float) -> bool:

@@ -11,6 +11,7 @@ from dlspark.report.page import Page, new_figure, png
 from dlspark_bench.figures import FigureResult, Run, Spread, SubjectResult, differ, learned_less
 
 PAGE = "report.html"
+_NARROW = "\u202f"  # a space at which no line is broken
 
 SPEED = ["subject", "images/s", "95 %", "epoch s", "first epoch s", "first step after s", "warm s"]
 WORK = [
@@ -57,8 +58,8 @@ def figure_rows(results: Sequence[FigureResult]) -> list[list[Any]]:
             each.figure.title,
             number(each.value.median),
             interval(each.value),
-            f"{'≥' if each.figure.at_least else '≤'} {each.figure.goal:g}",
-            ("yes" if each.reached else "no") + ("" if each.decided else ", within the noise"),
+            f"{'≥' if each.figure.at_least else '≤'}{_NARROW}{each.figure.goal:,g}",
+            ("yes" if each.reached else "no") + _doubt(each),
         ]
         for each in results
     ]
@@ -109,7 +110,7 @@ def comparison(runs: Sequence[Run], prices: dict[str, float]) -> tuple[list[str]
                 ratio = run.ratio(name, str(base.subject))
             else:  # not interleaved: the intervals of both sides count in full
                 of, over = result.images_per_second, base.images_per_second
-                ratio = Spread(of.median / over.median, of.low / over.high, of.high / over.low)
+                ratio = Spread(of.median / over.median, of.low / over.high, of.high / over.low, min(of.count, over.count))
             told = "the base" if result is base else "" if differ(ratio) else "cannot be told apart"
             if name in run.oversubscribed:
                 told = "oversubscribed"
@@ -141,8 +142,10 @@ def number(value: float) -> float:
 
 
 def interval(value: Spread) -> str:
-    """Its bounds, for a table."""
-    return f"{number(value.low):,} – {number(value.high):,}"
+    """Its bounds, for a table, or that there are none."""
+    if value.count == 1:
+        return "once"
+    return f"{number(value.low):,}{_NARROW}–{_NARROW}{number(value.high):,}"
 
 
 def write(runs: Sequence[Run], out: Path) -> Path:
@@ -168,6 +171,12 @@ def write(runs: Sequence[Run], out: Path) -> Path:
     path = out / PAGE
     path.write_text(page.render(), encoding="utf-8")
     return path
+
+
+def _doubt(result: FigureResult) -> str:
+    if result.decided:
+        return ""
+    return ", measured once" if result.value.count == 1 else ", within the noise"
 
 
 def _work(result: SubjectResult) -> list[Any]:
