@@ -280,7 +280,10 @@ def _dtype_and_shape(field: pa.Field) -> tuple[np.dtype[Any], tuple[int, ...]]:
         return np.dtype(object), ()
     tensor = isinstance(field.type, pa.FixedShapeTensorType)
     kind, shape = (field.type.value_type, tuple(field.type.shape)) if tensor else (field.type, ())
-    return np.dtype(bool if field.metadata == BOOLEAN else kind.to_pandas_dtype()), shape
+    if field.metadata == BOOLEAN:
+        return np.dtype(bool), shape
+    # Not to_pandas_dtype, which needs pandas in pyarrow 21, as the core does not.
+    return pa.nulls(0, kind).to_numpy(zero_copy_only=False).dtype, shape
 
 
 def _groups(values: NDArray[Any]) -> Iterator[tuple[int, NDArray[Any]]]:

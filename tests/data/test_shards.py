@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import pickle
 import shutil
+import subprocess
+import sys
 import time
 import zlib
 from contextlib import suppress
@@ -250,3 +252,21 @@ def test_reading_is_fast(tmp_path: Path) -> None:
         for step in range(0, 256, 32):
             reader.batch(order[step : step + 32])
         assert 256 / (time.process_time() - start) > 2_000
+
+
+def test_reading_needs_no_pandas(tmp_path: Path) -> None:
+    """Which the core does not require, and pyarrow's own conversion of dtypes does."""
+    rows = write_rows(Store(tmp_path), "r", np.arange(6, dtype=np.uint8).reshape(3, 2), np.arange(3))
+    code = (
+        "import sys\n"
+        "class NoPandas:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'pandas': raise ModuleNotFoundError(name)\n"
+        "sys.meta_path.insert(0, NoPandas())\n"
+        "from dlspark import ShardedRows\n"
+        "print([x.tolist() for x, _ in ShardedRows.from_json(sys.argv[1]).batches(3)])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, rows.to_json()], capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.stdout == "[[[0, 1], [2, 3], [4, 5]]]\n", done.stderr
