@@ -20,9 +20,6 @@ from dlspark.spark import get_session
 from dlspark_bench.scenario import Scenario, Subject
 from dlspark_bench.turns import Clock, put
 
-ENGINES = ("elephas", "horovod", "mirrored")
-"""Those that run without dlspark."""
-
 
 def prepared(scenario: Scenario, subject: Subject, folder: str, epochs: int) -> tuple[Callable[[], Any], Any]:
     """A Spark session and whatever else is there before one trains.

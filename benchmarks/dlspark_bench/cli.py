@@ -14,10 +14,10 @@ from typing import Any
 from dlspark import ConfigError, DlsparkError
 from dlspark.cli.output import Block, Facts, Report, Table
 from dlspark.cli.output import write as write_report
-from dlspark_bench import bare, hardware, predict, report
+from dlspark_bench import hardware, predict, report
 from dlspark_bench.figures import Run
 from dlspark_bench.run import measure
-from dlspark_bench.scenario import Scenario, Subject, built_in, find
+from dlspark_bench.scenario import BARE, Scenario, Subject, built_in, find
 
 RESULTS = Path("benchmarks", "results")
 _EPILOG = """\
@@ -137,7 +137,7 @@ def _subjects(backend: str, workers: int, threads: int, device: str) -> tuple[st
     if backend != "local" and workers > 1:
         found.append(f"local:{workers}x{threads}")
     found.append(f"{backend}:{workers}x{threads}")
-    if backend in bare.ENGINES:
+    if f"bare-{backend}" in BARE:
         found.append(f"bare-{backend}:{workers}x{threads}")
     return tuple(dict.fromkeys(found))
 
@@ -188,7 +188,7 @@ def _break_even(options: argparse.Namespace, model: predict.CostModel, rows: int
     met = predict.break_even(model, seconds, rows=rows, batch_size=batch_size)
     median = sorted(seconds)[len(seconds) // 2]
     told = f"{report.about(run)['machine']}: {median:.3g} s an epoch ({result.subject}); "
-    told += "no number of workers meets it" if met.workers is None else f"{met.workers} workers meet it"
+    told += "no number of workers meets it" if met.workers is None else f"it takes {met.workers} to meet that"
     told += f" (90 %: {met.low or 'none'} to {met.high or 'none'}){', extrapolated' if met.extrapolated else ''}"
     if options.price_gpu is not None:
         told += f"; an epoch costs {predict.cost(median, 1, options.price_gpu):.3g}"

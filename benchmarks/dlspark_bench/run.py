@@ -48,6 +48,7 @@ def measure(
         say: takes a line of progress.
 
     Raises:
+        ConfigError: there is no such subject.
         MeasurementError: a subject failed.
     """
     delays = delays or {}
@@ -64,6 +65,8 @@ def measure(
         "delays": delays,
     }
     subjects = [Subject.parse(text) for text in scenario.subjects]
+    for subject in subjects:
+        subject.check()
     lines = list(_peaks(scenario, subjects, say))
     with tempfile.TemporaryDirectory(prefix="dlspark-bench-") as folder, ExitStack() as alive:
         running: list[_Running] = []

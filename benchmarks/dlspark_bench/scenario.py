@@ -10,9 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dlspark import ConfigError
+from dlspark import ConfigError, load_backend
 
 BUILT_IN = Path(__file__).parent / "scenarios"
+BARE = ("bare-elephas", "bare-horovod", "bare-mirrored")
+"""The engines without dlspark."""
+
 ALONE = {"loop", "local", "feed"}
 """Subjects whose workers are independent processes."""
 
@@ -65,6 +68,16 @@ class Subject:
     def trains(self) -> bool:
         """Whether there is a model."""
         return self.name != "feed"
+
+    def check(self) -> None:
+        """Raise for a name that nobody has, and for a backend that is not installed.
+
+        Raises:
+            ConfigError: there is no such subject.
+            MissingDependencyError: the backend's distribution, or one that it needs, is not installed.
+        """
+        if self.name not in {"loop", "feed", *BARE}:
+            load_backend(self.name)
 
     @classmethod
     def parse(cls, text: str) -> Subject:

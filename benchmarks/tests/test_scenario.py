@@ -55,6 +55,8 @@ def test_mistakes_on_the_command_line_are_told(capsys: pytest.CaptureFixture[str
     assert "Known: feed, resnet50-224" in capsys.readouterr().err
     assert main(["run", "small-cnn", "--backend", "mirrored"]) == 2
     assert "received both" in capsys.readouterr().err
+    assert main(["run", "--subjects", "horovd:2x1"]) == 2
+    assert "Did you mean 'horovod'?" in capsys.readouterr().err
     assert main(["report", "missing.jsonl"]) == 1
     assert "missing.jsonl" in capsys.readouterr().err
     assert main(["list", "--results", "nowhere"]) == 0
