@@ -23,7 +23,7 @@ TESTS = sorted((ROOT / "tests").rglob("test_*.py"))
 SCRIPTS = sorted(EXAMPLES.glob("*.py"))
 NOTEBOOK = EXAMPLES / "first_steps.ipynb"
 PROSE = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-PROSE += sorted((ROOT / "backends").glob("*/README.md"))
+PROSE += [ROOT / "benchmarks" / "README.md", *sorted((ROOT / "backends").glob("*/README.md"))]
 RUN_SECONDS = 200  # on a machine that is busy; alone an example takes about ten
 PATH = os.pathsep.join(entry for entry in sys.path if entry)
 
@@ -150,10 +150,12 @@ def blocks(path: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL)
 
 
-def public(name: str) -> Callable[..., Any] | None:
-    """What a call of ``name`` in a text calls, where it is dlspark's."""
-    methods = {"fit": dlspark.Trainer.fit}
-    return methods.get(name) or (getattr(dlspark, name) if name in dlspark.__all__ else None)
+def public(function: ast.expr) -> Callable[..., Any] | None:
+    """What a call in a text calls, where it is dlspark's."""
+    if isinstance(function, ast.Attribute) and function.attr == "fit":
+        return dlspark.Trainer.fit
+    name = function.id if isinstance(function, ast.Name) else getattr(function, "attr", "")
+    return getattr(dlspark, name) if name in dlspark.__all__ else None
 
 
 @pytest.mark.parametrize("path", PROSE, ids=lambda path: str(path.relative_to(ROOT)))
@@ -164,12 +166,11 @@ def test_code_in_texts_uses_what_there_is(path: Path) -> None:
             if isinstance(node, ast.ImportFrom) and node.module == "dlspark":
                 assert {alias.name for alias in node.names} <= set(dlspark.__all__)
             if isinstance(node, ast.Call):
-                name = node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", "")
-                called = public(name)
+                called = public(node.func)
                 keywords = {keyword.arg for keyword in node.keywords if keyword.arg}
                 if called is not None:
                     known = set(inspect.signature(called).parameters)
-                    assert keywords <= known, f"{name}() has no {keywords - known}"
+                    assert keywords <= known, f"{ast.unparse(node.func)}() has no {keywords - known}"
 
 
 def test_the_readme_has_a_script() -> None:
