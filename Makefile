@@ -1,7 +1,7 @@
 # Every target that needs .venv sets it up first: tools/set_up.py, from requirements.lock, a moment when nothing changed.
 
 .DEFAULT_GOAL := help
-.PHONY: help set-up set-up-jax demo test test-fast check bench lock clean distclean
+.PHONY: help set-up set-up-jax demo test test-fast test-faults soak check bench lock clean distclean
 .NOTPARALLEL:
 SHELL := /bin/sh
 
@@ -24,8 +24,14 @@ demo: set-up  ## train on a small Spark cluster of this machine and show what ca
 set-up-jax: set-up
 	@"$(PYTHON)" tools/set_up.py --jax
 
-test: set-up-jax check  ## everything: check, then all tests
-	$(BIN)/python -m pytest
+test: set-up-jax check  ## check, then all tests but those of faults
+	$(BIN)/python -m pytest --ignore=tests/faults
+
+test-faults: set-up  ## what must happen when things break: processes killed, disks full, strangers at the door
+	$(BIN)/python -m pytest tests/faults
+
+soak: set-up  ## RUNS=20 trainings with a random victim, moment and signal; appends to tests/faults/soak.jsonl
+	$(BIN)/python tools/soak.py --runs $(or $(RUNS),20) $(if $(SEED),--seed $(SEED))
 
 test-fast: set-up  ## the tests that start no Spark, under two minutes
 	$(BIN)/python -m pytest -m "not spark and not slow and not cluster"

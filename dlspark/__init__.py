@@ -8,12 +8,21 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dlspark.data.shards import ShardedRows
     from dlspark.data.split import Split
-    from dlspark.errors import ConfigError, DataError, DlsparkError, MissingDependencyError, WorkerError
+    from dlspark.errors import (
+        ConfigError,
+        DataError,
+        DlsparkError,
+        MissingDependencyError,
+        NonFiniteLossError,
+        RunInterruptedError,
+        WorkerError,
+    )
     from dlspark.images.dataset import ImageDataset
     from dlspark.images.prepare import prepare_images
     from dlspark.job import FitResult, WorkerReport
     from dlspark.models import build_classifier
     from dlspark.registry import available_backends, load_backend
+    from dlspark.timeouts import Timeouts
     from dlspark.trainer import Trainer
 
 # Looked up on first use: `import dlspark` stays instant and loads no framework.
@@ -24,8 +33,11 @@ _HOMES = {
     "FitResult": "job",
     "ImageDataset": "images.dataset",
     "MissingDependencyError": "errors",
+    "NonFiniteLossError": "errors",
+    "RunInterruptedError": "errors",
     "ShardedRows": "data.shards",
     "Split": "data.split",
+    "Timeouts": "timeouts",
     "Trainer": "trainer",
     "WorkerError": "errors",
     "WorkerReport": "job",
@@ -42,8 +54,11 @@ __all__ = [
     "FitResult",
     "ImageDataset",
     "MissingDependencyError",
+    "NonFiniteLossError",
+    "RunInterruptedError",
     "ShardedRows",
     "Split",
+    "Timeouts",
     "Trainer",
     "WorkerError",
     "WorkerReport",

@@ -12,10 +12,11 @@ from dlspark.data.shards import ShardedRows
 from dlspark.errors import ConfigError, DataError
 
 
-def whole_number(name: str, value: Any, least: int = 1) -> None:
-    """Refuse what is not an integer of at least ``least``."""
+def whole_number(name: str, value: Any, least: int = 1) -> int:
+    """``value`` as a Python int, NumPy's too; refuses what is not an integer of at least ``least``."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
         raise ConfigError(f"{name} must be a whole number of at least {least}; {value!r} came.")
+    return int(value)
 
 
 def choice(name: str, value: Any, allowed: Iterable[Any]) -> None:

@@ -60,13 +60,13 @@ def attached(model: Any, session: WorkerSession, last_step_rows: Callable[[str],
     link = _Link(model, session, last_step_rows)
     # Found before anything is changed: a model may hold several optimizers, and one that another wraps is not ours.
     targets = [(model, "train_step", link.noting(model.train_step)), (model, "test_step", link.noting(model.test_step))]
-    targets += [(optimizer, "apply", link.summing(optimizer.apply)) for optimizer in _optimizers(model)]
+    targets += [(optimizer, "apply", link.summing(optimizer.apply)) for optimizer in optimizers_of(model)]
     targets += [(model, "get_metrics_result", link.merging(model.get_metrics_result))]
     targets += keras_step_logs.targets(model, link.average_logs)
     if not session.exchanges:
         # Nothing to exchange, and yet one thing to do: on sparse gradients Keras' Adam computes something else, and one
         # worker must equal several, which sum dense ones.
-        targets = [(optimizer, "apply", _densifying(optimizer.apply)) for optimizer in _optimizers(model)]
+        targets = [(optimizer, "apply", _densifying(optimizer.apply)) for optimizer in optimizers_of(model)]
     for owner, name, function in targets:
         object.__setattr__(owner, name, function)
     try:
@@ -92,6 +92,8 @@ class _Link:
         self._pass: str | None = None  # "train" or "test" between a pass' begin and the merge of its metrics
         self._merged: str | None = None  # the pass whose metrics were merged last; None after results of nobody's pass
         self._fingerprints: list[int] = []
+        self._step_began: Any = None
+        self._own_seconds: Any = None  # a TensorFlow variable: seconds from the begin of a step to its sum, added up
 
     def noting(self, step: Callable[..., Any]) -> Callable[..., Any]:
         """``step``, which first notes how many rows its batch has."""
@@ -102,6 +104,7 @@ class _Link:
             x, _, _ = keras.utils.unpack_x_y_sample_weight(args[-1])
             first = next(leaf for leaf in keras.tree.flatten(x) if leaf is not None)
             self._rows = keras.ops.cast(keras.ops.shape(first)[0], "float32")
+            self._step_began = self._now([])
             self._in_step = True
             try:
                 return step(*args)
@@ -122,6 +125,7 @@ class _Link:
                 if gradient is not None:
                     dense = _dense(gradient)
                     weighted.append(dense * keras.ops.cast(self._rows, dense.dtype))
+            self._note_own_seconds(weighted)
             *sums, rows = self._session.sum([*weighted, self._rows])
             totals = iter(sums)
             means = []
@@ -131,6 +135,32 @@ class _Link:
             return apply(means, trainable_variables)
 
         return applied
+
+    def own_seconds(self) -> float:
+        """What this rank's own part of all steps has taken so far, up to where it waits for the others."""
+        return 0.0 if self._own_seconds is None else float(self._own_seconds.numpy())
+
+    def _note_own_seconds(self, gradients: list[Any]) -> None:
+        now = self._now(gradients)
+        if now is None:
+            return
+        import tensorflow as tf
+
+        if self._own_seconds is None:
+            with tf.init_scope():
+                self._own_seconds = tf.Variable(0.0, dtype=tf.float64, trainable=False)
+        self._own_seconds.assign_add(now - self._step_began)
+
+    def _now(self, after: list[Any]) -> Any:
+        """The time, inside a step, when ``after`` has been computed; None where nobody waits for anybody."""
+        import keras
+
+        if not self._session.exchanges or keras.backend.backend() != "tensorflow":
+            return None
+        import tensorflow as tf
+
+        with tf.control_dependencies(after):
+            return tf.timestamp()
 
     def merging(self, get_metrics_result: Callable[[], Any]) -> Callable[[], Any]:
         """``get_metrics_result`` over the rows of all workers, at the end of a pass; local everywhere else."""
@@ -177,6 +207,8 @@ class _Link:
         link = self
 
         class Passes(keras.callbacks.Callback):
+            own_seconds = staticmethod(link.own_seconds)
+
             def on_train_begin(self, logs: Any = None) -> None:
                 link._fingerprints = link._state_fingerprints()
 
@@ -258,13 +290,14 @@ def _crc(variable: Any, start: int = 0) -> int:
     return zlib.crc32(np.ascontiguousarray(keras.ops.convert_to_numpy(variable)).tobytes(), start)
 
 
-def _optimizers(model: Any) -> list[Any]:
+def optimizers_of(model: Any) -> list[Any]:
     """The optimizers that ``model`` holds, in a fixed order, without those that another one wraps."""
     import keras
 
     found: dict[int, Any] = {}
     for value in [model.optimizer, *(value for _, value in sorted(vars(model).items()))]:
-        for leaf in value if isinstance(value, list | tuple) else [value]:
+        leaves = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else [value]
+        for leaf in leaves:
             if isinstance(leaf, keras.optimizers.Optimizer):
                 found.setdefault(id(leaf), leaf)
     inner = {id(getattr(optimizer, "inner_optimizer", None)) for optimizer in found.values()}

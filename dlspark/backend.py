@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
+import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -46,12 +49,13 @@ class Backend(ABC):
     """Carries out a job.
 
     Subclasses set ``name`` and ``capabilities``, and ``options_type``, a frozen keyword-only dataclass that checks its
-    values in ``__post_init__``. ``__init__`` stores the options and does nothing else.
+    values in ``__post_init__``. ``__init__`` stores the options and does nothing else, save that it takes back on the
+    instance, by ``capabilities`` of its own, what the class promises and these options cannot keep.
     """
 
     name: ClassVar[str]
     options_type: ClassVar[type] = NoOptions
-    capabilities: ClassVar[Capabilities]
+    capabilities: Capabilities
 
     def __init__(self, options: Any = None) -> None:
         self.options = self.options_type() if options is None else options
@@ -74,7 +78,7 @@ class Backend(ABC):
         return cls(cls.options_type(**options))
 
     def check(self, job: TrainJob) -> None:  # noqa: B027 - optional, not abstract
-        """Refuse a job that cannot work, before any work starts. Cheap: under a second.
+        """Refuse a job that cannot work, before any work starts: in under a second, where Python runs on the executors.
 
         Raises:
             ConfigError: it cannot work here; the message says what would.
@@ -93,6 +97,23 @@ class Backend(ABC):
 
     def close(self) -> None:  # noqa: B027 - optional, not abstract
         """Release what the backend holds. Calling it twice is fine."""
+
+
+@contextmanager
+def watched(job: TrainJob, backend: str, host: str | None, **settings: Any) -> Iterator[RunMonitor]:
+    """A `RunMonitor` around an engine's work, which SIGTERM asks to end, for as long as the block lasts.
+
+    The signal is left alone where it is not the system's own (the program handles it itself), and outside the main thread.
+    """
+    with RunMonitor(job, backend, host, **settings) as monitor:
+        mine = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+        if mine:
+            signal.signal(signal.SIGTERM, lambda *_: monitor.interrupt())
+        try:
+            yield monitor
+        finally:
+            if mine:
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 class LaunchBackend(Backend):
@@ -114,8 +135,16 @@ class LaunchBackend(Backend):
         """The address on which workers reach this process."""
         return "127.0.0.1"
 
+    @contextmanager
+    def abortable(self) -> Iterator[Callable[[], None] | None]:
+        """Around ``launch``: gives what makes it return early, from another thread; None where nothing can.
+
+        It is the last resort, when all workers have ended, or never came, and the engine still waits.
+        """
+        yield None
+
     def fit(self, job: TrainJob) -> FitResult:
-        with RunMonitor(job, self.name, self.driver_host()) as monitor:
-            with monitor.explaining_failures():
+        with self.abortable() as abort, watched(job, self.name, self.driver_host(), abort=abort) as monitor:
+            with monitor.explaining_failures(), monitor.launched():
                 results = self.launch(partial(run_worker, job.uri, monitor.endpoint), job.num_workers)
             return monitor.result(results)

@@ -1,48 +1,86 @@
 """How workers talk to the driver: authenticated JSON frames over TCP, in Spark tasks and beside them alike.
 
-The driver listens on one address and a port that the system gives. To every caller it sends a fresh nonce; who cannot
-answer with HMAC-SHA256(secret, nonce) is dropped before anything else is read, so a replayed frame is worth nothing. A
-frame is a 4-byte length (at most 1 MiB), a 32-byte HMAC over nonce, running number and payload, and the payload: one JSON
-object. Nothing is ever unpickled.
+The driver listens on one address and a port that the system gives (`dlspark.report_server`; `dlspark.frames` has the
+protocol). Here is the worker's end.
 
 A worker that loses the driver, or that the driver tells to stop because another rank has failed, ends its process: the
-thread that notices cannot interrupt a collective that waits for a dead peer.
+thread that notices cannot interrupt a collective that waits for a dead peer. A worker that ends as it should says so
+("left"), so that the driver can tell an end from a death ("lost").
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import hmac
-import json
 import logging
 import os
-import secrets
 import socket
 import struct
 import threading
 import traceback
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from dlspark.errors import WorkerError
+from dlspark.errors import ConfigError, DataError, MissingDependencyError, NonFiniteLossError, WorkerError
+from dlspark.frames import Frames, Report, read
 
 logger = logging.getLogger(__name__)
 
-MAX_FRAME_BYTES = 1 << 20
 MAX_TRACEBACK_CHARACTERS = 100_000
-MAX_CONNECTIONS = 4096
-HANDSHAKE_SECONDS = 5.0
 CONNECT_SECONDS = 30.0
 SEND_SECONDS = 30
+HOLD_SECONDS = 60.0  # a driver that asks for a halt says within this time where
 STOPPED_EXIT_CODE = 75  # EX_TEMPFAIL: ended by the driver or without one, through no fault of its own
 
-Report = dict[str, Any]
+
+class Halt(Protocol):
+    """How a worker learns that it is to stop."""
+
+    def reached(self) -> bool:
+        """Whether to stop now; to be asked after every call of the training step."""
+        ...
+
+
+class Interruption:
+    """How all ranks stop after the same step when the driver asks them to.
+
+    Ranks that exchange gradients are at most one call of the training step apart, so "one more than the furthest has done"
+    is a step that nobody has gone beyond, if everybody waits there until all have been asked.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._calls = 0
+        self._limit: int | None = None
+        self._target: int | None = None
+
+    def hold(self) -> int:
+        """From now on go no further than the next call; returns the calls that have ended."""
+        with self._changed:
+            self._limit = self._calls + 1
+            return self._calls
+
+    def stop_after(self, calls: int) -> None:
+        """The call after which all ranks stop."""
+        with self._changed:
+            self._target = calls
+            self._changed.notify_all()
+
+    def reached(self) -> bool:
+        """Whether to stop now; to be asked after every call of the training step."""
+        with self._changed:
+            self._calls += 1
+            if self._limit is None or self._calls < self._limit:
+                return False
+            self._changed.wait_for(lambda: self._target is not None, timeout=HOLD_SECONDS)
+            return self._target is not None and self._calls >= self._target
 
 
 class Reporter(Protocol):
-    """What a worker needs of a connection: ``send`` and ``close``."""
+    """What a worker needs of a connection."""
+
+    @property
+    def interruption(self) -> Halt: ...
 
     def send(self, kind: str, **fields: Any) -> None: ...
 
@@ -61,58 +99,8 @@ def failure_fields(error: BaseException) -> Report:
     if len(text) > MAX_TRACEBACK_CHARACTERS:
         half = MAX_TRACEBACK_CHARACTERS // 2
         text = f"{text[:half]}\n… {len(text) - 2 * half} characters left out …\n{text[-half:]}"
-    return {"error": type(error).__name__, "message": str(error)[:2000], "traceback": text}
-
-
-class _Frames:
-    """Frames over one connected socket, both ways, after the handshake."""
-
-    def __init__(self, sock: socket.socket, secret: bytes, nonce: bytes, *, server: bool) -> None:
-        self._sock = sock
-        self._secret = secret
-        self._nonce = nonce
-        self._out, self._in = (b"driver", b"worker") if server else (b"worker", b"driver")
-        self._sent = self._received = 0
-        self._lock = threading.Lock()
-
-    def _tag(self, sender: bytes, number: int, payload: bytes) -> bytes:
-        return hmac.digest(self._secret, self._nonce + sender + struct.pack(">Q", number) + payload, "sha256")
-
-    def send(self, message: Report) -> None:
-        payload = json.dumps(message).encode()
-        with self._lock:
-            tag = self._tag(self._out, self._sent, payload)
-            self._sent += 1
-            self._sock.sendall(struct.pack(">I", len(payload)) + tag + payload)
-
-    def receive(self) -> Report:
-        """The next message. Raises ConnectionError at the end of the stream and for anything that is not a true frame."""
-        (length,) = struct.unpack(">I", _read(self._sock, 4))
-        if length > MAX_FRAME_BYTES:
-            raise ConnectionError(f"a frame of {length} bytes was announced; the most is {MAX_FRAME_BYTES}")
-        tag, payload = _read(self._sock, 32), _read(self._sock, length)
-        if not hmac.compare_digest(tag, self._tag(self._in, self._received, payload)):
-            raise ConnectionError("a frame's authentication code is wrong")
-        self._received += 1
-        message = json.loads(payload)
-        if not isinstance(message, dict):
-            raise ConnectionError("a frame holds no JSON object")
-        return message
-
-    def close(self) -> None:
-        with contextlib.suppress(OSError):  # the peer may be gone already
-            self._sock.shutdown(socket.SHUT_RDWR)
-        self._sock.close()
-
-
-def _read(sock: socket.socket, size: int) -> bytes:
-    parts = bytearray()
-    while len(parts) < size:
-        part = sock.recv(min(size - len(parts), 1 << 16))
-        if not part:
-            raise ConnectionError("the other side closed the connection")
-        parts += part
-    return bytes(parts)
+    retryable = not isinstance(error, ConfigError | DataError | MissingDependencyError | NonFiniteLossError)
+    return {"error": type(error).__name__, "message": str(error)[:2000], "traceback": text, "retryable": retryable}
 
 
 @dataclass(frozen=True)
@@ -132,7 +120,8 @@ class SocketEndpoint:
         try:
             sock = socket.create_connection((self.host, self.port), timeout=CONNECT_SECONDS)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            nonce = _read(sock, 32)
+            _notice_lost_hosts(sock)
+            nonce = read(sock, 32)
             sock.sendall(hmac.digest(self.secret, nonce, "sha256"))
         except OSError as error:
             raise WorkerError(
@@ -141,11 +130,12 @@ class SocketEndpoint:
                 rank=rank,
                 host=socket.gethostname(),
             ) from error
-        return _SocketReporter(_Frames(sock, self.secret, nonce, server=False), sock, rank)
+        return _SocketReporter(Frames(sock, self.secret, nonce, server=False), sock, rank)
 
 
 class _SocketReporter:
-    def __init__(self, frames: _Frames, sock: socket.socket, rank: int) -> None:
+    def __init__(self, frames: Frames, sock: socket.socket, rank: int) -> None:
+        self.interruption = Interruption()
         self._frames = frames
         self._rank = rank
         self._closing = threading.Event()
@@ -163,12 +153,19 @@ class _SocketReporter:
 
     def close(self) -> None:
         self._closing.set()
+        with contextlib.suppress(OSError):  # the driver may be gone
+            self._frames.send({"kind": "left", "rank": self._rank})
         self._frames.close()
 
     def _obey(self) -> None:
         try:
-            reason = f"the driver said stop: {self._frames.receive().get('reason', '')}"
-        except (OSError, ValueError) as error:
+            while (message := self._frames.receive())["kind"] != "stop":
+                if message["kind"] == "hold":
+                    self.send("held", calls=self.interruption.hold())
+                elif message["kind"] == "stop_after":
+                    self.interruption.stop_after(int(message["calls"]))
+            reason = f"the driver said stop: {message['reason']}"
+        except (OSError, ValueError, KeyError) as error:
             reason = f"the driver is gone ({error})"
         if not self._closing.is_set():
             self._end_process(reason)
@@ -179,100 +176,9 @@ class _SocketReporter:
         os._exit(STOPPED_EXIT_CODE)
 
 
-def _send_stop(frames: _Frames, reason: str) -> None:
-    with contextlib.suppress(OSError):  # that worker has ended already
-        frames.send({"kind": "stop", "reason": reason})
-
-
-class ReportServer:
-    """The driver's end. Every report of an authenticated worker is handed to ``on_report``, one at a time.
-
-    Args:
-        host: the address to bind; loopback unless executors run elsewhere.
-        on_report: called in a thread of the server, never two at a time.
-    """
-
-    def __init__(self, host: str, on_report: Callable[[Report], None]) -> None:
-        self._on_report = on_report
-        self._secret = secrets.token_bytes(32)
-        self._lock = threading.Lock()
-        self._report_lock = threading.Lock()
-        self._slots = threading.BoundedSemaphore(MAX_CONNECTIONS)
-        self._connections: set[_Frames] = set()
-        self._threads: set[threading.Thread] = set()
-        self._closed = False
-        self._stop_reason: str | None = None
-        self._listener = socket.create_server((host, 0), backlog=128)
-        self.endpoint = SocketEndpoint(host, self._listener.getsockname()[1], self._secret)
-        self._acceptor = threading.Thread(target=self._accept, name="dlspark-reports", daemon=True)
-        self._acceptor.start()
-
-    def stop_workers(self, reason: str) -> None:
-        """Tell every worker to end its process now, those that connect from now on too."""
-        with self._lock:
-            self._stop_reason = reason
-            connections = list(self._connections)
-        for frames in connections:
-            _send_stop(frames, reason)
-
-    def close(self) -> None:
-        """Close the port and every connection, and wait for the server's threads (at most a few seconds)."""
-        with self._lock:
-            if self._closed:
-                return
-            self._closed = True
-            connections = list(self._connections)
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)  # wakes accept()
-        self._listener.close()
-        for frames in connections:
-            frames.close()
-        self._acceptor.join(HANDSHAKE_SECONDS)
-        for thread in list(self._threads):
-            thread.join(HANDSHAKE_SECONDS)
-
-    def _accept(self) -> None:
-        while not self._closed:
-            try:
-                sock, _ = self._listener.accept()
-            except OSError:
-                if self._closed:
-                    return
-                continue
-            if not self._slots.acquire(blocking=False):
-                sock.close()
-                continue
-            thread = threading.Thread(target=self._serve, args=(sock,), name="dlspark-report", daemon=True)
-            self._threads.add(thread)
-            thread.start()
-
-    def _serve(self, sock: socket.socket) -> None:
-        frames = None
-        try:
-            sock.settimeout(HANDSHAKE_SECONDS)
-            nonce = secrets.token_bytes(32)
-            sock.sendall(nonce)
-            if not hmac.compare_digest(_read(sock, 32), hmac.digest(self._secret, nonce, hashlib.sha256)):
-                return
-            sock.settimeout(None)  # bounded by close(), which shuts the socket down
-            frames = _Frames(sock, self._secret, nonce, server=True)
-            with self._lock:
-                if self._closed:
-                    return
-                self._connections.add(frames)
-                reason = self._stop_reason
-            if reason is not None:  # a task that Spark has started again, for a run that has failed
-                _send_stop(frames, reason)
-            while True:
-                report = frames.receive()
-                with self._report_lock:
-                    self._on_report(report)
-        except (OSError, ValueError) as error:  # the end of the stream, or a stranger's noise
-            logger.debug("A connection ended: %s", error)
-        finally:
-            with self._lock:
-                if frames is not None:
-                    self._connections.discard(frames)
-                self._threads.discard(threading.current_thread())
-            sock.close()
-            self._slots.release()
+def _notice_lost_hosts(sock: socket.socket) -> None:
+    """Have the kernel end a connection to a host that has not answered for 40 seconds, instead of 15 minutes and more."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3), ("TCP_USER_TIMEOUT", 40_000)):
+        if hasattr(socket, name):  # Linux has them all
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dlspark import preflight
 from dlspark._process import environment
 from dlspark.errors import ConfigError
 from dlspark.job import TrainJob
 from dlspark.spark import get_session, is_local, require_slots, running_dynamic_allocation, session_master
+from dlspark.store import Store
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -85,16 +88,39 @@ def driver_host(spark: SparkSession) -> str:
     return "127.0.0.1" if is_local(spark) else str(spark.sparkContext.getConf().get("spark.driver.host", "127.0.0.1"))
 
 
-def check_cluster(job: TrainJob, backend: str, *, barrier: bool) -> SparkSession:
+@contextmanager
+def cancellable(spark: SparkSession) -> Iterator[Callable[[], None]]:
+    """Inside the block, the Spark jobs that this thread starts end with an error when what is yielded is called."""
+    context, tag = spark.sparkContext, f"dlspark-{uuid.uuid4().hex}"
+    context.addJobTag(tag)
+    try:
+        yield lambda: context.cancelJobsWithTag(tag)
+    finally:
+        context.removeJobTag(tag)
+
+
+def check_cluster(
+    job: TrainJob,
+    backend: str,
+    *,
+    barrier: bool,
+    packages: Sequence[str] = (),
+    timeout_seconds: float = preflight.TIMEOUT_SECONDS,
+) -> SparkSession:
     """Refuse a job that this cluster cannot run; starts a local session when there is none.
+
+    The driver's own knowledge comes first, in milliseconds; then one short job asks the executors.
 
     Args:
         job: the run.
         backend: for the messages.
         barrier: the engine needs all its tasks at once in one stage.
+        packages: the engine's distributions, of which the executors must have the driver's versions.
+        timeout_seconds: the most that the executors may take to answer.
 
     Raises:
-        ConfigError: another Keras backend, dynamic allocation with a barrier, too few slots, a store out of reach.
+        ConfigError: another Keras backend, dynamic allocation with a barrier, too few slots, a store out of reach,
+            executors that lack a package or have another version of it, or that do not answer.
     """
     if job.keras_backend != "tensorflow":
         raise ConfigError(
@@ -120,6 +146,7 @@ def check_cluster(job: TrainJob, backend: str, *, barrier: bool) -> SparkSession
         if not resources.gpus:
             raise
         raise ConfigError(f"{error} A slot takes a GPU too: see spark.task.resource.gpu.amount.") from error
+    preflight.check_executors(spark, Store(job.uri), job.num_workers, packages=packages, timeout_seconds=timeout_seconds)
     return spark
 
 

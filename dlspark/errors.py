@@ -33,24 +33,55 @@ class WorkerError(DlsparkError, RuntimeError):
     Attributes:
         rank: the worker's number, from 0; None when no worker could be named.
         host: where it ran; None when unknown.
-        remote_traceback: the worker's own traceback as text; empty when it left none.
+        remote_traceback: the worker's own traceback as text, or where the ranks stood when one got stuck; empty when
+            nothing is known.
+        epoch: the epoch in which it happened, from 0; None before the first.
+        step: the steps of that epoch that had ended.
+        retryable: a restart may help. It does not for what dlspark itself refused or found to be wrong with the data.
     """
 
     def __init__(
-        self, message: str, *, rank: int | None = None, host: str | None = None, remote_traceback: str = ""
+        self,
+        message: str,
+        *,
+        rank: int | None = None,
+        host: str | None = None,
+        remote_traceback: str = "",
+        epoch: int | None = None,
+        step: int | None = None,
+        retryable: bool = True,
     ) -> None:
         super().__init__(message)
         self.rank = rank
         self.host = host
         self.remote_traceback = remote_traceback
+        self.epoch = epoch
+        self.step = step
+        self.retryable = retryable
 
     def __reduce__(self) -> tuple[object, ...]:
-        state = {"rank": self.rank, "host": self.host, "remote_traceback": self.remote_traceback}
-        return (type(self), self.args, state)
+        return (type(self), self.args, dict(vars(self)))
 
     def __str__(self) -> str:
         message = super().__str__()
         return f"{message}\n\n{self.remote_traceback.rstrip()}" if self.remote_traceback else message
+
+
+class NonFiniteLossError(DlsparkError, ArithmeticError):
+    """The loss is NaN or infinite. Training on would spoil the weights of all workers."""
+
+
+class RunInterruptedError(DlsparkError, SystemExit):
+    """The run was asked to end (SIGTERM) and can be resumed. Uncaught, it ends the program with exit code 75.
+
+    75 is EX_TEMPFAIL of sysexits.h, "try again later".
+    """
+
+    exit_code = 75
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.code = self.exit_code
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from dlspark.data.shards import ShardedRows
+from dlspark.timeouts import Timeouts
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -42,6 +43,11 @@ class TrainJob:
         verbose: 0 silent, 1 live display, 2 plain lines, "auto" 1 on a terminal and 2 elsewhere.
         dtype_policy: the driver's global one, under which a builder builds on the workers too.
         from_builder: the workers build the model by the builder in the payload instead of loading the file.
+        timeouts: the bounds of the waits.
+        checkpoints: leave a checkpoint after every epoch.
+        checkpoint_steps: also after every so many steps of an epoch; None for none.
+        resume_from: the checkpoint to go on from; None starts with the model's own weights.
+        keep_events: leave events.jsonl and TensorBoard's scalars beside the job.
     """
 
     uri: str
@@ -56,6 +62,11 @@ class TrainJob:
     verbose: Verbosity = "auto"
     from_builder: bool = False
     dtype_policy: str = "float32"
+    timeouts: Timeouts = field(default_factory=Timeouts)
+    checkpoints: bool = False
+    checkpoint_steps: int | None = None
+    resume_from: str | None = None
+    keep_events: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +112,9 @@ class FitResult:
         epoch_seconds: wall time of each epoch, validation included, on rank 0.
         time_to_first_step_seconds: from the call of ``fit`` until every worker had done its first step.
         versions: of Python and of the packages that mattered, on rank 0.
-        workers: one report per rank, in rank order.
+        workers: one report per rank, in rank order; of the last attempt, where there were several.
+        restarts: how often the run was started again after a failure, in this call of ``fit``.
+        resumed_from: the checkpoint from which this call went on first; None when it started from the beginning.
         weights: the trained weights, in the order of ``model.get_weights()``.
         model: the caller's model, trained (or the one that the builder made).
     """
@@ -112,6 +125,8 @@ class FitResult:
     time_to_first_step_seconds: float
     versions: Mapping[str, str]
     workers: list[WorkerReport]
+    restarts: int = 0
+    resumed_from: str | None = None
     weights: list[NDArray[Any]] = field(default_factory=list, repr=False)
     model: Any = field(default=None, repr=False)
 

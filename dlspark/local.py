@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from dlspark.backend import Backend, Capabilities
+from dlspark.backend import Backend, Capabilities, watched
 from dlspark.job import FitResult, TrainJob
-from dlspark.monitor import RunMonitor
 from dlspark.session import WorkerSession
 from dlspark.worker import run_worker
 
@@ -18,12 +17,12 @@ class LocalBackend(Backend):
     """
 
     name: ClassVar[str] = "local"
-    capabilities: ClassVar[Capabilities] = Capabilities(
+    capabilities = Capabilities(
         synchronous_gradients=True, exact_rows=True, deterministic=True, resumable=True, max_workers=1
     )
 
     def fit(self, job: TrainJob) -> FitResult:
-        with RunMonitor(job, self.name, None) as monitor:
+        with watched(job, self.name, None) as monitor:
             with monitor.explaining_failures():
                 result = run_worker(job.uri, monitor.endpoint, WorkerSession())
             return monitor.result([result])

@@ -5,83 +5,22 @@ from __future__ import annotations
 import math
 import os
 import re
-import socket
-import tempfile
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from inspect import signature
 from numbers import Real
 from operator import index
 from pathlib import Path
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
+from dlspark.backbones import BACKBONES, Backbone, blocks, construct, imagenet_file, preprocess
 from dlspark.errors import ConfigError, did_you_mean
 from dlspark.images.augment import augmentation_layers, draw_seed
+from dlspark.weights_files import load_weights
 
 if TYPE_CHECKING:
     import keras
 
-_DOWNLOAD_TIMEOUT_SECONDS = 10.0  # of silence; a download that moves is never cut off
 _WEIGHT_SUFFIXES = (".h5", ".keras")
-
-
-@dataclass(frozen=True)
-class Backbone:
-    """What dlspark knows of one network of keras.applications.
-
-    Attributes:
-        constructor: its name there.
-        preprocessing: "caffe": BGR less the ImageNet mean; "scale": to [-1, 1]; "included": the network's own layers.
-        min_size: least height and width in pixels that Keras accepts.
-        block: pattern that finds a layer's block in its name; a layer without one belongs to the block before it.
-        weights_file: name of the ImageNet file without top; ``{size}`` is filled in from `sizes`.
-        sizes: image sizes with an ImageNet file of their own; every other size uses the file for 224.
-    """
-
-    constructor: str
-    preprocessing: Literal["caffe", "scale", "included"]
-    min_size: int
-    block: str
-    weights_file: str
-    sizes: tuple[int, ...] = ()
-
-    def imagenet_file(self, image_size: tuple[int, int]) -> str:
-        """Name of the file that keras.applications loads for images of ``image_size``."""
-        height, width = image_size
-        return self.weights_file.format(size=height if height == width and height in self.sizes else 224)
-
-
-_KERNELS = "weights_tf_dim_ordering_tf_kernels"
-
-#: The backbones by name.
-BACKBONES: Mapping[str, Backbone] = MappingProxyType(
-    {
-        "resnet50": Backbone("ResNet50", "caffe", 32, r"conv\d_block\d+|conv1", f"resnet50_{_KERNELS}_notop.h5"),
-        "xception": Backbone("Xception", "scale", 71, r"block\d+", f"xception_{_KERNELS}_notop.h5"),
-        "mobilenet": Backbone(
-            "MobileNet",
-            "scale",
-            32,
-            r"conv_(?:dw|pw|pad)(_\d+)|conv1",
-            "mobilenet_1_0_{size}_tf_no_top.h5",
-            sizes=(128, 160, 192, 224),
-        ),
-        "mobilenetv2": Backbone(
-            "MobileNetV2",
-            "scale",
-            32,
-            r"block_\d+|expanded_conv|Conv_?1",
-            f"mobilenet_v2_{_KERNELS}_1.0_{{size}}_no_top.h5",
-            sizes=(96, 128, 160, 192, 224),
-        ),
-        "efficientnetv2b0": Backbone(
-            "EfficientNetV2B0", "included", 32, r"stem|block\d+[a-z]|top", "efficientnetv2-b0_notop.h5"
-        ),
-    }
-)
 
 
 def build_classifier(
@@ -91,6 +30,7 @@ def build_classifier(
     image_size: tuple[int, int],
     weights: str | os.PathLike[str] | None = "imagenet",
     fine_tune: str = "all",
+    batch_norm: str = "train",
     dense: Sequence[int] = (),
     dropout: float = 0.0,
     augment: Sequence[str | keras.layers.Layer] = (),
@@ -118,6 +58,9 @@ def build_classifier(
             (convolutions and batch normalisations, each counted) the N nearest the output train. What is frozen runs as
             it does at prediction, in training too: batch normalisation uses its stored statistics and leaves them as
             they are, and drop-connect (EfficientNetV2) is off.
+        batch_norm: of the layers that train: "train", or "frozen": the backbone's batch normalisations are left as they
+            come, statistics, scale and offset, and run as they do at prediction. For small batches, and for files whose
+            statistics do not suit training.
         dense: widths of relu layers between pooling and output, in order.
         dropout: fraction dropped before the output layer, in [0, 1).
         augment: names or layers, see `dlspark.images.augment.augmentation_layers`.
@@ -129,8 +72,10 @@ def build_classifier(
     Raises:
         ConfigError: a setting that cannot work, or weights that cannot be found or do not fit.
     """
-    spec, size = _check_images(backbone, image_size)
+    spec, size = check_backbone(backbone, image_size)
     top = _check_fine_tune(fine_tune)
+    if batch_norm not in ("train", "frozen"):
+        raise ConfigError(f"batch_norm must be 'train' or 'frozen'; got {batch_norm!r}.")
     num_classes = _whole("num_classes", num_classes, least=2)
     if isinstance(dense, str) or not isinstance(dense, Sequence):
         raise ConfigError(f"dense must be a sequence of widths; got {dense!r}. Write for instance (512, 128).")
@@ -155,13 +100,18 @@ def build_classifier(
         )
     augmentation = augmentation_layers(augment)
     if weights == "imagenet":
-        file = _imagenet_file(spec, size)
-    network = _construct(spec, size)
+        file = imagenet_file(spec, size)
+    network = construct(spec, size)
     network.name = backbone
     if file is not None:
-        _load(network, file, backbone)
+        hint = f"Give a file saved from keras.applications' {backbone} with include_top=False."
+        load_weights(network, file, hint=hint)
     multipliers = _multipliers(network, spec, depth_decay) if depth_decay != 1.0 else {}
     _freeze(network, top)
+    if batch_norm == "frozen":
+        for layer in network.layers:
+            if isinstance(layer, keras.layers.BatchNormalization):
+                layer.trainable = False
 
     # float32 from the pixels to the backbone: under mixed precision a mean of 103.939 would be rounded to 104.
     inputs = keras.Input((*size, 3), dtype="float32", name="images")
@@ -170,7 +120,7 @@ def build_classifier(
         # Keras' random layers have training=True as their default, so without this a plain ``model(x)`` would augment;
         # fit still switches them on, for the value given to the model's call overrides this one (keras 3.15.1).
         x = layer(x, training=False) if "training" in signature(layer.call).parameters else layer(x)
-    x = network(_preprocess(x, spec))
+    x = network(preprocess(x, spec))
     x = keras.layers.GlobalAveragePooling2D(name="pooling")(x)
     for number, width in enumerate(widths, start=1):
         x = keras.layers.Dense(width, activation="relu", name=f"dense_{number}")(x)
@@ -184,7 +134,12 @@ def build_classifier(
     return model
 
 
-def _check_images(backbone: object, image_size: object) -> tuple[Backbone, tuple[int, int]]:
+def check_backbone(backbone: object, image_size: object) -> tuple[Backbone, tuple[int, int]]:
+    """The backbone of that name, and (height, width).
+
+    Raises:
+        ConfigError: there is no such backbone, or it cannot take images of that size.
+    """
     if not isinstance(backbone, str) or backbone not in BACKBONES:
         raise ConfigError(f"Unknown backbone {backbone!r}. {did_you_mean(str(backbone), BACKBONES)}")
     spec = BACKBONES[backbone]
@@ -242,26 +197,6 @@ def _number(what: str, value: Any, expected: str, accept: Callable[[float], bool
     return float(value)
 
 
-def _construct(spec: Backbone, size: tuple[int, int], weights: str | None = None) -> keras.Model:
-    import keras
-
-    constructor = getattr(keras.applications, spec.constructor)
-    return constructor(include_top=False, weights=weights, input_shape=(*size, 3))
-
-
-def _preprocess(x: Any, spec: Backbone) -> Any:
-    """``preprocess_input`` of the backbone's module in keras.applications, in stock layers and float32."""
-    import keras
-
-    if spec.preprocessing == "included":
-        return x
-    if spec.preprocessing == "scale":
-        return keras.layers.Rescaling(1 / 127.5, offset=-1.0, dtype="float32", name="preprocessing")(x)
-    mean, variance = [103.939, 116.779, 123.68], [1.0, 1.0, 1.0]  # of ImageNet in BGR, as Caffe's models had it
-    x = keras.ops.flip(x, axis=-1)
-    return keras.layers.Normalization(mean=mean, variance=variance, dtype="float32", name="preprocessing")(x)
-
-
 def _freeze(network: keras.Model, top: int | None) -> None:
     """Leave the last ``top`` layers that carry weights trainable; all with None, none with 0."""
     import keras
@@ -282,25 +217,12 @@ def _freeze(network: keras.Model, top: int | None) -> None:
             layer.rate = 0.0
 
 
-def _blocks(network: keras.Model, pattern: str) -> list[list[keras.layers.Layer]]:
-    """The layers of a backbone by block, from the stem up."""
-    blocks: dict[str, list[keras.layers.Layer]] = {}
-    current = ""
-    for layer in network.layers:
-        match = re.search(pattern, layer.name)
-        if match:
-            current = match[match.lastindex or 0]
-        if layer.weights:
-            blocks.setdefault(current, []).append(layer)
-    return list(blocks.values())
-
-
 def _multipliers(network: keras.Model, spec: Backbone, decay: float) -> dict[str, float]:
     """The factor on the learning rate of each variable of the backbone, by `Variable.path`."""
-    blocks = _blocks(network, spec.block)
+    found = blocks(network, spec.block)
     return {
-        variable.path: decay ** (len(blocks) - position)
-        for position, block in enumerate(blocks)
+        variable.path: decay ** (len(found) - position)
+        for position, block in enumerate(found)
         for layer in block
         for variable in layer.trainable_variables
     }
@@ -314,54 +236,3 @@ def _optimizer(learning_rate: Any, multipliers: dict[str, float]) -> keras.optim
     import keras
 
     return keras.optimizers.Adam(learning_rate)
-
-
-def _load(network: keras.Model, file: Path, backbone: str) -> None:
-    try:
-        with warnings.catch_warnings():
-            # Keras warns of every layer of a file that does not fit before it raises; the error says enough.
-            warnings.filterwarnings("ignore", message="Skipping nested container")
-            network.load_weights(file)
-    except Exception as error:  # h5py, zipfile and Keras each raise what they like for a file that does not fit
-        raise ConfigError(
-            f"Expected the weights of {backbone} without its top; got {str(file)!r}, which could not be loaded "
-            f"({type(error).__name__}: {error}). Give a file saved from keras.applications' {backbone} with "
-            "include_top=False, or delete this one and fetch it again if its download was cut off."
-        ) from error
-
-
-def _imagenet_file(spec: Backbone, size: tuple[int, int]) -> Path:
-    """The ImageNet file in Keras' cache, which Keras fills if it can."""
-    name = spec.imagenet_file(size)
-    home = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras")
-    # Where Keras goes when it cannot write the first.
-    fallback = Path("/tmp" if os.path.isdir("/tmp") else tempfile.gettempdir(), ".keras")
-    places = [folder / "models" / name for folder in (home, fallback)]
-    if places[0].is_file():  # as it is: asked for it, Keras deletes a file whose hash it does not know
-        return places[0]
-    error: Exception | None = None
-    try:
-        with _socket_timeout(_DOWNLOAD_TIMEOUT_SECONDS):
-            _construct(spec, size, weights="imagenet")
-    except Exception as failure:  # keras.utils.get_file raises a bare Exception
-        error = failure
-    else:
-        for place in places:
-            if place.is_file():
-                return place
-    raise ConfigError(
-        f"weights='imagenet' expects the keras-applications release file {name!r} in Keras' cache; it is not there and "
-        f"could not be downloaded ({error}). Download it elsewhere and put it at {str(places[0])!r}, or give a file "
-        "with weights='path/to/file.h5', or train from scratch with weights=None."
-    ) from error
-
-
-@contextmanager
-def _socket_timeout(seconds: float) -> Iterator[None]:
-    # Keras downloads with urlretrieve, which waits for minutes where a firewall swallows packets.
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)

@@ -12,8 +12,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from dlspark.channel import Report
 from dlspark.data.sharding import num_steps
+from dlspark.frames import Report
 from dlspark.job import TrainJob
 
 

@@ -116,12 +116,16 @@ class Store:
             if name.startswith(_TEMPORARY):
                 self.delete(name, missing_ok=True)
 
-    def open_writer(self, name: str) -> AbstractContextManager[Path]:
+    def open_writer(self, name: str, *, size: int | None = None) -> AbstractContextManager[Path]:
         """Give a local path to write to; on success it is published as ``name`` in one step, otherwise removed.
 
         The content is on disk (fsync) before it gets its name, so a crash leaves the old file or the new one.
+
+        Args:
+            name: the file.
+            size: about how many bytes it will have, for the message when it cannot be written.
         """
-        return self._publishing(name, "write")
+        return self._publishing(name, "write" if size is None else f"write {size:,} bytes to")
 
     @contextmanager
     def _publishing(self, name: str, verb: str) -> Iterator[Path]:

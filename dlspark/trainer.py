@@ -6,7 +6,6 @@ import dataclasses
 import logging
 import tempfile
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from os import PathLike
@@ -14,15 +13,20 @@ from typing import Any
 
 import cloudpickle
 
-from dlspark import _checks
+from dlspark import _checks, runs
 from dlspark.attach import check_mergeable
 from dlspark.backend import Backend
+from dlspark.checkpoint import Checkpoints
 from dlspark.data.shards import ShardedRows
-from dlspark.errors import ConfigError, DataError
-from dlspark.job import JOB_FILE, MODEL_FILE, PAYLOAD_FILE, FitResult, TrainJob, Verbosity
+from dlspark.errors import ConfigError, WorkerError
+from dlspark.events import EventLog
+from dlspark.handover import as_rows, give_back, pickled_payload, save_model, take_model
+from dlspark.job import JOB_FILE, PAYLOAD_FILE, FitResult, TrainJob, Verbosity
 from dlspark.registry import load_backend
+from dlspark.state import load_trained, weight_shapes
 from dlspark.store import Store
-from dlspark.worker import Payload, build, load_trained, set_weights
+from dlspark.timeouts import Timeouts
+from dlspark.worker import build, load_job, versions
 
 logger = logging.getLogger(__name__)
 
@@ -35,10 +39,15 @@ class Trainer:
         num_workers: the world size. Nothing else has to change with it: ``batch_size`` is global and learning rates are
             never scaled.
         options: the backend's options by name, or an instance of its ``options_type``.
-        store: folder or URI for this trainer's runs, which all workers must reach. None means a temporary folder.
+        store: folder or URI for this trainer's runs, which all workers must reach. A run keeps its checkpoints and events
+            there, and goes on from them when the same fit is called again. None means a temporary folder, and nothing to
+            resume from.
+        max_restarts: how often a fit starts again, from its last checkpoint, after a worker has failed.
+        timeouts: `Timeouts`, or seconds by name: the bounds of every wait.
+        checkpoint_steps: leave a checkpoint every so many steps too, not at the ends of epochs alone.
 
     Raises:
-        ConfigError: an unknown backend or option, or a number of workers that is not one.
+        ConfigError: an unknown backend, option or timeout, or a number that is not one.
         MissingDependencyError: a backend that is not installed.
     """
 
@@ -50,13 +59,20 @@ class Trainer:
         options: Mapping[str, Any] | Any | None = None,
         store: str | PathLike[str] | None = None,
         max_restarts: int = 0,
-        timeouts: Any = None,
+        timeouts: Mapping[str, float] | Timeouts | None = None,
+        checkpoint_steps: int | None = None,
     ) -> None:
-        _checks.whole_number("num_workers", num_workers)
-        if max_restarts or timeouts is not None:
-            raise ConfigError("max_restarts and timeouts are not available yet. Leave them out.")
+        num_workers = _checks.whole_number("num_workers", num_workers)
+        max_restarts = _checks.whole_number("max_restarts", max_restarts, least=0)
+        if checkpoint_steps is not None:
+            checkpoint_steps = _checks.whole_number("checkpoint_steps", checkpoint_steps)
+            if store is None and not max_restarts:
+                raise ConfigError("checkpoint_steps needs a store to keep checkpoints in, or max_restarts to use them.")
         self.num_workers = num_workers
         self.store = store
+        self.max_restarts = max_restarts
+        self.timeouts = Timeouts.of(timeouts)
+        self.checkpoint_steps = checkpoint_steps
         self._backend: Backend = load_backend(backend).from_options(options)
         most = self._backend.capabilities.max_workers
         if most is not None and num_workers > most:
@@ -99,19 +115,24 @@ class Trainer:
                 an attribute ``rank_zero_only = True`` on rank 0 only, others on every rank, with logs over all rows.
             class_weight: weight of the loss by class index.
             verbose: 0 silent, 1 live display, 2 plain lines, "auto" whichever fits where stderr goes.
-            resume: no run is resumed yet; every fit starts from the model's weights.
+            resume: go on with the run of the trainer's store that was begun by the same fit and did not finish. False begins
+                a new run beside the older ones.
 
         Raises:
-            ConfigError, DataError: something cannot work; found before any job starts.
-            WorkerError: a worker failed.
+            ConfigError, DataError: something cannot work; found before any job starts. Also when this very run has finished
+                already, and when another run waits to be resumed.
+            StoreError: the store cannot be read or written.
+            MissingDependencyError: the backend lacks a package; the message has the command that installs it.
+            WorkerError: a worker failed, more often than ``max_restarts`` allows.
+            RunInterruptedError: SIGTERM came. The run can be resumed, if the trainer has a store.
         """
         started = time.perf_counter()
-        _checks.whole_number("epochs", epochs)
-        _checks.whole_number("batch_size", batch_size)
-        _checks.whole_number("seed", seed, least=0)
+        epochs = _checks.whole_number("epochs", epochs)
+        batch_size = _checks.whole_number("batch_size", batch_size)
+        seed = _checks.whole_number("seed", seed, least=0)
         _checks.choice("verbose", verbose, ("auto", 0, 1, 2))
         _checks.callbacks(callbacks, self.num_workers)
-        builder, model = _take_model(model_or_builder, seed)
+        builder, model = take_model(model_or_builder, seed)
         if self.num_workers > 1:
             check_mergeable(model)
         _checks.rows("data", data, model, batch_size, self.num_workers)
@@ -119,167 +140,158 @@ class Trainer:
             _checks.rows("validation_data", validation_data, model, batch_size, self.num_workers)
         _checks.class_weight(class_weight, model)
 
-        with self._run_store() as store:
-            import keras
+        import keras
 
-            job = TrainJob(
-                uri=store.uri,
-                num_workers=self.num_workers,
-                epochs=epochs,
-                batch_size=batch_size,
-                seed=seed,
-                train=_NOT_YET,
-                class_weight=class_weight,
-                keras_backend=keras.backend.backend(),
-                verbose=verbose,
-                from_builder=builder is not None,
-                dtype_policy=keras.config.dtype_policy().name,
-            )
+        job = TrainJob(
+            uri="",
+            num_workers=self.num_workers,
+            epochs=epochs,
+            batch_size=batch_size,
+            seed=seed,
+            train=_NOT_YET,
+            class_weight=class_weight,
+            keras_backend=keras.backend.backend(),
+            verbose=verbose,
+            from_builder=builder is not None,
+            dtype_policy=keras.config.dtype_policy().name,
+            timeouts=self.timeouts,
+            checkpoints=self._backend.capabilities.resumable and (self.store is not None or self.max_restarts > 0),
+            checkpoint_steps=self.checkpoint_steps,
+            keep_events=self.store is not None,
+        )
+        with self._run(lambda: self._identity(job, model, data, validation_data, callbacks), resume=resume) as (
+            store,
+            resumed,
+        ):
+            job = dataclasses.replace(job, uri=store.uri)
+            payload = pickled_payload(builder, model, callbacks)  # first: it needs no session
             self._backend.check(job)
-            payload = _pickled_payload(builder, model, callbacks)
-            job = dataclasses.replace(
-                job,
-                train=_as_rows("data", data, store, "train", model),
-                validation=None
-                if validation_data is None
-                else _as_rows("validation_data", validation_data, store, "val", model),
-            )
-            for name, rows in (("data", job.train), ("validation_data", job.validation)):
-                if rows is not None:
-                    _checks.rows(name, rows, model, batch_size, self.num_workers)
+            if resumed:
+                job = self._as_it_was(job, store, model)
+            else:
+                job = dataclasses.replace(
+                    job,
+                    train=as_rows("data", data, store, "train", model),
+                    validation=None
+                    if validation_data is None
+                    else as_rows("validation_data", validation_data, store, "val", model),
+                )
+                for name, rows in (("data", job.train), ("validation_data", job.validation)):
+                    if rows is not None:
+                        _checks.rows(name, rows, model, batch_size, self.num_workers)
             if not model.built:
                 build(model, job)
-                payload = _pickled_payload(builder, model, callbacks)
-            if builder is None:
-                _save_model(store, model)
+                payload = pickled_payload(builder, model, callbacks)
+            if builder is None and not resumed:
+                save_model(store, model)
             store.write_bytes(PAYLOAD_FILE, payload)
             store.write_bytes(JOB_FILE, cloudpickle.dumps(job))
             preparation_seconds = time.perf_counter() - started
+            result = self._fit_with_restarts(job, store, model)
+            weights, optimizer_state = load_trained(store)
+            if [tuple(w.shape) for w in weights] != [tuple(v.shape) for v in model.weights]:
+                raise ConfigError("The trained weights do not fit the model: it was changed while it was being trained.")
+            result = dataclasses.replace(
+                result,
+                time_to_first_step_seconds=result.time_to_first_step_seconds + preparation_seconds,
+                resumed_from=job.resume_from,
+            )
+            if self.store is not None:
+                runs.finish(store, result)
+        give_back(model, weights, optimizer_state)  # last: whatever fails before leaves the model as it was
+        return dataclasses.replace(result, weights=model.get_weights(), model=model)
+
+    def _fit_with_restarts(self, job: TrainJob, store: Store, model: Any) -> FitResult:
+        """Ask the backend, and ask again after a failure, from the last checkpoint, as often as is allowed."""
+        restarts = 0
+        while True:
             try:
-                result = self._backend.fit(job)
+                return dataclasses.replace(self._backend.fit(job), restarts=restarts)
+            except WorkerError as error:
+                if restarts >= self.max_restarts or not error.retryable:
+                    raise
+                restarts += 1
+                latest = Checkpoints(store).latest(weight_shapes(model))
+                logger.warning(
+                    "%s\nRestart %d of %d, from %s.",
+                    str(error).splitlines()[0],
+                    restarts,
+                    self.max_restarts,
+                    f"checkpoint {latest}" if latest else "the beginning",
+                )
             finally:
                 self._backend.close()
-            weights, optimizer_state = load_trained(store)
-            _give_back(model, weights, optimizer_state)
-        return dataclasses.replace(
-            result,
-            time_to_first_step_seconds=result.time_to_first_step_seconds + preparation_seconds,
-            weights=model.get_weights(),
-            model=model,
-        )
+            job = dataclasses.replace(job, resume_from=latest)
+            if job.keep_events:
+                with EventLog(store) as events:
+                    events.add({"kind": "restart", "rank": None, "number": restarts, "from": latest})
+            store.write_bytes(JOB_FILE, cloudpickle.dumps(job))
+            self._wait_until_possible(job)
+
+    def _wait_until_possible(self, job: TrainJob) -> None:
+        """Let the cluster replace what it has lost."""
+        deadline = time.monotonic() + self.timeouts.launch_seconds
+        while True:
+            try:
+                return self._backend.check(job)
+            except ConfigError:
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(_POLL_SECONDS)
+
+    def _identity(
+        self, job: TrainJob, model: Any, data: Any, validation_data: Any, callbacks: Sequence[Any]
+    ) -> runs.Identity:
+        """What a run must have in common with one that did not finish, to go on with it."""
+        return {
+            "backend": self._backend.name,
+            "options": dataclasses.asdict(self._backend.options),
+            "workers": job.num_workers,
+            "epochs": job.epochs,
+            "batch_size": job.batch_size,
+            "seed": job.seed,
+            "class_weight": None if job.class_weight is None else {str(k): float(v) for k, v in job.class_weight.items()},
+            "keras_backend": job.keras_backend,
+            "dtype_policy": job.dtype_policy,
+            "callbacks": runs.identity_of_callbacks(callbacks),
+            "model": runs.identity_of_model(model),
+            "initial_weights": runs.checksum(model.get_weights()),
+            "data": runs.identity_of_data(data),
+            "validation_data": runs.identity_of_data(validation_data),
+            "versions": versions(),
+        }
+
+    def _as_it_was(self, job: TrainJob, store: Store, model: Any) -> TrainJob:
+        """The job of the run that is resumed, with its data, and with how this fit wants it to be run.
+
+        Raises:
+            DataError: none of its checkpoints fits the model.
+        """
+        latest = Checkpoints(store).latest(weight_shapes(model))
+        before = load_job(store.uri)
+        if latest:
+            logger.warning("Resuming the run in %s from checkpoint %s.", store.uri, latest)
+        return dataclasses.replace(job, train=before.train, validation=before.validation, resume_from=latest)
 
     @contextmanager
-    def _run_store(self) -> Iterator[Store]:
-        """A folder for one run: in the user's store, where it stays, or a temporary one, which goes."""
-        if self.store is not None:
-            yield Store(self.store).child(f"run-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:8]}")
+    def _run(self, identity: Callable[[], runs.Identity], *, resume: bool) -> Iterator[tuple[Store, bool]]:
+        """(a run's folder, whether it was there): in the user's store, where it stays, or a temporary one, which goes."""
+        if self.store is None:
+            with tempfile.TemporaryDirectory(prefix="dlspark-") as folder:
+                yield Store(folder), False
             return
-        with tempfile.TemporaryDirectory(prefix="dlspark-") as folder:
-            yield Store(folder)
-
-
-_NOT_YET = ShardedRows(uri="", files=(), rows_per_file=(), x="x", y="y")
-
-
-def _take_model(model_or_builder: Any, seed: int) -> tuple[Callable[[], Any] | None, Any]:
-    """(builder or None, compiled model)."""
-    import keras
-
-    builder: Callable[[], Any] | None = None
-    model = model_or_builder
-    if not isinstance(model, keras.Model):
-        if not callable(model):
-            raise ConfigError(
-                f"fit needs a compiled Keras model or a function that builds one; a {type(model).__name__} came."
-            )
-        builder = model
-        keras.utils.set_random_seed(seed)
-        model = model()
-        if not isinstance(model, keras.Model):
-            raise ConfigError(f"The builder must return a compiled Keras model; it returned a {type(model).__name__}.")
-    if not model.compiled or model.optimizer is None:
-        raise ConfigError("The model is not compiled. Call model.compile(optimizer=…, loss=…) before fit.")
-    return builder, model
-
-
-def _pickled_payload(builder: Any, model: Any, callbacks: Sequence[Any]) -> bytes:
-    """The payload, pickled by value.
-
-    Raises:
-        ConfigError: something cannot be pickled; it is named.
-    """
-    import keras
-
-    named = [("The builder", builder), *((f"Callback {type(c).__name__}", c) for c in callbacks)]
-    for name, value in named:
+        store, mine = Store(self.store), identity()
+        found = runs.find(store, mine) if resume else None
+        run = found or runs.new(store)
         try:
-            cloudpickle.dumps(value)
-        except Exception as error:  # pickling runs the object's own code: anything may come out
-            raise ConfigError(
-                f"{name} cannot be sent to workers: {type(error).__name__}: {error}. Keep locks, files, sessions and "
-                "models out of it; open them where it runs (in on_train_begin, or inside the builder)."
-            ) from error
-    weights = tuple(model.get_weights()) if builder is not None else ()
-    payload = Payload(
-        callbacks=tuple(callbacks),
-        builder=builder,
-        custom_objects=dict(keras.saving.get_custom_objects()),
-        initial_weights=weights,
-        optimizer_built=bool(model.optimizer.built),
-    )
-    return cloudpickle.dumps(payload)
+            with runs.lease(run):
+                if found is None:
+                    run.write_json(runs.IDENTITY_FILE, mine)
+                yield run, found is not None
+        except BaseException:
+            runs.forget_if_refused(run)
+            raise
 
 
-def _save_model(store: Store, model: Any) -> None:
-    import keras
-
-    with store.open_writer(MODEL_FILE) as path:
-        model.save(path)
-        # Classes of the user's own may be unregistered, and Lambda layers are refused: better said here than by a worker.
-        if any(not type(layer).__module__.startswith("keras.") for layer in [model, *model.layers]) or any(
-            isinstance(layer, keras.layers.Lambda) for layer in model.layers
-        ):
-            try:
-                keras.saving.load_model(path, safe_mode=True)
-            except Exception as error:  # Keras raises many kinds here
-                raise ConfigError(
-                    f"The model cannot be sent to workers as a .keras file: {error} Register its classes with "
-                    "keras.saving.register_keras_serializable, or give fit a function that builds and compiles the model."
-                ) from error
-
-
-def _as_rows(name: str, data: Any, store: Store, part: str, model: Any) -> ShardedRows:
-    """``data`` as shards: as they are, or written to the store."""
-    if isinstance(data, ShardedRows):
-        return data
-    if isinstance(data, tuple | list):
-        from dlspark.data.shard_writer import write_rows
-
-        return write_rows(store.child("data"), part, *data)
-    if _checks.is_dataframe(data):
-        from dlspark.data.from_spark import write_dataframe
-
-        *features, label = data.columns
-        if not features:
-            raise DataError(f"{name} needs feature columns and, last, the label column; it has only {data.columns}.")
-        _checks.dataframe_labels(name, data, model)
-        columns = features[0] if len(features) == 1 else features
-        return write_dataframe(store.child("data"), part, data, features=columns, label=label)
-    raise DataError(
-        f"{name} must be a part of an ImageDataset, a tuple (x, y) of NumPy arrays or a Spark DataFrame; "
-        f"a {type(data).__name__} came."
-    )
-
-
-def _give_back(model: Any, weights: Sequence[Any], optimizer_state: Sequence[Any]) -> None:
-    """Write what was trained into the caller's model, all or nothing as far as shapes go."""
-    if [tuple(w.shape) for w in weights] != [tuple(v.shape) for v in model.weights]:
-        raise ConfigError("The trained weights do not fit the model: it was changed while it was being trained.")
-    set_weights(model, weights)
-    if not model.optimizer.built:
-        model.optimizer.build(model.trainable_variables)
-    if len(optimizer_state) == len(model.optimizer.variables):
-        for variable, value in zip(model.optimizer.variables, optimizer_state, strict=True):
-            variable.assign(value)
-    else:
-        logger.warning("The optimizer's state is not taken over: it has other variables here than on the workers.")
+_POLL_SECONDS = 0.5
+_NOT_YET = ShardedRows(uri="", files=(), rows_per_file=(), x="x", y="y")

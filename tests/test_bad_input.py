@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -121,27 +120,6 @@ def test_validation_data_is_checked_alike() -> None:
         fit(validation_data=(X[:0], Y[:0]))
 
 
-def test_a_callback_that_cannot_be_pickled_is_named() -> None:
-    class Locked(keras.callbacks.Callback):  # type: ignore[misc]
-        def __init__(self) -> None:
-            super().__init__()
-            self.lock = threading.Lock()
-
-    with pytest.raises(ConfigError, match="Callback Locked cannot be sent to workers"):
-        fit(callbacks=[Locked()])
-
-
-def test_a_builder_that_cannot_be_pickled_is_named() -> None:
-    lock = threading.Lock()
-
-    def builder() -> Any:
-        with lock:
-            return toys.dense_classifier()
-
-    with pytest.raises(ConfigError, match="The builder cannot be sent to workers"):
-        fit(builder)
-
-
 def test_an_unregistered_class_is_refused_on_the_driver() -> None:
     class Unknown(keras.layers.Layer):  # type: ignore[misc]
         def call(self, inputs: Any) -> Any:
@@ -160,9 +138,17 @@ def test_a_lambda_layer_is_refused_on_the_driver() -> None:
         fit(model, (X, X[:, :3]))
 
 
-def test_what_is_not_there_yet_is_refused() -> None:
-    with pytest.raises(ConfigError, match="not available yet"):
-        Trainer("local", max_restarts=1)
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_restarts": -1}, "max_restarts must be a whole number of at least 0; -1 came"),
+        ({"checkpoint_steps": 0}, "checkpoint_steps must be a whole number of at least 1; 0 came"),
+        ({"timeouts": 60}, "timeouts must be a dict of seconds by name"),
+    ],
+)
+def test_settings_for_failures_are_checked(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Trainer("local", **settings)
 
 
 class TestSeveralWorkers:

@@ -14,14 +14,10 @@ from typing import Any
 
 import pytest
 
-from dlspark.channel import (
-    MAX_FRAME_BYTES,
-    STOPPED_EXIT_CODE,
-    ReportServer,
-    SocketEndpoint,
-    failure_fields,
-)
+from dlspark.channel import STOPPED_EXIT_CODE, Interruption, SocketEndpoint, failure_fields
 from dlspark.errors import WorkerError
+from dlspark.frames import MAX_FRAME_BYTES
+from dlspark.report_server import ReportServer
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -98,8 +94,9 @@ def test_strangers_are_dropped_and_training_goes_on(server: ReportServer, inbox:
         stranger.sendall(noise)
         assert dropped(stranger)
     reporter.send("step", step=1)
-    assert inbox.wait_for(1) == [{"kind": "step", "rank": 0, "step": 1}]
+    reports = inbox.wait_for(1)
     reporter.close()
+    assert reports == [{"kind": "step", "rank": 0, "step": 1, "connection": 0}]
 
 
 def test_a_wrong_secret_is_dropped(server: ReportServer, inbox: Inbox) -> None:
@@ -142,7 +139,7 @@ def test_what_was_recorded_cannot_be_replayed(server: ReportServer, inbox: Inbox
     with socket.create_connection((server.endpoint.host, server.endpoint.port), timeout=5) as thief:
         thief.sendall(recorded)
         assert dropped(thief)
-    assert len(inbox.reports) == 1
+    assert [report["kind"] for report in inbox.reports if report["kind"] != "left"] == ["step"]
 
 
 def test_an_endless_frame_is_dropped_after_the_handshake(server: ReportServer, inbox: Inbox) -> None:
@@ -186,6 +183,38 @@ def test_a_worker_ends_when_told_or_when_the_driver_is_gone(inbox: Inbox, how: s
             server.close()
         assert worker.wait(20) == STOPPED_EXIT_CODE
     server.close()
+
+
+@pytest.mark.parametrize("close", [True, False], ids=["left", "lost"])
+def test_the_driver_tells_an_end_from_a_death(server: ReportServer, inbox: Inbox, close: bool) -> None:
+    script = textwrap.dedent(f"""
+        import os
+        from dlspark.channel import SocketEndpoint
+        reporter = SocketEndpoint("127.0.0.1", {server.endpoint.port}, {server.endpoint.secret!r}).connect(1)
+        reporter.send("started")
+        if {close}:
+            reporter.close()
+        os._exit(0)
+    """)
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=40)
+    assert [report["kind"] for report in inbox.wait_for(2)] == ["started", "left" if close else "lost"]
+    assert {(report["rank"], report["connection"]) for report in inbox.reports} == {(1, 0)}
+
+
+def test_ranks_agree_on_a_step_to_stop_after() -> None:
+    """Rank 0 has ended one call more than rank 1 when both are asked; both stop after the same one."""
+    ahead, behind = Interruption(), Interruption()
+    assert not ahead.reached()
+    held = [ahead.hold(), behind.hold()]
+    assert held == [1, 0]
+    stopped: list[bool] = []
+    waiting = threading.Thread(target=lambda: stopped.append(behind.reached()))
+    waiting.start()  # it waits for the answer, and does not go on to a call that nobody joins
+    for interruption in (ahead, behind):
+        interruption.stop_after(max(held) + 1)
+    waiting.join(10)
+    assert stopped == [False]
+    assert [ahead.reached(), behind.reached()] == [True, True]
 
 
 def test_an_unreachable_driver_is_named() -> None:

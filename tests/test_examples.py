@@ -98,6 +98,15 @@ def test_spark_dataframe(tmp_path: Path) -> None:
 @pytest.mark.spark
 @pytest.mark.slow
 @pytest.mark.timeout(RUN_SECONDS + 10)
+def test_spark_ml(tmp_path: Path) -> None:
+    printed = run("spark_ml.py", cwd=tmp_path)
+    assert "row 3: not a JPEG" in printed
+    assert number(r"accuracy ([\d.]+)", printed) > 0.8
+
+
+@pytest.mark.spark
+@pytest.mark.slow
+@pytest.mark.timeout(RUN_SECONDS + 10)
 def test_image_folder(tmp_path: Path) -> None:
     printed = run("image_folder.py", cwd=tmp_path)
     assert "train: 60 images {'leaf': 30, 'sky': 30}" in printed

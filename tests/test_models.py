@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dlspark.backbones import BACKBONES
 from dlspark.errors import ConfigError
-from dlspark.models import BACKBONES, build_classifier
+from dlspark.models import build_classifier
 
 keras = pytest.importorskip("keras")
 
@@ -163,6 +164,19 @@ def test_the_frozen_part_runs_as_at_prediction() -> None:
     assert rates == sorted(rates)
 
 
+def test_frozen_batch_normalisations_stay_as_they_come() -> None:
+    model = small(batch_norm="frozen")
+    assert [w.shape for w in model.get_weights()] == [w.shape for w in small().get_weights()]  # phases hand over by weights
+    norms = [layer for layer in model.get_layer("mobilenetv2").layers if isinstance(layer, keras.layers.BatchNormalization)]
+    before = [value for layer in norms for value in layer.get_weights()]
+    kernel = model.get_layer("mobilenetv2").get_layer("Conv_1").kernel
+    was = np.array(kernel)
+    model.fit(IMAGES, np.arange(len(IMAGES)) % 3, verbose=0)
+    assert norms
+    assert all(np.array_equal(a, b) for a, b in zip(before, [v for n in norms for v in n.get_weights()], strict=True))
+    assert not np.array_equal(np.array(kernel), was)
+
+
 def test_everything_trains_and_two_phases_hand_over_by_weights() -> None:
     first, second = small(fine_tune="head", augment=("flip",)), small(fine_tune="all")
     assert all(layer.trainable for layer in second.get_layer("mobilenetv2").layers)
@@ -202,7 +216,7 @@ def tiny_resnet(*_: object) -> Any:
 
 def test_the_file_loads_where_there_is_no_dlspark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     keras.utils.set_random_seed(1)
-    monkeypatch.setattr("dlspark.models._construct", tiny_resnet)  # the layers around it are ours; 90 MB of it are not
+    monkeypatch.setattr("dlspark.models.construct", tiny_resnet)  # the layers around it are ours; 90 MB of it are not
     model = build_classifier(
         "resnet50",
         3,
@@ -325,7 +339,7 @@ def test_weights_that_keras_saved(tmp_path: Path) -> None:
 def test_a_file_that_does_not_fit_is_refused_and_kept(keras_home: Path) -> None:
     file = keras_home / "models" / BACKBONES["mobilenetv2"].imagenet_file(SIZE)
     file.write_bytes(b"cut off")
-    with pytest.raises(ConfigError, match="could not be loaded"):
+    with pytest.raises(ConfigError, match="truncated"):
         small(weights="imagenet")
     assert file.exists()
     other = keras_home / "other.weights.h5"

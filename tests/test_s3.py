@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,33 +19,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 BUCKET = "s3://clinic"
 JOB = Path(__file__).with_name("s3_job.py")
-
-
-@pytest.fixture(scope="module")
-def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A server with an empty bucket; this process' environment says where it is, as a user's would."""
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        patch.setenv("AWS_ACCESS_KEY_ID", "someone")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "a secret of this test")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        patch.setenv("AWS_CONFIG_FILE", os.devnull)
-        patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
-        patch.delenv("XDG_CACHE_HOME", raising=False)
-        import s3fs
-
-        s3fs.S3FileSystem.clear_instance_cache()
-        s3fs.S3FileSystem().mkdir("clinic")
-        try:
-            yield f"http://{host}:{port}"
-        finally:
-            s3fs.S3FileSystem.clear_instance_cache()
-            server.stop()
 
 
 @pytest.mark.spark

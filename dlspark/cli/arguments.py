@@ -76,6 +76,18 @@ def whole_numbers(text: str) -> list[int]:
         raise argparse.ArgumentTypeError(f"expected whole numbers as 512,128, got {text!r}") from None
 
 
+def banded_columns(text: str) -> list[tuple[str, float | None]]:
+    """``sex,age:20`` as pairs of a column's name and the width of its bands, None where none is told."""
+    found: list[tuple[str, float | None]] = []
+    for word in words(text):
+        name, colon, width = word.partition(":")
+        try:
+            found.append((name, float(width) if colon else None))
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"expected columns as sex,age:20, got {word!r}") from None
+    return found
+
+
 def key_value(text: str) -> tuple[str, str]:
     """``name=value`` as a pair."""
     name, equals, value = text.partition("=")

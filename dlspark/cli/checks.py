@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import platform
-import re
 import sys
 import threading
 import time
-import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from dlspark.errors import ConfigError
+from dlspark.errors import ConfigError, DlsparkError
+from dlspark.preflight import ask_executors, cause, differences, on_executors, probing, store_troubles
+from dlspark.store import Store
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
+
+    from dlspark.channel import Endpoint
 
 _GIB = 1 << 30
 # TensorFlow and Keras alone are 0.5 GiB; ResNet50 with Adam and a small batch of 96 px brings a worker to about 1.
@@ -85,45 +88,26 @@ def cluster(spark: SparkSession, workers: int) -> Iterator[Check]:
         )
 
 
-def silent_executors(error: Exception) -> Check:
-    """That no task could be run."""
-    return Check(
-        "executors",
-        False,
-        cause(error),
-        f"They must start the driver's Python {platform.python_version()}: set PYSPARK_PYTHON or spark.pyspark.python "
-        f"to a path that exists on all of them, such as {sys.executable}.",
-    )
-
-
 def executors(found: Sequence[Mapping[str, Any]], here: Mapping[str, Any]) -> Iterator[Check]:
-    """What executor processes say of themselves, beside what the driver has; see `describe_process`."""
+    """What executor processes say of themselves, beside what the driver has; see `preflight.describe_process`."""
     tasks = Counter(each["host"] for each in found)
     yield Check("executors", True, ", ".join(f"{host} ({count} tasks)" for host, count in sorted(tasks.items())))
 
     # Paths may differ between hosts, where an archive of the environment is shipped to them; on one host they may not.
-    def same_python(each: Mapping[str, Any]) -> bool:
-        paths = each["host"] != here["host"] or each["executable"] == here["executable"]
-        return bool(paths and each["python"] == here["python"])
+    def same_path(each: Mapping[str, Any]) -> bool:
+        return bool(each["host"] != here["host"] or each["executable"] == here["executable"])
 
+    unlike = differences(here, found)
     yield _judged(
         "executor python",
-        all(map(same_python, found)),
+        all(map(same_path, found)) and not any(text.startswith("Python ") for text in unlike),
         ", ".join(sorted({f"{each['python']} at {each['executable']}" for each in found})),
         f"Set PYSPARK_PYTHON to the driver's, {here['executable']} ({here['python']}), before the session starts.",
     )
-    differing = {
-        f"{name} {version or 'absent'} here and {each['versions'].get(name) or 'absent'} on {each['host']}"
-        for each in found
-        for name, version in here["versions"].items()
-        if each["versions"].get(name) != version
-    }
+    differing = [text for text in unlike if not text.startswith("Python ")]
     same = ", ".join(f"{name} {version}" for name, version in here["versions"].items() if version)
     cure = "Install the same versions for the driver and on every executor."
-    yield _judged("packages", not differing, "; ".join(sorted(differing)) or f"the same everywhere: {same}", cure)
-    absent = sorted({each["host"] for each in found if not each["dlspark"]})
-    if absent:
-        yield Check("dlspark", False, f"not to be imported on {', '.join(absent)}", "Install it on every executor.")
+    yield _judged("packages", not differing, "; ".join(differing) or f"the same everywhere: {same}", cure)
     room = {each["host"]: each["available_bytes"] / tasks[each["host"]] for each in found}
     yield _judged(
         "memory",
@@ -136,9 +120,8 @@ def executors(found: Sequence[Mapping[str, Any]], here: Mapping[str, Any]) -> It
 
 def way_to_driver(spark: SparkSession, tasks: int) -> Check:
     """Whether executors reach the driver as workers do: at its address, on a port of the system's choice."""
-    from dlspark.channel import ReportServer
-    from dlspark.cli.executors import report_to_driver
     from dlspark.cluster import driver_host
+    from dlspark.report_server import ReportServer
 
     heard: set[int] = set()
     all_heard = threading.Event()
@@ -154,7 +137,8 @@ def way_to_driver(spark: SparkSession, tasks: int) -> Check:
     try:
         server = ReportServer(host, hear)
         try:
-            wrong = next(filter(None, report_to_driver(spark, tasks, server.endpoint)), "")
+            report = partial(_report, server.endpoint)
+            wrong = next(filter(None, on_executors(spark, tasks, report, at_once=True)), "")
             if not wrong and not all_heard.wait(_REPORT_SECONDS):
                 wrong = f"{tasks - len(heard)} of {tasks} tasks connected and were not heard"
         finally:
@@ -170,37 +154,25 @@ def way_to_driver(spark: SparkSession, tasks: int) -> Check:
     )
 
 
+def _report(endpoint: Endpoint, rank: int) -> str:
+    """On an executor: send the driver a report; what went wrong, or an empty text."""
+    try:
+        reporter = endpoint.connect(rank)
+    except DlsparkError as error:
+        return str(error)
+    reporter.send("doctor")
+    reporter.close()
+    return ""
+
+
 def store(spark: SparkSession, tasks: int, uri: str) -> Check:
     """Whether what the driver writes is read on executors, and the other way round."""
-    from dlspark.cli.executors import read_and_write
-    from dlspark.store import Store
-
     wrong = ""
     try:
-        folder = Store(uri).child(f".dlspark-doctor-{uuid.uuid4().hex}")
-        try:
-            folder.write_bytes("driver", b"driver")
-            wrong = next(filter(None, read_and_write(spark, tasks, folder)), "")
-            unseen = [rank for rank in range(tasks) if not folder.exists(f"executor-{rank}")]
-            if unseen and not wrong:
-                wrong = f"{uri}: what {len(unseen)} of {tasks} tasks wrote is not to be seen by the driver"
-        finally:
-            folder.delete_all()
+        with probing(Store(uri)) as folder:
+            answers = ask_executors(spark, tasks, folder=folder, at_once=True)
+            wrong = "; ".join(store_troubles(folder, answers))
     except Exception as error:  # ours, or those of any file system that fsspec knows
         wrong = cause(error)
     cure = "Give a store that the driver and all executors reach and may write to."
     return _judged("store", not wrong, wrong or f"{uri}: written and read by the driver and by {tasks} tasks", cure)
-
-
-def cause(error: Exception) -> str:
-    """The line that says most in an error; Spark's have a hundred lines in two languages."""
-    text = str(error).strip()
-    for pattern in (
-        r"^[\w.]*(?:PySparkRuntimeError|RuntimeError|ModuleNotFoundError|ImportError): .+$",
-        r"java\.io\.IOException: .+$",
-        r"^Caused by: .+$",
-    ):
-        match = re.search(pattern, text, re.MULTILINE)
-        if match and "\n" in text:
-            return match[0]
-    return text.splitlines()[0] if text else type(error).__name__

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from dlspark.cli import checks
 from dlspark.cli.arguments import add_command
-from dlspark.cli.checks import Check
 from dlspark.cli.output import Block, Report, Table
 from dlspark.errors import ConfigError, DlsparkError
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
+    from dlspark.cli.checks import Check
+
 _EXAMPLE = """
 dlspark doctor --workers 2 --store runs
 spark-submit --master spark://host:7077 \\
     "$(python -c 'import dlspark; print(*dlspark.__path__)')/__main__.py" doctor --workers 6 --store s3://bucket/runs
 """
+# Beside those that every training needs: which engine will be used is not known here.
+_MORE_PACKAGES = ("jax", "torch", "pandas", "horovod", "elephas", "spark-tensorflow-distributor")
 _WORDS = {True: "ok", False: "WRONG", None: "note"}
 
 
@@ -54,6 +55,10 @@ def diagnose(workers: int | None, store: str | None) -> Iterator[Check]:
         workers: how many must fit; None looks at as many as there are slots.
         store: URI of a store to try; None tries none.
     """
+    from dlspark import preflight
+    from dlspark.cli import checks
+    from dlspark.cli.checks import Check
+
     yield checks.python()
     yield checks.backends()
     try:
@@ -61,7 +66,7 @@ def diagnose(workers: int | None, store: str | None) -> Iterator[Check]:
     except Exception as error:  # ours say what to do; the JVM has many of its own
         told = isinstance(error, DlsparkError)
         cure = str(error) if told else "Start a session with pyspark alone, to see all that Spark says."
-        yield Check("spark", False, "no session" if told else f"no session: {checks.cause(error)}", cure)
+        yield Check("spark", False, "no session" if told else f"no session: {preflight.cause(error)}", cure)
         return
     yield from checks.cluster(spark, workers or 1)
     from dlspark.spark import available_slots, is_local
@@ -69,15 +74,15 @@ def diagnose(workers: int | None, store: str | None) -> Iterator[Check]:
     tasks = min(available_slots(spark), workers or sys.maxsize)
     if tasks < 1:
         return
-    from dlspark.cli import executors
-
+    packages = (*preflight.PACKAGES, *_MORE_PACKAGES)
     try:
-        found = executors.describe(spark, tasks)
-    except Exception as error:  # whatever py4j makes of an executor that cannot start its Python
-        yield checks.silent_executors(error)
+        found = preflight.ask_executors(spark, tasks, packages, at_once=True)
+    except ConfigError as error:
+        yield Check("executors", False, "no answer", str(error))
         return
-    yield from checks.executors(found, executors.describe_process())
-    if not all(each["dlspark"] for each in found):
+    here = preflight.describe_process(packages)
+    yield from checks.executors(found, here)
+    if not all(each["versions"]["dlspark"] for each in found):
         return
     yield checks.way_to_driver(spark, tasks)
     if store is not None:
@@ -87,7 +92,6 @@ def diagnose(workers: int | None, store: str | None) -> Iterator[Check]:
 
 
 def _session(workers: int | None) -> SparkSession:
-    from dlspark.spark import get_session
+    from dlspark.spark import get_session, local_cores
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return get_session(workers or cores)
+    return get_session(workers or local_cores())

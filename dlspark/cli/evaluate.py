@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dlspark.cli.arguments import add_command
-from dlspark.cli.output import Facts, Report, Table, without_start_up_noise
-from dlspark.errors import ConfigError, DataError
+from dlspark.cli.arguments import add_command, banded_columns, words
+from dlspark.cli.output import Block, Facts, Report, Table
+from dlspark.errors import ConfigError, DataError, did_you_mean
+from dlspark.mends.tensorflow_start_up import without_noise
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from dlspark.data.shards import ShardedRows
+    from dlspark.images.dataset import ImageDataset
+    from dlspark.ml.evaluation import Evaluation
+    from dlspark.ml.predictions import Predictions
+
+PAGE = "evaluation.html"
+PREDICTIONS = "predictions.parquet"
 _EXAMPLE = """
 dlspark evaluate runs/first/model.keras store/photos
-dlspark evaluate runs/first/model.keras store/photos --part validation --format json
+dlspark evaluate runs/first/model.keras store/ham --by sex,localization,age:20 --first mel --out pages/first
 """
 _PARTS = ("test", "validation", "train")
 
@@ -23,16 +33,39 @@ _PARTS = ("test", "validation", "train")
 def add_parser(commands: Any) -> None:
     """Add ``evaluate``."""
     parser = add_command(
-        commands, "evaluate", summary="loss, metrics, recall and confusion of a model", example=_EXAMPLE, run=run
+        commands, "evaluate", summary="loss, metrics, scores and confusion of a model", example=_EXAMPLE, run=run
     )
     parser.add_argument("model", metavar="MODEL", help="a .keras file, or the folder that `dlspark train` wrote it to")
     parser.add_argument("data", metavar="DATA", help="folder or URI of a prepared dataset")
     parser.add_argument("--part", choices=_PARTS, default="test", help="which rows (default: test)")
     parser.add_argument("--batch-size", metavar="N", type=int, default=32, help="rows at a time (default: 32)")
+    parser.add_argument(
+        "--by",
+        metavar="NAME,NAME:WIDTH",
+        action="extend",
+        type=banded_columns,
+        default=[],
+        help="columns by whose values scores are told as well; numbers in bands of a width, such as age:20",
+    )
+    parser.add_argument(
+        "--first", metavar="CLASS,CLASS", action="extend", type=words, default=[], help="classes to tell of first"
+    )
+    parser.add_argument(
+        "--bootstrap", metavar="N", type=int, default=1000, help="resamples for the 95 %% intervals (default: 1000; 0: none)"
+    )
+    parser.add_argument(
+        "--group",
+        metavar="NAME",
+        help="column whose rows are drawn together, or 'none' (default: what the data was split by, or its groups)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the resamples (default: 0)")
+    parser.add_argument(
+        "--out", metavar="FOLDER", help=f"where {PAGE}, which needs no network, its pictures and {PREDICTIONS} go"
+    )
 
 
 def run(options: argparse.Namespace) -> Report:
-    """Evaluate in this process, batch by batch."""
+    """Predict in this process, batch by batch; then judge."""
     from dlspark.images.dataset import ImageDataset
 
     dataset = ImageDataset.open(options.data)
@@ -40,54 +73,149 @@ def run(options: argparse.Namespace) -> Report:
     if rows is None:
         there = ", ".join(part for part in _PARTS if getattr(dataset, part) is not None)
         raise DataError(f"The dataset at {dataset.uri!r} has no part {options.part!r}; it has: {there}. Choose by --part.")
-    path = _model_file(options.model)
+    for name in options.first:
+        if name not in dataset.classes:
+            raise ConfigError(f"--first names no class. {did_you_mean(name, dataset.classes)}")
+    group = _group(dataset, options.group)
+    columns = _columns(dataset, rows, options, group)
+    _refuse_what_is_missing(options)
 
-    from dlspark.evaluation import evaluate_classifier, load_classifier
+    from dlspark.ml.evaluation import evaluate_predictions
+    from dlspark.ml.prediction_arrays import bands, value_texts
+    from dlspark.ml.predictions import predict_rows
+    from dlspark.model_files import load_model
 
-    with without_start_up_noise():
-        model = load_classifier(path)
+    by = {
+        name: value_texts(name, columns[name] if width is None else bands(columns[name], width))
+        for name, width in options.by
+    }
+    with without_noise():
+        model = load_model(options.model)
     with _progress(f"evaluating {rows.rows} rows") as on_batch:
-        found = evaluate_classifier(model, rows, batch_size=options.batch_size, on_batch=on_batch)
+        found = predict_rows(model, rows, batch_size=options.batch_size, on_batch=on_batch)
+    evaluation = evaluate_predictions(
+        found.labels,
+        found.probabilities,
+        found.classes,
+        groups=columns[group] if group else None,
+        by=by,
+        bootstrap=options.bootstrap,
+        seed=options.seed,
+    ).reordered(options.first)
+    return _report(options, dataset, found, columns["id"], evaluation, group)
+
+
+def _refuse_what_is_missing(options: argparse.Namespace) -> None:
+    """Look at what is needed after the predictions, which take long, before them."""
+    from dlspark import _checks
+    from dlspark._require import require
+    from dlspark.ml import scores
+    from dlspark.report import page
+
+    _checks.whole_number("bootstrap", options.bootstrap, least=0)
+    _checks.whole_number("seed", options.seed, least=0)
+    require("sklearn.metrics", install=scores.INSTALL, purpose="Evaluating")
+    for module in ("matplotlib", "jinja2") if options.out is not None else ():
+        require(module, install=page.INSTALL, purpose="Writing a report")
+
+
+def _report(
+    options: argparse.Namespace,
+    dataset: ImageDataset,
+    found: Predictions,
+    ids: NDArray[Any],
+    evaluation: Evaluation,
+    group: str | None,
+) -> Report:
+    from dlspark.report.evaluation import intervals_in_words, score_tables
+
+    facts = {
+        "model": options.model,
+        "data": dataset.uri,
+        "rows": f"{evaluation.rows} ({options.part})",
+        **found.metrics,
+        "intervals": intervals_in_words(evaluation, group),
+    }
     document = {
         "model": options.model,
         "data": dataset.uri,
         "part": options.part,
-        **asdict(found),
-        "recall": found.recall,
+        "seconds": found.seconds,
+        "metrics": found.metrics,
+        "recall": {each.name: each.recall.value for each in evaluation.by_class},
+        "group": group,
+        **json.loads(evaluation.to_json()),
     }
-    facts = {"model": options.model, "rows": f"{found.rows} ({options.part})", **found.metrics}
-    recalls = [[name, sum(counts), found.recall[name]] for name, counts in zip(found.classes, found.confusion, strict=True)]
-    confusion = [[name, *counts] for name, counts in zip(found.classes, found.confusion, strict=True)]
-    return Report(
-        document,
-        [
-            Facts(facts),
-            Table(["class", "rows", "recall"], recalls),
-            Table(["true \\ predicted", *found.classes], confusion, title="confusion"),
-        ],
-    )
+    tables = score_tables(evaluation, first=options.first)
+    if options.out is not None:
+        document["page"] = _written(options, found, ids, evaluation, facts)
+        facts["page"] = document["page"]
+    blocks: list[Block] = [Facts(facts)]
+    blocks += [Table(each.columns, each.rows, title=each.title) for each in tables.values()]
+    return Report(document, blocks)
 
 
-def _model_file(name: str) -> Path:
-    """The model's file on this machine."""
-    from dlspark.cli.train import MODEL
+def _written(
+    options: argparse.Namespace, found: Predictions, ids: NDArray[Any], evaluation: Evaluation, facts: dict[str, Any]
+) -> str:
+    """Write predictions, pictures and, when all else is there, the page; returns its address."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from dlspark.report.evaluation import evaluation_page
+    from dlspark.report.page import png
+    from dlspark.report.pictures import figures_of
     from dlspark.store import Store
 
-    ending = name.rstrip("/").rpartition("/")[2].rpartition(".")[2].lower()
-    if ending in ("h5", "hdf5"):
-        raise ConfigError(
-            f"{name!r} is a legacy HDF5 model, which can run any code when it is loaded; only .keras files are taken. "
-            "Load it where you trust it and save it as model.keras."
-        )
-    if ending != "keras":
-        if not Store(name).exists(MODEL):
-            raise ConfigError(f"Expected a .keras file, or a folder with a {MODEL}: {name!r} is neither.")
-        return Store(name).local_file(MODEL)
-    folder, _, file = name.rpartition("/")
-    store = Store(folder or ("/" if name.startswith("/") else "."))
-    if not store.exists(file):
-        raise DataError(f"Expected a model at {name!r}: there is no such file.")
-    return store.local_file(file)
+    out, names = Store(options.out), found.classes
+    columns = {
+        "id": ids,
+        "label": [names[label] for label in found.labels],
+        "predicted": [names[label] for label in found.probabilities.argmax(axis=1)],
+        **{f"probability_{name}": found.probabilities[:, label] for label, name in enumerate(names)},
+    }
+    with out.open_writer(PREDICTIONS) as path:
+        pq.write_table(pa.table(columns), path)
+    figures = figures_of(evaluation)
+    for name, figure in figures.items():
+        out.write_bytes(f"{name}.png", png(figure))
+    title = f"Evaluation of {options.model}"
+    page = evaluation_page(title, evaluation, figures, facts=facts, first=options.first)
+    out.write_bytes(PAGE, page.render().encode())
+    return f"{out.uri}/{PAGE}"
+
+
+def _group(dataset: ImageDataset, asked: str | None) -> str | None:
+    """The column whose rows are drawn together."""
+    if asked == "none":
+        return None
+    if asked is not None:
+        return _known(dataset, [asked], "--group")[0]
+    candidates = (dataset.manifest["settings"]["split"]["group"], "group")
+    return next((name for name in candidates if name in dataset.manifest["columns"]), None)
+
+
+def _columns(
+    dataset: ImageDataset, rows: ShardedRows, options: argparse.Namespace, group: str | None
+) -> dict[str, NDArray[Any]]:
+    """The columns that are needed beside the images, whole."""
+    import numpy as np
+
+    told_by = _known(dataset, [name for name, _ in options.by], "--by")
+    for name in told_by:
+        if told_by.count(name) > 1:
+            raise ConfigError(f"--by names {name!r} twice. Choose one width for its bands.")
+    names = ["id", *told_by, *([group] if group else [])]
+    with rows.open() as reader:
+        return reader.take(np.arange(rows.rows), list(dict.fromkeys(names)))
+
+
+def _known(dataset: ImageDataset, names: Sequence[str], flag: str) -> list[str]:
+    offered = [name for name in dataset.manifest["columns"] if name not in {"image", "label"}]
+    for name in names:
+        if name not in offered:
+            raise ConfigError(f"{flag} names no column of the dataset. {did_you_mean(name, offered)}")
+    return list(names)
 
 
 @contextmanager

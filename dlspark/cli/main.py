@@ -17,11 +17,19 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from dlspark.cli import backends, doctor, evaluate, explore, output, prepare, train
+from dlspark.cli import backends, doctor, evaluate, explore, output, prepare, study, train
 from dlspark.cli.arguments import Parser
-from dlspark.errors import ConfigError, DataError, DlsparkError, MissingDependencyError, WorkerError, did_you_mean
+from dlspark.errors import (
+    ConfigError,
+    DataError,
+    DlsparkError,
+    MissingDependencyError,
+    RunInterruptedError,
+    WorkerError,
+    did_you_mean,
+)
 
-_COMMANDS = (prepare, explore, train, evaluate, backends, doctor)
+_COMMANDS = (prepare, explore, train, evaluate, study, backends, doctor)
 _FRAMEWORKS = ("tensorflow", "jax", "torch")
 _EPILOG = """\
 example:
@@ -40,6 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with _noticed_interrupts() as interrupted:
         try:
             return _run(_parse(arguments), debug=debug)
+        except RunInterruptedError as error:  # it has been told by a warning
+            return error.exit_code
         except SystemExit as leaving:  # --help and --version
             return leaving.code if isinstance(leaving.code, int) else 1
         except BrokenPipeError:  # the reader, such as `head`, has seen enough

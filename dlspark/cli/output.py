@@ -7,14 +7,10 @@ import json
 import logging
 import math
 import os
-import re
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TextIO, TypeAlias
-
-_START_UP_NOISE = re.compile(r"WARNING: All log messages before absl::InitializeLog|[IWE]0000 00:00:\d+\.\d+ ")
 
 
 @dataclass(frozen=True)
@@ -136,31 +132,6 @@ def stdout_for_results() -> Iterator[TextIO]:
             stack.callback(os.dup2, kept, 1)
         stack.enter_context(contextlib.redirect_stdout(sys.stderr))
         yield results
-
-
-@contextlib.contextmanager
-def without_start_up_noise() -> Iterator[None]:
-    """Hold stderr back for the length of a block, and leave out of it what TensorFlow's C++ says at its import.
-
-    Those lines come before absl's log is initialised, and TF_CPP_MIN_LOG_LEVEL is not asked (tensorflow 2.19, CPU).
-    """
-    if _descriptor(sys.stderr) != 2:
-        yield
-        return
-    sys.stderr.flush()
-    kept = os.dup(2)
-    with tempfile.TemporaryFile() as held:
-        os.dup2(held.fileno(), 2)
-        try:
-            yield
-        finally:
-            sys.stderr.flush()
-            os.dup2(kept, 2)
-            os.close(kept)
-            held.seek(0)
-            for line in held.read().decode(errors="replace").splitlines(keepends=True):
-                if not _START_UP_NOISE.match(line):
-                    sys.stderr.write(line)
 
 
 @contextlib.contextmanager

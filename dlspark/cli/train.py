@@ -8,10 +8,11 @@ import shlex
 from typing import Any
 
 from dlspark.cli.arguments import add_command, key_value, typed, whole_numbers, words
-from dlspark.cli.output import Block, Facts, Report, Table, plain, without_start_up_noise
+from dlspark.cli.output import Block, Facts, Report, Table, plain
 from dlspark.errors import ConfigError, DataError, DlsparkError
+from dlspark.mends.tensorflow_start_up import without_noise
+from dlspark.model_files import MODEL
 
-MODEL = "model.keras"
 HISTORY = "history.json"
 _NOT_SETTINGS = ("run", "command", "arguments", "format", "debug")
 
@@ -35,6 +36,15 @@ def add_parser(commands: Any) -> None:
         "--option", metavar="K=V", action="append", type=key_value, default=[], help="of the backend; repeatable"
     )
     group.add_argument("--store", metavar="URI", help="for the run's files; on a cluster, one that all executors reach")
+    group = parser.add_argument_group(
+        "when something fails", "With --store, the same command goes on with a run that was cut."
+    )
+    group.add_argument("--no-resume", action="store_true", help="begin a new run in the store, beside those that are there")
+    group.add_argument("--max-restarts", metavar="N", type=int, default=0, help="start again after a failure (default: 0)")
+    group.add_argument("--checkpoint-steps", metavar="N", type=int, help="also a checkpoint every N steps")
+    group.add_argument(
+        "--timeout", metavar="K=V", action="append", type=key_value, default=[], help="seconds, such as step_seconds=60"
+    )
     group = parser.add_argument_group("training")
     group.add_argument("--epochs", metavar="N", type=int, default=1, help="passes over the data (default: 1)")
     group.add_argument(
@@ -79,11 +89,20 @@ def run(options: argparse.Namespace) -> Report:
     from dlspark.images.dataset import ImageDataset
     from dlspark.registry import load_backend
     from dlspark.store import Store
+    from dlspark.timeouts import Timeouts
     from dlspark.trainer import Trainer
 
     settings = {name: value for name, value in vars(options).items() if name not in _NOT_SETTINGS}
     backend_options = typed(options.option, load_backend(options.backend).options_type)
-    trainer = Trainer(options.backend, num_workers=options.workers, options=backend_options, store=options.store)
+    trainer = Trainer(
+        options.backend,
+        num_workers=options.workers,
+        options=backend_options,
+        store=options.store,
+        max_restarts=options.max_restarts,
+        timeouts=typed(options.timeout, Timeouts, flag="--timeout"),
+        checkpoint_steps=options.checkpoint_steps,
+    )
     dataset = ImageDataset.open(options.data)
     if dataset.train is None:
         raise DataError(f"Expected rows to train on: the dataset at {dataset.uri!r} has none in its part 'train'.")
@@ -92,7 +111,7 @@ def run(options: argparse.Namespace) -> Report:
     if out.exists(MODEL) and not options.overwrite:
         raise ConfigError(f"{out.uri!r} holds a {MODEL} already. Give another --out, or --overwrite to replace it.")
 
-    with without_start_up_noise():
+    with without_noise():
         import keras
 
     from dlspark.models import build_classifier
@@ -120,6 +139,7 @@ def run(options: argparse.Namespace) -> Report:
         seed=options.seed,
         class_weight=dataset.class_weight() if options.class_weight == "balanced" else None,
         verbose="auto" if options.verbose == "auto" else int(options.verbose),  # type: ignore[arg-type]
+        resume=not options.no_resume,
     )
     with out.open_writer(MODEL) as path:
         result.model.save(path)

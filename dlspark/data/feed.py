@@ -46,6 +46,7 @@ class Feed:
         self._seed = seed
         self.steps = num_steps(rows.rows, batch_size)
         self.epoch = 0
+        self._first_step = 0
         self.began_at = 0.0
         self.ready_at = [0.0] * self.steps
 
@@ -62,7 +63,7 @@ class Feed:
 
     def batch(self, step: int, order: np.ndarray[Any, Any] | None) -> tuple[Any, ...]:
         """The rows of one step as ``(x, y)`` or ``(x, y, sample_weight)``; each leaf has shape (rows, …)."""
-        if step == 0:
+        if step == self._first_step:
             self.began_at = time.perf_counter()
         start, stop = step_range(self._rows, self._batch_size, step, self._rank, self._world_size)
         found = self._reader.batch(np.arange(start, stop) if order is None else order[start:stop])
@@ -78,18 +79,28 @@ class Feed:
         return None if self._seed is None else epoch_order(self._rows, self._seed, self.epoch)
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
+        return self.batches()
+
+    def batches(self, first_step: int = 0) -> Iterator[tuple[Any, ...]]:
+        """This worker's batches of one pass, from ``first_step`` to its end."""
         order = self.order()
-        for step in range(self.steps):
+        for step in range(first_step, self.steps):
             yield self.batch(step, order)
 
-    def dataset(self) -> Any:
-        """What ``Model.fit`` takes: a ``tf.data.Dataset`` under TensorFlow, a ``keras.utils.PyDataset`` elsewhere."""
+    def dataset(self, first_step: int = 0) -> Any:
+        """What ``Model.fit`` takes: a ``tf.data.Dataset`` under TensorFlow, a ``keras.utils.PyDataset`` elsewhere.
+
+        Args:
+            first_step: where every pass begins; above 0 for the rest of an epoch that was cut.
+        """
         import keras
 
-        return _tensorflow_dataset(self) if keras.backend.backend() == "tensorflow" else _py_dataset(self)
+        self._first_step = first_step
+        make = _tensorflow_dataset if keras.backend.backend() == "tensorflow" else _py_dataset
+        return make(self, first_step)
 
 
-def _tensorflow_dataset(feed: Feed) -> Any:
+def _tensorflow_dataset(feed: Feed, first_step: int) -> Any:
     import keras
     import tensorflow as tf
 
@@ -98,8 +109,8 @@ def _tensorflow_dataset(feed: Feed) -> Any:
         return tf.TensorSpec(shape=(None, *leaf.shape[1:]), dtype=leaf.dtype)
 
     spec = keras.tree.map_structure(signature, feed.batch(0, None))
-    dataset = tf.data.Dataset.from_generator(lambda: iter(feed), output_signature=spec)
-    dataset = dataset.apply(tf.data.experimental.assert_cardinality(feed.steps)).prefetch(PREFETCH_BATCHES)
+    dataset = tf.data.Dataset.from_generator(lambda: feed.batches(first_step), output_signature=spec)
+    dataset = dataset.apply(tf.data.experimental.assert_cardinality(feed.steps - first_step)).prefetch(PREFETCH_BATCHES)
     options = tf.data.Options()
     # There is nothing to tune, and at the end of an epoch the iterator waits for the tuner's thread, which sleeps for up
     # to 60 s at a time and now and then misses that it should end: an epoch of 0.3 s took 15 s (TensorFlow 2.19).
@@ -107,7 +118,7 @@ def _tensorflow_dataset(feed: Feed) -> Any:
     return dataset.with_options(options)
 
 
-def _py_dataset(feed: Feed) -> Any:
+def _py_dataset(feed: Feed, first_step: int) -> Any:
     import keras
 
     class Batches(keras.utils.PyDataset):
@@ -118,11 +129,11 @@ def _py_dataset(feed: Feed) -> Any:
             self._order: tuple[int, np.ndarray[Any, Any] | None] | None = None
 
         def __len__(self) -> int:
-            return feed.steps
+            return feed.steps - first_step
 
         def __getitem__(self, step: int) -> tuple[Any, ...]:
             if self._order is None or self._order[0] != feed.epoch:
                 self._order = (feed.epoch, feed.order())
-            return feed.batch(step, self._order[1])
+            return feed.batch(first_step + step, self._order[1])
 
     return Batches()

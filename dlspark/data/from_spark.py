@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +23,11 @@ from dlspark.store import Store
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
     from pyspark.sql.types import DataType
+
+Columns = dict[str, NDArray[Any]]
+"""Arrays of equally many rows, by the name of the column."""
+
+Read = Callable[[pa.RecordBatch], Iterator[Columns]]
 
 _SUMMARY = "partition int, file string, rows long, size_bytes long, columns string, error string"
 
@@ -65,11 +72,34 @@ def write_dataframe(
     names = tuple(dict.fromkeys(column for structure in structures for column in columns_of(structure)))
     # By number: a name with a dot in it is read as a field of a struct somewhere down in mapInArrow.
     selected = df.select(*[_plain(df, column).alias(f"c{number}") for number, column in enumerate(names)])
+    written = write_columns(store, name, selected, partial(_arrays, names=names))
+    return replace(
+        written,
+        x=structures[0],
+        y=structures[1],
+        sample_weight=structures[2],
+        num_classes=num_classes,
+        classes=tuple(classes),
+    )
+
+
+def write_columns(store: Store, name: str, df: DataFrame, read: Read) -> ShardedRows:
+    """Write what ``read`` makes of the rows of a DataFrame, as `write_dataframe` does; the result names no columns.
+
+    Args:
+        store: where. On a cluster it must be one that all executors reach.
+        name: the folder in it; what it held is removed.
+        df: the rows.
+        read: runs in the executors, and gives columns by name for every Arrow batch, in one part or several.
+
+    Raises:
+        ConfigError, DataError: see `write_dataframe`; a DataError that ``read`` raises arrives here.
+    """
     folder = store.child(name)
     folder.delete_all()
     try:
-        task = partial(_write_partition, names=names, uri=folder.uri, run=uuid.uuid4().hex[:8])
-        summaries = sorted(selected.mapInArrow(task, _SUMMARY).collect(), key=lambda row: row.partition)
+        task = partial(_write_partition, read=read, uri=folder.uri, run=uuid.uuid4().hex[:8])
+        summaries = sorted(df.mapInArrow(task, _SUMMARY).collect(), key=lambda row: row.partition)
         _check(folder, summaries)
     except BaseException:
         folder.delete_all()
@@ -81,11 +111,8 @@ def write_dataframe(
         uri=folder.uri,
         files=files,
         rows_per_file=tuple(row.rows for row in summaries),
-        x=structures[0],
-        y=structures[1],
-        sample_weight=structures[2],
-        num_classes=num_classes,
-        classes=tuple(classes),
+        x=(),
+        y=None,
     )
 
 
@@ -118,9 +145,7 @@ def _plain(df: DataFrame, name: str) -> Any:
     return column
 
 
-def _write_partition(
-    batches: Iterable[pa.RecordBatch], *, names: tuple[str, ...], uri: str, run: str
-) -> Iterator[pa.RecordBatch]:
+def _write_partition(batches: Iterable[pa.RecordBatch], *, read: Read, uri: str, run: str) -> Iterator[pa.RecordBatch]:
     """In an executor: write one file and yield one row about it, or about what is wrong with its rows."""
     from pyspark import TaskContext
 
@@ -137,7 +162,7 @@ def _write_partition(
         "error": None,
     }
     try:
-        written = _write_batches(Store(uri), name, (batch.rename_columns(list(names)) for batch in batches))
+        written = _write_batches(Store(uri), name, (part for batch in batches if batch.num_rows for part in read(batch)))
     except DataError as error:  # told as data: a task that raises would be tried again, and fail again
         summary["error"] = str(error)
     else:
@@ -146,18 +171,15 @@ def _write_partition(
         yield pa.RecordBatch.from_pylist([summary], schema=_summary_schema())
 
 
-def _write_batches(store: Store, name: str, batches: Iterable[pa.RecordBatch]) -> dict[str, Any] | None:
-    first = next((batch for batch in iter(batches) if batch.num_rows), None)
+def _write_batches(store: Store, name: str, parts: Iterator[Columns]) -> dict[str, Any] | None:
+    first = next(parts, None)
     if first is None:
         return None
     shapes: dict[str, Any] = {}
     with store.open_writer(name) as path, ShardWriter(path, name) as writer:
-        pending: list[dict[str, NDArray[Any]]] = []
+        pending: list[Columns] = []
         pending_bytes = 0
-        for batch in _chain(first, batches):
-            arrays = {
-                field.name: _array(field.name, column) for field, column in zip(batch.schema, batch.columns, strict=True)
-            }
+        for arrays in chain([first], parts):
             for key, array in arrays.items():
                 if shapes.setdefault(key, [str(array.dtype), *array.shape[1:]]) != [str(array.dtype), *array.shape[1:]]:
                     raise _unequal(key, shapes[key][1:], array.shape[1:])
@@ -171,12 +193,11 @@ def _write_batches(store: Store, name: str, batches: Iterable[pa.RecordBatch]) -
     return {"file": name, "rows": info.rows, "size_bytes": info.size_bytes, "columns": json.dumps(shapes)}
 
 
-def _chain(first: pa.RecordBatch, rest: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    yield first
-    yield from (batch for batch in rest if batch.num_rows)
+def _arrays(batch: pa.RecordBatch, *, names: tuple[str, ...]) -> Iterator[Columns]:
+    yield {name: _array(name, column) for name, column in zip(names, batch.columns, strict=True)}
 
 
-def _flush(writer: ShardWriter, pending: list[dict[str, NDArray[Any]]]) -> None:
+def _flush(writer: ShardWriter, pending: list[Columns]) -> None:
     if pending:
         writer.write({key: np.concatenate([arrays[key] for arrays in pending]) for key in pending[0]})
         pending.clear()

@@ -73,6 +73,16 @@ def augmentation_layers(augment: Sequence[str | keras.layers.Layer]) -> list[ker
     return layers
 
 
+def check_augment(augment: Sequence[str]) -> None:
+    """Refuse words that `augmentation_layers` would refuse, without loading Keras.
+
+    Raises:
+        ConfigError: the first of them.
+    """
+    for item in augment:
+        _parse(item)
+
+
 def _parse(item: object) -> tuple[str, float]:
     if not isinstance(item, str):
         raise ConfigError(

@@ -84,8 +84,7 @@ def decode_measured(
         size = (height, width) if orientation in _TURNED else (width, height)
         if image.format == "TIFF":  # upright by now, and never scaled while it loads
             found = image.size
-        image = _to_rgb(image)
-        image = image.resize(size, Image.Resampling.BILINEAR, box=_window(image.size, size) if resize == "crop" else None)
+        image = _scaled(_to_rgb(image), size, resize)
         if orientation in _UPRIGHT:
             image = image.transpose(Image.Transpose[_UPRIGHT[orientation]])
         return np.asarray(image), found if orientation in _TURNED else found[::-1]
@@ -97,6 +96,27 @@ def decode_measured(
         raise DataError(f"more than the {max_pixels:,} pixels allowed: {error}") from error
     except Exception as error:  # decoders raise whatever comes: OSError, SyntaxError, struct.error, ValueError, ...
         raise DataError(f"cannot be decoded: {error}") from error
+
+
+def scale(pixels: NDArray[np.uint8], image_size: tuple[int, int], *, resize: str = "fit") -> NDArray[np.uint8]:
+    """What `decode` makes of an image whose pixels are these.
+
+    Args:
+        pixels: uint8 of shape (height, width) or (height, width, 1), grey; (…, 3), RGB; (…, 4), RGBA.
+        image_size: (height, width) in pixels.
+        resize: one of `RESIZES`.
+    """
+    from PIL import Image
+
+    image = Image.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels)
+    return np.asarray(_scaled(_to_rgb(image), image_size[::-1], resize))
+
+
+def _scaled(image: Any, size: tuple[int, int], resize: str) -> Any:
+    """Of (width, height) ``size``."""
+    from PIL import Image
+
+    return image.resize(size, Image.Resampling.BILINEAR, box=_window(image.size, size) if resize == "crop" else None)
 
 
 def _window(found: tuple[int, int], size: tuple[int, int]) -> tuple[float, float, float, float]:

@@ -157,7 +157,9 @@ def explore(dataset: ImageDataset, *, columns: Sequence[str] | None = None, samp
     offered = [name for name in known if name not in SOURCE_SIZE]
     for name in columns or ():
         if name not in offered:
-            raise ConfigError(f"Expected a column of the dataset to count by. {did_you_mean(name, offered)}")
+            raise ConfigError(
+                f"Expected a column of the dataset to count by: there is no {name!r}. {did_you_mean(name, offered)}"
+            )
     chosen = [name for name in offered if name not in _IDENTIFIERS] if columns is None else list(columns)
     parts = {part: rows for part in PARTS if (rows := getattr(dataset, part)) is not None}
     groups = ["group"] if "group" in known else []

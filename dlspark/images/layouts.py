@@ -18,7 +18,7 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from functools import partial
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 Layout: TypeAlias = "Callable[[str, SparkSession], DataFrame]"
 
-RESERVED = ("path", "id", "label", "group", "image", "problem")
+RESERVED = ("path", "id", "label", "group", "image", "problem", "fold")
 """Columns with a meaning of their own; a CSV column of such a name is kept as ``csv_<name>``."""
 
 
@@ -124,6 +124,35 @@ def csv_layout(
         extension=extension,
         folder=folder,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnownLayout:
+    """Another layout, whose rows are put aside where a column is empty, NaN or says "unknown"; the reason is listed.
+
+    Attributes:
+        layout: the other one, or its name.
+        columns: columns of it that must be known.
+    """
+
+    layout: str | Layout
+    columns: tuple[str, ...]
+
+    def __call__(self, source: str, spark: SparkSession) -> DataFrame:
+        """The other layout's rows, with the column ``problem``."""
+        from pyspark.sql import functions as F
+
+        rows = find_layout(self.layout)(source, spark)
+        for column in self.columns:
+            if column not in rows.columns:
+                raise ConfigError(
+                    f"Expected a column that must be known: there is no {column!r}. {did_you_mean(column, rows.columns)}"
+                )
+        problems = [F.col("problem")] if "problem" in rows.columns else []
+        for column in self.columns:
+            text = F.lower(F.trim(_column(column).cast("string")))
+            problems.append(F.when(text.isNull() | text.isin("", "nan", "unknown"), f"its {column} is not known"))
+        return rows.withColumn("problem", F.coalesce(*problems))
 
 
 def ham10000(source: str, spark: SparkSession) -> DataFrame:
@@ -219,7 +248,7 @@ def describe(layout: str | Layout) -> str:
     known = [name for name, value in LAYOUTS.items() if value == layout]
     if isinstance(layout, str) or known:
         return str(layout) if isinstance(layout, str) else known[0]
-    if isinstance(layout, CsvLayout):
+    if is_dataclass(layout):
         return repr(layout)
     return f"{getattr(layout, '__module__', '')}.{getattr(layout, '__qualname__', type(layout).__qualname__)}"
 

@@ -35,7 +35,7 @@ from dlspark.images.rejected import MAX_LISTED, REJECTED, Rejected, judge
 from dlspark.images.table import counted, normalised
 from dlspark.images.write import SOURCE_SIZE, ShardTask, column_kind, write_counted
 from dlspark.mends import zip_directories
-from dlspark.spark import available_slots, get_session, told_plainly
+from dlspark.spark import available_slots, get_session, local_cores, told_plainly
 from dlspark.store import Store
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def prepare_images(
         judge(finished.manifest["rejected"], strict, max_rejected_fraction)
         return finished
     require("PIL", install="pillow", purpose="Reading images")
-    spark = spark or get_session(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    spark = spark or get_session(local_cores())
     started = time.monotonic()
     store.delete_all()
     store.write_json(UNFINISHED, {"started_by": "dlspark.prepare_images", "settings": settings})

@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import fsspec
 import numpy as np
 from numpy.typing import NDArray
 
 from dlspark.data.shard_writer import ShardWriter
 from dlspark.errors import ConfigError, DataError
 from dlspark.images.decode import decode_measured
+from dlspark.images.read import read_files
 from dlspark.store import Store
-
-MAX_FILE_BYTES = 512 * 2**20
-"""A larger file is refused before it is read: no image within `decode.MAX_PIXELS` needs more."""
 
 SOURCE_SIZE = ("source_height", "source_width")
 """Columns with the size that an image had before it was scaled, upright, in pixels."""
 
-_READ_AT_ONCE = 16  # files asked of a remote store together, so that its latency is paid once
 _KINDS = {
     "string": "text",
     "date": "text",
@@ -114,7 +108,7 @@ def _fill(task: ShardTask, summary: dict[str, Any], rows: Sequence[tuple[Any, ..
     pixels = np.empty((len(rows), *task.image_size, 3), np.uint8)
     kept: list[tuple[Any, ...]] = []
     sizes: list[tuple[int, int]] = []
-    for row, (data, reason) in zip(rows, _read([row[1] for row in rows]), strict=True):
+    for row, (data, reason) in zip(rows, read_files([row[1] for row in rows]), strict=True):
         try:
             if data is None:
                 raise DataError(reason)
@@ -142,41 +136,6 @@ def _fill(task: ShardTask, summary: dict[str, Any], rows: Sequence[tuple[Any, ..
         writer.write(columns)
     summary["file"] = asdict(writer.close())
     summary["by_class"] = dict(Counter(row[2] for row in kept))
-
-
-def _read(paths: Sequence[str | None]) -> Iterator[tuple[bytes | None, str]]:
-    """For each path its bytes, or None and why they cannot be had."""
-    for start in range(0, len(paths), _READ_AT_ONCE):
-        some = paths[start : start + _READ_AT_ONCE]
-        remote = [path for path in some if path and "://" in path]
-        fetched = {}
-        if remote:
-            with ThreadPoolExecutor(_READ_AT_ONCE) as pool:
-                fetched = dict(zip(remote, pool.map(_fetch, remote), strict=True))
-        for path in some:
-            if not path:
-                yield None, "the layout gave no path"
-            else:
-                yield fetched[path] if path in fetched else _read_file(path)
-
-
-def _read_file(path: str) -> tuple[bytes | None, str]:
-    try:
-        with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size > MAX_FILE_BYTES:
-                return None, f"{size:,} bytes are more than the {MAX_FILE_BYTES:,} allowed"
-            return file.read(), ""
-    except OSError as error:
-        return None, f"cannot be read: {error.strerror or error}"
-
-
-def _fetch(path: str) -> tuple[bytes | None, str]:
-    filesystem, bare = fsspec.core.url_to_fs(path)
-    try:
-        return bytes(filesystem.cat_file(bare)), ""
-    except Exception as error:  # a client's own classes, not only OSError; one file's trouble is not the others'
-        return None, f"cannot be read: {type(error).__name__}: {error}"
 
 
 def _column(name: str, kind: str, values: Sequence[Any]) -> NDArray[Any] | list[str]:

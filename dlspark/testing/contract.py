@@ -3,7 +3,7 @@
     class TestMyBackend(BackendContract):
         backend = "mine"
 
-Five launches serve all clauses. Clauses apply by the backend's capabilities, never by its name.
+Six launches serve all clauses. Clauses apply by the backend's capabilities, never by its name.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 
 from dlspark import ConfigError, FitResult, Trainer, WorkerError, load_backend
-from dlspark.backend import Backend
+from dlspark.backend import Backend, Capabilities
 from dlspark.data.sharding import num_steps
 from dlspark.data.shards import ShardedRows
 from dlspark.job import TrainJob
@@ -53,15 +53,20 @@ class BackendContract:
         return load_backend(cls.backend)
 
     @classmethod
+    def capabilities(cls) -> Capabilities:
+        """What the backend promises with these options."""
+        return cls.backend_class().from_options(dict(cls.options)).capabilities
+
+    @classmethod
     def world_size(cls) -> int:
-        return min(cls.num_workers, cls.backend_class().capabilities.max_workers or cls.num_workers)
+        return min(cls.num_workers, cls.capabilities().max_workers or cls.num_workers)
 
     @classmethod
     def trainer(cls, **changes: Any) -> Trainer:
         return Trainer(cls.backend, **{"num_workers": cls.world_size(), "options": dict(cls.options), **changes})
 
     @classmethod
-    def fit_classifier(cls, trainer: Trainer) -> FitResult:
+    def fit_classifier(cls, trainer: Trainer, callbacks: Sequence[Any] = ()) -> FitResult:
         from dlspark.testing import toys
 
         return trainer.fit(
@@ -72,6 +77,7 @@ class BackendContract:
             batch_size=BATCH_SIZE,
             seed=3,
             class_weight=CLASS_WEIGHT,
+            callbacks=list(callbacks),
             verbose=0,
         )
 
@@ -155,7 +161,7 @@ class BackendContract:
         assert int(result.model.optimizer.iterations) == EPOCHS * num_steps(ROWS, BATCH_SIZE)
 
     def test_clause_5_equals_one_process(self, result: FitResult, reference: FitResult) -> None:
-        if self.backend_class().capabilities.synchronous_gradients:
+        if self.capabilities().synchronous_gradients:
             for ours, theirs in zip(result.weights, reference.weights, strict=True):
                 np.testing.assert_allclose(ours, theirs, rtol=0, atol=TOLERANCE)
             for name, values in reference.history.items():
@@ -165,7 +171,7 @@ class BackendContract:
 
     def test_clause_6_weights_are_equal_on_all_ranks(self, tmp_path: Any) -> None:
         """The loop compares the ranks' weights after every epoch, and this sees it notice a difference."""
-        if not self.backend_class().capabilities.synchronous_gradients or self.world_size() == 1:
+        if not self.capabilities().synchronous_gradients or self.world_size() == 1:
             return  # nothing to agree on: the one model is the driver's
         from dlspark.testing import toys
 
@@ -186,7 +192,7 @@ class BackendContract:
     def test_clause_8_too_many_workers(self) -> None:
         from dlspark.testing import toys
 
-        workers = (self.backend_class().capabilities.max_workers or 511) + 1
+        workers = (self.capabilities().max_workers or 511) + 1
         started = time.monotonic()
         with pytest.raises(ConfigError, match=str(workers)):
             self.trainer(num_workers=workers).fit(toys.dense_classifier(), toys.separable(2000), batch_size=1000, verbose=0)
@@ -228,9 +234,21 @@ class BackendContract:
 
     def test_clause_12_same_seed_same_weights(self, result: FitResult, again: FitResult) -> None:
         """Also clause 7: what ran before a failure runs after it."""
-        if self.backend_class().capabilities.deterministic:
+        if self.capabilities().deterministic:
             assert again.history == result.history
             assert all((a == b).all() for a, b in zip(again.weights, result.weights, strict=True))
+
+    def test_clause_13_cut_and_resumed(self, result: FitResult, tmp_path: Any) -> None:
+        """A run that is cut at the start of its last epoch, and gone on with by the same fit in the same store."""
+        if not self.capabilities().resumable:
+            return
+        cut = _cuts(str(tmp_path / "cut"), EPOCHS - 1)
+        with pytest.raises(WorkerError, match="cut short"):
+            self.fit_classifier(self.trainer(store=tmp_path / "store"), callbacks=[cut])
+        resumed = self.fit_classifier(self.trainer(store=tmp_path / "store"), callbacks=[cut])
+        assert resumed.resumed_from == f"epoch-{EPOCHS - 1:04d}-step-000000"
+        assert resumed.history == result.history
+        assert all((a == b).all() for a, b in zip(resumed.weights, result.weights, strict=True))
 
     def test_reports_name_every_rank(self, result: FitResult) -> None:
         assert [worker.rank for worker in result.workers] == list(range(self.world_size()))
@@ -250,6 +268,20 @@ def _strays() -> Any:
                 self.model.set_weights([weight + 1 for weight in self.model.get_weights()])
 
     return Strays()
+
+
+def _cuts(marker: str, at_epoch: int) -> Any:
+    import keras
+
+    class Cuts(keras.callbacks.Callback):
+        """Ends the training with an error when the epoch begins, once: as long as there is no file ``marker``."""
+
+        def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+            if epoch == at_epoch and os.environ.get("DLSPARK_RANK", "0") == "0" and not os.path.exists(marker):
+                open(marker, "w").close()
+                raise ArithmeticError("cut short")
+
+    return Cuts()
 
 
 def _surroundings() -> dict[str, Any]:

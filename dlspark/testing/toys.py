@@ -86,6 +86,26 @@ def row_ids(rows: int) -> Arrays:
 
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
+def class_of_id(y_true: Any, y_pred: Any) -> Any:
+    """Crossentropy for the class that a row has by its id, the target; one value per row."""
+    classes = keras.ops.mod(keras.ops.cast(y_true, "int32"), 3)
+    return keras.losses.sparse_categorical_crossentropy(classes, y_pred)
+
+
+def counting_classifier(ids: int) -> Any:
+    """``dense_classifier`` for the rows of ``numbered``, with the metric ``seen_once`` over their ids."""
+    return dense_classifier(loss=class_of_id, metrics=[SeenOnce(ids)])
+
+
+def numbered(rows: int) -> Arrays:
+    """Points of shape (rows, 8), float32, whose targets (int32) are the rows' ids; the class of a row is its id modulo 3."""
+    ids = np.arange(rows, dtype=np.int32)
+    x = np.random.default_rng(0).normal(size=(rows, 8)).astype(np.float32)
+    x[ids, ids % 3] += 3
+    return x, ids
+
+
+@keras.saving.register_keras_serializable(package=PACKAGE)
 class FailsOnRank(keras.layers.Layer):
     """Raises in training on one rank; passes its input through everywhere else."""
 

@@ -71,8 +71,10 @@ def test_prepare_train_evaluate(
 
 def test_an_evaluation_equals_that_of_keras(tmp_path: Path) -> None:
     import keras
+    from sklearn.metrics import log_loss
 
-    from dlspark.evaluation import evaluate_classifier
+    from dlspark.ml.evaluation import evaluate_predictions
+    from dlspark.ml.predictions import predict_rows
 
     keras.utils.set_random_seed(0)
     draw = np.random.default_rng(0)
@@ -84,36 +86,47 @@ def test_an_evaluation_equals_that_of_keras(tmp_path: Path) -> None:
     model.compile(loss="sparse_categorical_crossentropy", metrics=["accuracy", top])
     rows = write_rows(Store(tmp_path), "test", x, y)
     with pytest.raises(DataError, match="the model should give"):
-        evaluate_classifier(keras.Sequential([keras.Input((4,)), keras.layers.Dense(5)]), _with_classes(rows), batch_size=8)
+        predict_rows(keras.Sequential([keras.Input((4,)), keras.layers.Dense(5)]), _with_classes(rows), batch_size=8)
 
     seen: list[int] = []
-    found = evaluate_classifier(model, _with_classes(rows), batch_size=8, on_batch=lambda done, total: seen.append(done))
+    found = predict_rows(model, _with_classes(rows), batch_size=8, on_batch=lambda done, total: seen.append(done))
 
     expected = model.evaluate(x, y, batch_size=8, verbose=0, return_dict=True)
     assert found.metrics == pytest.approx(expected, rel=1e-5)
-    predicted = model.predict(x, verbose=0).argmax(-1)
-    assert found.recall["a"] == pytest.approx(np.mean(predicted[y == 0] == 0))
-    assert found.recall["c"] is None
-    assert found.confusion[1][0] == np.sum((y == 1) & (predicted == 0))
-    assert seen[-1] == found.rows == 53
+    probabilities = model.predict(x, verbose=0)
+    predicted = probabilities.argmax(-1)
+    expected_log_loss = log_loss(y, probabilities, labels=range(3))
+    judged = evaluate_predictions(found.labels, found.probabilities, found.classes)
+    assert judged.by_class[0].recall.value == pytest.approx(np.mean(predicted[y == 0] == 0))
+    assert judged.by_class[2].recall.value is None
+    assert judged.confusion[1][0] == np.sum((y == 1) & (predicted == 0))
+    assert judged.scores["accuracy"].value == pytest.approx(expected["accuracy"])
+    assert judged.scores["log_loss"].value == pytest.approx(expected_log_loss, rel=1e-5)
+    assert seen[-1] == judged.rows == 53
+
+    logits = keras.Sequential([*layers[:1], keras.layers.Dense(3)])
+    logits.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    logits.layers[0].set_weights(model.layers[0].get_weights())
+    again = predict_rows(logits, _with_classes(rows))
+    np.testing.assert_allclose(again.probabilities, found.probabilities, atol=1e-6)
 
 
 def test_code_in_a_model_is_not_run(tmp_path: Path) -> None:
     import keras
 
-    from dlspark.evaluation import load_classifier
+    from dlspark.model_files import load_model
 
     layers = [keras.Input((1,)), keras.layers.Lambda(lambda value: value)]
     keras.Sequential(layers).save(tmp_path / "lambda.keras")
     with pytest.raises(ConfigError, match="cannot be loaded"):
-        load_classifier(tmp_path / "lambda.keras")
+        load_model(tmp_path / "lambda.keras")
     (tmp_path / "text.keras").write_text("no archive")
     with pytest.raises(ConfigError, match="damaged"):
-        load_classifier(tmp_path / "text.keras")
+        load_model(tmp_path / "text.keras")
     with zipfile.ZipFile(tmp_path / "empty.keras", "w"):
         pass
-    with pytest.raises(ConfigError, match="cannot be loaded"):
-        load_classifier(tmp_path / "empty.keras")
+    with pytest.raises(ConfigError, match="damaged"):
+        load_model(tmp_path / "empty.keras")
 
 
 def _with_classes(rows: Any) -> Any:

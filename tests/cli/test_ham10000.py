@@ -59,3 +59,9 @@ def test_ham10000_through_the_command_line(
     losses = trained["history"]["loss"]
     assert losses[-1] < losses[0]
     assert sum(worker["rows"] for worker in trained["workers"]) == 3 * prepared["parts"]["train"]["rows"]
+
+    found = run("evaluate", "run", "data", "--by", "sex,localization,age:20", "--first", "mel", "--bootstrap", "100")
+    assert (found["classes"][0], found["group"]) == ("mel", "lesion_id")
+    assert found["scores"]["accuracy"]["value"] == pytest.approx(trained["history"]["val_accuracy"][-1])
+    assert 0.5 < found["scores"]["auroc_micro"]["low"] < found["scores"]["auroc_micro"]["high"] < 1
+    assert all(sum(part["rows"] for part in parts.values()) == found["rows"] for parts in found["by"].values())

@@ -16,9 +16,9 @@ from PIL import Image
 
 from dlspark.data.split import Split
 from dlspark.errors import ConfigError, DataError
-from dlspark.images import layouts, prepare, write
+from dlspark.images import layouts, prepare, read
 from dlspark.images.dataset import ImageDataset
-from dlspark.images.layouts import csv_layout
+from dlspark.images.layouts import KnownLayout, csv_layout
 from dlspark.images.prepare import prepare_images
 
 pytestmark = pytest.mark.spark
@@ -354,7 +354,7 @@ def test_remote_files_are_listed_and_read() -> None:
     listed = sorted(layouts._list_class("nv", uri=bucket))
     assert [name for _, name, _ in listed] == ["nv/a.JPG", "nv/deep/b[1].png"]
     paths = [path for path, _, _ in listed]
-    found = list(write._read([paths[1], f"{bucket}/nv/gone.png", None, paths[0]]))
+    found = list(read.read_files([paths[1], f"{bucket}/nv/gone.png", None, paths[0]]))
     assert [data for data, _ in found] == [b"nv/deep/b[1].png", None, None, b"nv/a.JPG"]
     assert "FileNotFoundError" in found[1][1]
     assert "no path" in found[2][1]
@@ -438,3 +438,14 @@ def test_every_real_cnmc_name_is_understood(spark: Any, tmp_path: Path) -> None:
     found = layouts.cnmc(str(tmp_path), spark).collect()
     assert {row["id"]: (row["label"], row["group"]) for row in found} == expected
     assert not any(row["problem"] for row in found)
+
+
+def test_rows_that_do_not_know_something_are_put_aside_with_the_reason(spark: Any, tmp_path: Path) -> None:
+    lines = ["image_id,label,sex,age", "a,nv,male,40", "b,nv,Unknown,40", "c,nv,,40", "d,nv,female,NaN"]
+    (tmp_path / "metadata.csv").write_text("\n".join(lines))
+    layout = KnownLayout(layout=csv_layout(), columns=("sex", "age"))
+    found = {row["id"]: row["problem"] for row in layout(str(tmp_path), spark).collect()}
+    assert found == {"a": None, "b": "its sex is not known", "c": "its sex is not known", "d": "its age is not known"}
+    with pytest.raises(ConfigError, match="Did you mean 'sex'"):
+        KnownLayout(layout="csv", columns=("sexx",))(str(tmp_path), spark)
+    assert layouts.describe(layout) != layouts.describe(KnownLayout(layout=csv_layout(), columns=("sex",)))

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import os
+import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +52,24 @@ def test_tensorflow_cannot_be_reconfigured_once_it_runs() -> None:
     with pytest.raises(RuntimeError):
         tf.config.threading.set_intra_op_parallelism_threads(threads + 1)
     assert callable(tensorflow_context.reset)
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("mended", [False, True])
+def test_tensorflow_speaks_of_libraries_for_gpus_where_there_is_none(mended: bool) -> None:
+    script = "import tensorflow"
+    if mended:
+        script = """
+import sys
+from dlspark.mends.tensorflow_start_up import without_noise
+with without_noise():
+    import tensorflow
+    print("kept", file=sys.stderr)
+"""
+    quiet = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=110, check=True, env=quiet)
+    assert ("Unable to register" in run.stderr) == (not mended)
+    assert ("kept" in run.stderr) == mended
 
 
 @pytest.mark.skipif(sys.version_info >= (3, 12), reason="Python 3.12 mended it: delete the mend when 3.11 is not supported")
@@ -107,3 +128,58 @@ def test_elephas_skips_small_parts() -> None:
 def test_pyspark_cannot_tell_its_slots(spark: Any) -> None:
     tracker = spark.sparkContext.statusTracker()
     assert not [name for name in dir(tracker) if "core" in name.lower() or "slot" in name.lower()]
+
+
+def test_horovod_forgets_its_rendezvous_server() -> None:
+    gloo_run = pytest.importorskip("horovod.runner.gloo_run")
+    assert "rendezvous.stop" not in inspect.getsource(gloo_run.launch_gloo)
+
+
+def test_a_forgotten_rendezvous_server_is_stopped() -> None:
+    gloo_run = pytest.importorskip("horovod.runner.gloo_run")
+    from dlspark.mends.horovod_rendezvous import stopped_rendezvous
+
+    def listens(port: int) -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", port)) == 0
+
+    with stopped_rendezvous():
+        outside = gloo_run.RendezvousServer()
+        port = gloo_run.RendezvousServer().start()
+        assert listens(port)
+        started: list[int] = []
+        other = threading.Thread(target=lambda: started.append(outside.start()))
+        other.start()
+        other.join()
+    assert not listens(port)
+    assert listens(started[0])  # another thread's run goes on
+    outside.stop()
+    outside._httpd.server_close()
+
+
+def test_horovod_waits_for_an_answer_without_a_bound() -> None:
+    network = pytest.importorskip("horovod.runner.common.util.network")
+    from dlspark.mends.horovod_connections import ending_connections
+
+    client = object.__new__(network.BasicClient)  # its constructor asks the server, which never answers here
+    client._wire, client._attempts = network.Wire(b"key"), 3
+    failures: list[BaseException] = []
+
+    def ask(address: tuple[str, int]) -> None:
+        try:
+            client._send_one(address, network.PingRequest())
+        except Exception as error:
+            failures.append(error)
+
+    with socket.create_server(("127.0.0.1", 0)) as silent, ending_connections() as end:
+        asking = threading.Thread(target=ask, args=(silent.getsockname(),), daemon=True)
+        asking.start()
+        connection, _ = silent.accept()
+        with connection:
+            asking.join(1.0)
+            assert asking.is_alive(), "Horovod bounds the wait now"
+            end()
+            asking.join(10.0)
+            assert not asking.is_alive()
+    assert failures
+    assert network.socket is socket, "Horovod has its own module again"

@@ -28,7 +28,7 @@ class ListSession(WorkerSession):
 
 class ProcessesBackend(LaunchBackend):
     name: ClassVar[str] = "processes"
-    capabilities: ClassVar[Capabilities] = Capabilities(
+    capabilities = Capabilities(
         synchronous_gradients=True, exact_rows=True, deterministic=True, resumable=True, max_workers=2
     )
 

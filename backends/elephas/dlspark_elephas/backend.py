@@ -1,4 +1,4 @@
-"""ElephasBackend: Elephas' synchronous mode, one round an epoch, with history, validation and callbacks on the driver."""
+"""ElephasBackend: Elephas' modes, one round an epoch, with history, validation and callbacks on the driver."""
 
 from __future__ import annotations
 
@@ -8,17 +8,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from dlspark.backend import Backend, Capabilities
-from dlspark.cluster import check_cluster, driver_host, task_resources
+from dlspark.backend import Backend, Capabilities, watched
+from dlspark.callbacks import callback_arrays, restore_callbacks
+from dlspark.checkpoint import Checkpoints, Position
+from dlspark.cluster import cancellable, check_cluster, driver_host, task_resources
 from dlspark.errors import ConfigError
 from dlspark.job import FitResult, TrainJob, WorkerReport, WorkerResult
 from dlspark.monitor import RunMonitor
 from dlspark.spark import get_session
+from dlspark.state import capture
 from dlspark.store import Store
-from dlspark.worker import load_model, load_payload, save_trained, versions
+from dlspark.worker import load_model, load_payload, resumed, save_trained, versions
 
 if TYPE_CHECKING:
     from dlspark_elephas.master import Master, Outcome
+
+
+MODES = ("synchronous", "asynchronous")
+FREQUENCIES = ("epoch", "batch")
+_DRIVERS = {"connection": -1}  # of reports that the driver makes itself
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,43 +34,79 @@ class ElephasOptions:
     """Options of backend ``elephas``.
 
     Attributes:
-        mode: "synchronous": after every epoch the workers' weights are averaged by their rows.
+        mode: "synchronous": after every epoch the workers' weights are averaged by their rows. "asynchronous": each worker
+            adds what it has changed to the weights of a parameter server, without waiting for the others.
+        frequency: when, in mode "asynchronous": after its part of an "epoch", which is what None means, or after its part
+            of every "batch".
     """
 
     mode: str = "synchronous"
+    frequency: str | None = None
 
     def __post_init__(self) -> None:
-        if self.mode != "synchronous":
+        for name, allowed in (("mode", MODES), ("frequency", (None, *FREQUENCIES))):
+            value = getattr(self, name)
+            if value not in allowed:
+                known = " or ".join(repr(one) for one in allowed if one is not None)
+                raise ConfigError(f"{name} must be {known}; {value!r} came.{_why_no_sockets(value)}")
+        if self.mode == "synchronous" and self.frequency is not None:
             raise ConfigError(
-                f"mode must be 'synchronous'; {self.mode!r} came. Elephas' parameter server takes weights from anyone who "
-                "reaches its port, so dlspark does not start it."
+                f"frequency={self.frequency!r} came with mode='synchronous', which averages once an epoch and has no "
+                "frequency. Set mode='asynchronous', or leave frequency out."
             )
 
 
+def _why_no_sockets(value: Any) -> str:
+    if "socket" not in str(value).lower():
+        return ""
+    return (
+        " Elephas' socket mode is not offered: its server takes weights from anyone who reaches its port, as it has no "
+        "authentication, and its client looks for the server on its own host. mode='asynchronous' exchanges over HTTP."
+    )
+
+
 class ElephasBackend(Backend):
-    """Weight averaging between epochs, over Spark tasks; nothing is exchanged within an epoch."""
+    """Weight averaging between epochs, or a parameter server, over Spark tasks that do not wait for each other."""
 
     name: ClassVar[str] = "elephas"
     options_type: ClassVar[type] = ElephasOptions
-    capabilities: ClassVar[Capabilities] = Capabilities(
-        synchronous_gradients=False, exact_rows=True, deterministic=True, resumable=True
-    )
+    capabilities = Capabilities(synchronous_gradients=False, exact_rows=True, deterministic=True, resumable=True)
+
+    def __init__(self, options: Any = None) -> None:
+        super().__init__(options)
+        if self.options.mode == "asynchronous":  # what the weights become depends on who comes first
+            self.capabilities = dataclasses.replace(self.capabilities, deterministic=False, resumable=False)
 
     def check(self, job: TrainJob) -> None:
-        check_cluster(job, self.name, barrier=False)
+        if job.checkpoint_steps:
+            raise ConfigError(
+                "checkpoint_steps does nothing on backend 'elephas': nothing of a round that is cut can be kept, and a "
+                "round is an epoch. Leave it out: there is a checkpoint after every epoch."
+            )
+        spark = get_session(job.num_workers)
+        if spark.sparkContext.getConf().get("spark.speculation", "false").strip().lower() == "true":
+            raise ConfigError(
+                "Backend 'elephas' needs every task to run once, and spark.speculation=true starts slow tasks twice. Start "
+                "the session without it."
+            )
+        check_cluster(job, self.name, barrier=False, packages=("dlspark-elephas", "elephas"))
 
     def fit(self, job: TrainJob) -> FitResult:
+        spark = get_session(job.num_workers)
         with (
-            RunMonitor(job, self.name, driver_host(get_session(job.num_workers))) as monitor,
+            cancellable(spark) as cancel,
+            # Nothing of a round that is cut can be kept: an interrupted run ends at once, with the last round's checkpoint.
+            watched(job, self.name, driver_host(spark), abort=cancel, pausable=False) as monitor,
             monitor.explaining_failures(),
         ):
-            return _Rounds(job, monitor).run()
+            return _Rounds(job, monitor, self.options).run()
 
 
 class _Rounds:
     """One run: the driver's copy of the model and what the rounds have added to it."""
 
-    def __init__(self, job: TrainJob, monitor: RunMonitor) -> None:
+    def __init__(self, job: TrainJob, monitor: RunMonitor, options: ElephasOptions) -> None:
+        from dlspark_elephas.asynchronous import AsynchronousMaster
         from dlspark_elephas.master import Master
 
         self._job = job
@@ -76,8 +120,14 @@ class _Rounds:
                 "moving averages. Turn it off, or use 'mirrored' or 'horovod'."
             )
         self._callbacks = payload.callbacks
-        self._master: Master = Master(self._model, job)
-        self._epoch_seconds: list[float] = []
+        self._master: Master = (
+            AsynchronousMaster(self._model, job, options.frequency or "epoch")
+            if options.mode == "asynchronous"
+            else Master(self._model, job)
+        )
+        self._start = resumed(job, self._model)
+        self._history = {name: list(values) for name, values in self._start.position.history.items()}
+        self._epoch_seconds = list(self._start.position.epoch_seconds)
         self._reports: dict[int, WorkerReport] = {}
 
     def run(self) -> FitResult:
@@ -88,8 +138,10 @@ class _Rounds:
         callbacks.set_params({"epochs": self._job.epochs, "steps": None, "verbose": 0})
         self._model.stop_training = False
         callbacks.on_train_begin()
+        restore_callbacks(self._callbacks, self._start.arrays)
         logs: dict[str, float] = {}
-        for epoch in range(self._job.epochs):
+        first = self._start.position
+        for epoch in range(first.epoch, first.epoch if first.stopped else self._job.epochs):
             started = time.perf_counter()
             callbacks.on_epoch_begin(epoch)
             logs = self._train_round(epoch)
@@ -98,32 +150,56 @@ class _Rounds:
             callbacks.on_epoch_end(epoch, logs)
             seconds = time.perf_counter() - started
             self._epoch_seconds.append(seconds)
-            self._monitor.receive({"kind": "epoch", "rank": 0, "epoch": epoch, "logs": logs, "seconds": seconds})
+            # With what callbacks have added, such as learning_rate: they get a copy of ``logs``.
+            self._keep(epoch, {name: float(values[-1]) for name, values in self._model.history.history.items()}, seconds)
             if self._model.stop_training:
                 break
         self._model.optimizer.finalize_variable_values(self._model.trainable_weights)
         callbacks.on_train_end(logs)
+        self._master.close()
         save_trained(Store(self._job.uri), self._model)
-        return self._result(self._model.history.history)
+        return self._result()
+
+    def _keep(self, epoch: int, logs: dict[str, float], seconds: float) -> None:
+        """Report the end of an epoch, and leave a checkpoint."""
+        self._monitor.receive({"kind": "epoch", "rank": 0, "epoch": epoch, "logs": logs, "seconds": seconds, **_DRIVERS})
+        for name, value in logs.items():
+            self._history.setdefault(name, []).append(value)
+        if not self._job.checkpoints:
+            return
+        began = time.perf_counter()
+        position = Position(
+            epoch=epoch + 1,
+            history=self._history,
+            epoch_seconds=self._epoch_seconds,
+            stopped=bool(self._model.stop_training),
+        )
+        arrays = {**capture(self._model), **callback_arrays(self._callbacks)}
+        name = Checkpoints(Store(self._job.uri)).save(arrays, position)
+        self._monitor.receive(
+            {"kind": "checkpoint", "rank": 0, "name": name, "seconds": time.perf_counter() - began, **_DRIVERS}
+        )
 
     def _train_round(self, epoch: int) -> dict[str, float]:
         resources = task_resources(self._spark)
-        outcomes = self._master.train_round(
-            self._spark,
-            job_uri=self._job.uri,
-            epoch=epoch,
-            endpoint=self._monitor.endpoint,
-            threads=resources.cores,
-            needs_gpu=resources.gpus > 0,
-        )
+        with self._monitor.launched():
+            outcomes = self._master.train_round(
+                self._spark,
+                job_uri=self._job.uri,
+                epoch=epoch,
+                endpoint=self._monitor.endpoint,
+                threads=resources.cores,
+                needs_gpu=resources.gpus > 0,
+            )
         for outcome in outcomes:
             self._account(outcome.report)
         return self._master.merged_metrics(outcomes)
 
     def _evaluate(self, epoch: int) -> dict[str, float]:
-        outcomes: Sequence[Outcome] = self._master.evaluate_round(
-            self._spark, job_uri=self._job.uri, epoch=epoch, endpoint=self._monitor.endpoint
-        )
+        with self._monitor.launched():
+            outcomes: Sequence[Outcome] = self._master.evaluate_round(
+                self._spark, job_uri=self._job.uri, epoch=epoch, endpoint=self._monitor.endpoint
+            )
         return self._master.merged_metrics(outcomes)
 
     def _account(self, report: WorkerReport) -> None:
@@ -139,12 +215,11 @@ class _Rounds:
             )
         self._reports[report.rank] = report
 
-    def _result(self, history: dict[str, Any]) -> FitResult:
-        plain = {name: [float(value) for value in values] for name, values in history.items()}
+    def _result(self) -> FitResult:
         found = versions()
         return self._monitor.result(
             [
-                WorkerResult(report=report, history=plain, epoch_seconds=self._epoch_seconds, versions=found)
+                WorkerResult(report=report, history=self._history, epoch_seconds=self._epoch_seconds, versions=found)
                 for _, report in sorted(self._reports.items())
             ]
         )

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import elephas.spark_model
-from elephas.spark_model import SparkModel
+from elephas.spark_model import SparkModel, average_and_subtract
 from numpy.typing import NDArray
 
 from dlspark.channel import Endpoint
 from dlspark.data.feed import Feed
-from dlspark.errors import ConfigError
 from dlspark.job import TrainJob
 from dlspark_elephas.round import Outcome, RoundWorker, evaluate_part, state_of
 
@@ -37,7 +33,10 @@ class Master:
         if not model.optimizer.built:
             model.optimizer.build(model.trainable_variables)
         self._build_metrics()
-        self._spark_model = SparkModel(self, batch_size=job.batch_size)
+        self._spark_model = self._make_spark_model()
+
+    def _make_spark_model(self) -> Any:
+        return _AveragingModel(self, batch_size=self._job.batch_size)
 
     def get_weights(self) -> list[NDArray[Any]]:
         return state_of(self._model)
@@ -63,10 +62,13 @@ class Master:
         Returns:
             One outcome per worker, in rank order.
         """
+        return self._fit(spark, **config)
+
+    def _fit(self, spark: Any, **config: Any) -> list[Outcome]:
+        """One fit of Elephas' model, with the ranks in place of rows: the outcomes in rank order."""
         ranks = spark.sparkContext.parallelize(range(self._job.num_workers), self._job.num_workers)
         already = len(self._spark_model.training_histories)
-        with _round_workers(), contextlib.redirect_stdout(io.StringIO()):  # Elephas prints
-            self._spark_model.fit(ranks, epochs=1, batch_size=self._job.batch_size, **config)
+        self._spark_model._fit(ranks, **config)  # fit() itself only prints, and checks that it is given an RDD
         outcomes: list[Outcome] = self._spark_model.training_histories[already:]
         return sorted(outcomes, key=lambda outcome: outcome.rank)
 
@@ -83,6 +85,9 @@ class Master:
         finally:
             weights.destroy()
 
+    def close(self) -> None:
+        """Remove what the rounds left in the store: nothing, in this mode."""
+
     def merged_metrics(self, outcomes: Sequence[Outcome]) -> dict[str, float]:
         """The metrics over all workers' rows: their states are sums over rows, so the sum of states has the answer."""
         for i, variable in enumerate(self._model.metrics_variables):
@@ -98,18 +103,20 @@ class Master:
         self._model.reset_metrics()
 
 
-@contextlib.contextmanager
-def _round_workers() -> Iterator[None]:
-    """Let SparkModel send our workers instead of its own.
+class _AveragingModel(SparkModel):  # type: ignore[misc, unused-ignore]
+    """Elephas' synchronous model with our worker.
 
-    Elephas' worker trains nothing on a part of at most ``batch_size`` rows, holds its part as one array, and starts a new
-    optimizer (danielenricocahall/elephas, worker.py).
+    Elephas' own trains nothing on a part of at most ``batch_size`` rows, holds its part as one array, and starts a new
+    optimizer in every round (danielenricocahall/elephas, worker.py).
     """
-    original = getattr(elephas.spark_model, "SparkWorker", None)
-    if original is None:
-        raise ConfigError("This version of Elephas has no SparkWorker any more; install elephas==7.3.0.")
-    elephas.spark_model.SparkWorker = RoundWorker
-    try:
-        yield
-    finally:
-        elephas.spark_model.SparkWorker = original
+
+    def _fit(self, rdd: Any, **config: Any) -> None:
+        """In place of Elephas' own: the same round, without its prints and the broadcast that it leaves behind."""
+        parameters = rdd.context.broadcast(self._master_network.get_weights())
+        try:
+            results = rdd.mapPartitions(RoundWorker(parameters, config).train).collect()
+            weights = average_and_subtract(parameters.value, [delta for delta, _ in results])
+        finally:
+            parameters.destroy()
+        self.training_histories.extend(outcome for _, outcome in results)
+        self._master_network.set_weights(weights)

@@ -7,12 +7,14 @@ import os
 import socket
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dlspark.callbacks import moving
 from dlspark.channel import Endpoint, Reporter
 from dlspark.cluster import own_gpus
 from dlspark.data.feed import Feed
@@ -57,29 +59,67 @@ _loaded: dict[tuple[str, int], _Loaded] = {}
 
 
 class RoundWorker:
-    """Takes the place of Elephas' SparkWorker: the same arguments, the same outcome, dlspark's loop and feed."""
+    """Takes the place of Elephas' SparkWorker: the same outcome, dlspark's loop and feed.
 
-    def __init__(self, _json: str, parameters: Any, train_config: dict[str, Any], *_: Any) -> None:
+    Args:
+        parameters: a broadcast of the state that every worker begins with.
+        config: what `round_part` needs.
+    """
+
+    def __init__(self, parameters: Any, config: dict[str, Any]) -> None:
         self._parameters = parameters
-        self._config = {name: value for name, value in train_config.items() if name not in ("epochs", "batch_size")}
+        self._config = config
 
     def train(self, ranks: Iterable[int]) -> Iterator[list[Any]]:
         """Train the part of the one rank in ``ranks``; yields Elephas' pair of [weights before minus after, outcome]."""
         (rank,) = ranks
-        yield _train_part(rank, self._parameters.value, **self._config)
+        state = self._parameters.value
+        with round_part(rank, **self._config) as part:
+            set_state(part.model, state)
+            outcome = part.train()
+            # Elephas averages over workers; scaled like this, that is the average over rows.
+            share = outcome.report.rows * part.job.num_workers / part.job.train.rows
+            # asarray: Elephas adds up in place, which a NumPy scalar, such as the difference of two 0-d arrays, silently
+            # ignores.
+            delta = [np.asarray((b - a) * share) for b, a in zip(state, state_of(part.model), strict=True)]
+        yield [delta, outcome]
 
 
-def _train_part(
-    rank: int,
-    state: Sequence[NDArray[Any]],
-    *,
-    job_uri: str,
-    epoch: int,
-    endpoint: Endpoint,
-    threads: int,
-    needs_gpu: bool,
-) -> list[Any]:
-    position: dict[str, int] = {}
+@dataclass(frozen=True)
+class RoundPart:
+    """One worker's part of one round, its model loaded."""
+
+    job: TrainJob
+    model: Any
+    epoch: int
+    _session: WorkerSession
+    _device: str
+    _reporter: Reporter
+    _position: dict[str, Any]
+    _started: float
+
+    def train(self, callbacks: Sequence[Any] = ()) -> Outcome:
+        """Train the model, as it is, on this worker's rows of the epoch."""
+        trained = train(
+            dataclasses.replace(self.job, validation=None),
+            self.model,
+            self._session,
+            _StepsOnly(self._reporter),
+            callbacks=callbacks,
+            epochs=range(self.epoch, self.epoch + 1),
+            position=self._position,
+        )
+        rank = self._session.rank
+        report = worker_report(rank, device=self._device, trained=trained, seconds=time.perf_counter() - self._started)
+        return Outcome(rank, _metric_states(self.model), report)
+
+
+@contextmanager
+def round_part(
+    rank: int, *, job_uri: str, epoch: int, endpoint: Endpoint, threads: int, needs_gpu: bool
+) -> Iterator[RoundPart]:
+    """The part of ``rank`` of the round ``epoch``. Whatever fails inside the block is reported to the driver."""
+    position: dict[str, Any] = {}
     job = load_job(job_uri)
     session = WorkerSession(rank, job.num_workers, threads=threads, needs_gpu=needs_gpu, exchanges=False)
     with reporting(endpoint, rank, position) as reporter, worker_environment(job, rank), own_gpus():
@@ -87,25 +127,10 @@ def _train_part(
         loaded = _load(job, session)
         if not epoch:
             reporter.send("started", pid=os.getpid(), host=socket.gethostname(), device=loaded.device)
-        set_state(loaded.model, state)
         for variable, seed in zip(_seed_variables(loaded.model), loaded.seeds, strict=True):
             # The same draws in whichever process the round runs; others in every round.
             variable.assign(np.array([seed[0] + 7919 * epoch, 0], seed.dtype))
-        trained = train(
-            dataclasses.replace(job, validation=None),
-            loaded.model,
-            session,
-            _StepsOnly(reporter),
-            callbacks=(),
-            epochs=range(epoch, epoch + 1),
-            position=position,
-        )
-        report = worker_report(rank, device=loaded.device, trained=trained, seconds=time.perf_counter() - started)
-    # Elephas averages over workers; scaled like this, that is the average over rows.
-    share = trained.rows * job.num_workers / job.train.rows
-    # asarray: Elephas adds up in place, which a NumPy scalar, such as the difference of two 0-d arrays, silently ignores.
-    delta = [np.asarray((b - a) * share) for b, a in zip(state, state_of(loaded.model), strict=True)]
-    return [delta, Outcome(rank, _metric_states(loaded.model), report)]
+        yield RoundPart(job, loaded.model, epoch, session, loaded.device, reporter, position, started)
 
 
 def evaluate_part(rank: int, state: Any, *, job_uri: str, epoch: int, endpoint: Endpoint) -> Outcome:
@@ -115,7 +140,7 @@ def evaluate_part(rank: int, state: Any, *, job_uri: str, epoch: int, endpoint: 
     job = load_job(job_uri)
     if job.validation is None:
         raise ValueError("The job has no validation rows.")
-    position = {"epoch": epoch, "step": num_steps(job.train.rows, job.batch_size)}
+    position: dict[str, Any] = {"epoch": epoch, "step": num_steps(job.train.rows, job.batch_size)}
     with reporting(endpoint, rank, position), worker_environment(job, rank), own_gpus() as gpus:
         started = time.perf_counter()
         # Another process may have trained this part: then the model is loaded here, for the device of this task.
@@ -124,7 +149,7 @@ def evaluate_part(rank: int, state: Any, *, job_uri: str, epoch: int, endpoint: 
         loaded = _load(job, session)
         set_state(loaded.model, state.value)
         with Feed(job.validation, batch_size=job.batch_size, rank=rank, world_size=job.num_workers) as feed:
-            loaded.model.evaluate(feed.dataset(), verbose=0)
+            loaded.model.evaluate(feed.dataset(), verbose=0, callbacks=[moving(position)])
     report = worker_report(rank, device=loaded.device, trained=None, seconds=time.perf_counter() - started)
     return Outcome(rank, _metric_states(loaded.model), report)
 
@@ -177,6 +202,7 @@ class _StepsOnly:
     """Passes on steps. An epoch is over when the driver has averaged, and it says so itself."""
 
     def __init__(self, reporter: Reporter) -> None:
+        self.interruption = reporter.interruption
         self._reporter = reporter
 
     def send(self, kind: str, **fields: Any) -> None:

@@ -1,6 +1,8 @@
-"""The contract on backend elephas, with real Spark and the real engine."""
+"""The contract on backend elephas, in each of its modes, with real Spark and the real engine."""
 
 from __future__ import annotations
+
+from typing import ClassVar
 
 import pytest
 
@@ -11,3 +13,13 @@ pytestmark = [pytest.mark.spark, pytest.mark.timeout(300), pytest.mark.usefixtur
 
 class TestElephas(BackendContract):
     backend = "elephas"
+
+
+class TestElephasByEpoch(BackendContract):
+    backend = "elephas"
+    options: ClassVar[dict[str, str]] = {"mode": "asynchronous"}
+
+
+class TestElephasByBatch(BackendContract):
+    backend = "elephas"
+    options: ClassVar[dict[str, str]] = {"mode": "asynchronous", "frequency": "batch"}

@@ -6,7 +6,10 @@ import dataclasses
 import importlib.util
 import itertools
 import logging
-from collections.abc import Sequence
+import math
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -16,6 +19,9 @@ from dlspark.backend import Capabilities, LaunchBackend, WorkerFunction
 from dlspark.cluster import check_cluster, driver_host, task_resources
 from dlspark.errors import ConfigError, MissingDependencyError
 from dlspark.job import MODEL_FILE, PAYLOAD_FILE, FitResult, TrainJob, WorkerResult
+from dlspark.mends.horovod_connections import ending_connections
+from dlspark.mends.horovod_rendezvous import stopped_rendezvous
+from dlspark.mends.horovod_signals import own_signals
 from dlspark.spark import get_session, is_local
 from dlspark.store import Store
 from dlspark.worker import WorkerSession, own_threads
@@ -26,6 +32,8 @@ from dlspark.worker import WorkerSession, own_threads
 LARGE_MODEL_BYTES = 20_000_000
 LARGE_MODEL_CYCLE_MS = 20.0
 SMALL_MODEL_CYCLE_MS = 5.0
+_SPARK_THREAD = "(run_spark)"  # how Python names a thread after its function (horovod/spark/runner.py)
+SPARK_THREAD_SECONDS = 5.0  # it ends within a moment after its job was cancelled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,18 +42,18 @@ class HorovodOptions:
 
     Attributes:
         cycle_time_ms: HOROVOD_CYCLE_TIME; None chooses 5 ms, or 20 ms for models of more than 20 MB.
-        start_timeout_seconds: the most that the launch waits for all tasks.
+        start_timeout_seconds: the most that Horovod waits for all tasks; None takes ``launch_seconds`` of the timeouts.
         nics: network interfaces to use, separated by commas; None lets Horovod find them ("lo" on a local session).
     """
 
     cycle_time_ms: float | None = None
-    start_timeout_seconds: int = 120
+    start_timeout_seconds: int | None = None
     nics: str | None = None
 
     def __post_init__(self) -> None:
         if self.cycle_time_ms is not None and self.cycle_time_ms <= 0:
             raise ConfigError(f"cycle_time_ms must be above 0; {self.cycle_time_ms} came.")
-        if self.start_timeout_seconds < 1:
+        if self.start_timeout_seconds is not None and self.start_timeout_seconds < 1:
             raise ConfigError(f"start_timeout_seconds must be at least 1; {self.start_timeout_seconds} came.")
 
 
@@ -54,9 +62,7 @@ class HorovodBackend(LaunchBackend):
 
     name: ClassVar[str] = "horovod"
     options_type: ClassVar[type] = HorovodOptions
-    capabilities: ClassVar[Capabilities] = Capabilities(
-        synchronous_gradients=True, exact_rows=True, deterministic=True, resumable=True
-    )
+    capabilities = Capabilities(synchronous_gradients=True, exact_rows=True, deterministic=True, resumable=True)
 
     def check(self, job: TrainJob) -> None:
         if importlib.util.find_spec("horovod") is None:
@@ -64,18 +70,27 @@ class HorovodBackend(LaunchBackend):
                 "Backend 'horovod' needs Horovod, which is not installed. Run: python tools/build_horovod.py in a checkout "
                 "of dlspark; it needs a C++ compiler."
             )
-        check_cluster(job, self.name, barrier=True)
+        check_cluster(job, self.name, barrier=True, packages=("dlspark-horovod", "horovod"))
 
     def driver_host(self) -> str:
         return driver_host(get_session())
 
     def fit(self, job: TrainJob) -> FitResult:
-        if self.options.cycle_time_ms is not None:
+        cycle, timeout = self.options.cycle_time_ms, self.options.start_timeout_seconds
+        if cycle is not None and timeout is not None:
             return super().fit(job)
-        store = Store(job.uri)
-        large = store.size(PAYLOAD_FILE if job.from_builder else MODEL_FILE) > LARGE_MODEL_BYTES
-        cycle = LARGE_MODEL_CYCLE_MS if large else SMALL_MODEL_CYCLE_MS
-        return HorovodBackend(dataclasses.replace(self.options, cycle_time_ms=cycle)).fit(job)
+        large = Store(job.uri).size(PAYLOAD_FILE if job.from_builder else MODEL_FILE) > LARGE_MODEL_BYTES
+        settled = dataclasses.replace(
+            self.options,
+            cycle_time_ms=cycle or (LARGE_MODEL_CYCLE_MS if large else SMALL_MODEL_CYCLE_MS),
+            start_timeout_seconds=timeout or math.ceil(job.timeouts.launch_seconds),
+        )
+        return HorovodBackend(settled).fit(job)
+
+    @contextmanager
+    def abortable(self) -> Iterator[Callable[[], None]]:
+        with ending_connections() as end:
+            yield end
 
     def launch(self, function: WorkerFunction, num_workers: int) -> list[WorkerResult]:
         import horovod.spark
@@ -84,15 +99,40 @@ class HorovodBackend(LaunchBackend):
         resources = task_resources(spark)
         nics = self.options.nics or ("lo" if is_local(spark) else None)
         logging.getLogger("horovod.spark").setLevel(logging.WARNING)
-        results: list[WorkerResult] = horovod.spark.run(
-            partial(_rank, function, self.options, resources.cores, resources.gpus > 0),
-            num_proc=num_workers,
-            start_timeout=self.options.start_timeout_seconds,
-            executable=spark.sparkContext.pythonExec,
-            nics=set(nics.split(",")) if nics else None,
-            verbose=0,
-        )
+        with _quiet_spark_thread(), stopped_rendezvous(), own_signals():
+            results: list[WorkerResult] = horovod.spark.run(
+                partial(_rank, function, self.options, resources.cores, resources.gpus > 0),
+                num_proc=num_workers,
+                start_timeout=self.options.start_timeout_seconds,
+                executable=spark.sparkContext.pythonExec,
+                nics=set(nics.split(",")) if nics else None,
+                verbose=0,
+            )
         return results
+
+
+@contextmanager
+def _quiet_spark_thread() -> Iterator[None]:
+    """Keep sixty lines of Java from the console when a run fails.
+
+    Horovod runs the Spark job in a thread of its own and cancels it when a rank has failed; the thread then dies of the
+    cancellation. The failure itself reaches the caller on another way.
+    """
+    before, others = threading.excepthook, set(threading.enumerate())
+
+    def hook(dying: threading.ExceptHookArgs) -> None:
+        if dying.thread is None or not dying.thread.name.endswith(_SPARK_THREAD):
+            before(dying)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        for thread in set(threading.enumerate()) - others:
+            if thread.name.endswith(_SPARK_THREAD):
+                thread.join(SPARK_THREAD_SECONDS)
+        if threading.excepthook is hook:
+            threading.excepthook = before
 
 
 def _rank(function: WorkerFunction, options: HorovodOptions, threads: int, needs_gpu: bool) -> WorkerResult:

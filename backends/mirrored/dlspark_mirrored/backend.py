@@ -5,20 +5,25 @@ from __future__ import annotations
 import base64
 import logging
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
 from dlspark.backend import Capabilities, LaunchBackend, WorkerFunction
-from dlspark.cluster import check_cluster, driver_host, task_resources
-from dlspark.errors import ConfigError
-from dlspark.job import TrainJob, WorkerResult
+from dlspark.cluster import cancellable, check_cluster, driver_host, task_resources
+from dlspark.errors import ConfigError, WorkerError
+from dlspark.job import FitResult, TrainJob, WorkerResult
 from dlspark.mends import tensorflow_context
 from dlspark.spark import get_session
 from dlspark.worker import own_threads
 from dlspark_mirrored.collectives import CollectiveSession
+
+logger = logging.getLogger(__name__)
+
+LAUNCHES = 3
+PORT_TAKEN = "Could not start gRPC server"  # TensorFlow's words; it tells no reason
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,15 +50,32 @@ class MirroredBackend(LaunchBackend):
 
     name: ClassVar[str] = "mirrored"
     options_type: ClassVar[type] = MirroredOptions
-    capabilities: ClassVar[Capabilities] = Capabilities(
-        synchronous_gradients=True, exact_rows=True, deterministic=True, resumable=True
-    )
+    capabilities = Capabilities(synchronous_gradients=True, exact_rows=True, deterministic=True, resumable=True)
 
     def check(self, job: TrainJob) -> None:
-        check_cluster(job, self.name, barrier=True)
+        check_cluster(job, self.name, barrier=True, packages=("dlspark-mirrored", "spark-tensorflow-distributor"))
 
     def driver_host(self) -> str:
         return driver_host(get_session())
+
+    @contextmanager
+    def abortable(self) -> Iterator[Callable[[], None]]:
+        with cancellable(get_session()) as cancel:
+            yield cancel
+
+    def fit(self, job: TrainJob) -> FitResult:
+        """Launch, and launch again when a port that the runner had found was taken before TensorFlow bound it.
+
+        The runner looks for a free port and lets go of it; TensorFlow binds it seconds later, and only exactly that one.
+        """
+        for _ in range(LAUNCHES - 1):
+            try:
+                return super().fit(job)
+            except WorkerError as error:
+                if PORT_TAKEN not in str(error):
+                    raise
+                logger.warning("Another process took the port of a worker before TensorFlow did: launching again.")
+        return super().fit(job)
 
     def launch(self, function: WorkerFunction, num_workers: int) -> list[WorkerResult]:
         from dlspark_mirrored.runner import Runner

@@ -1,0 +1,146 @@
+"""ImageFeaturizer beside Keras' predict on decoded arrays (P7) and a function that loads the model per batch (P8).
+
+.venv/bin/python benchmarks/featurize.py --backbone resnet50 --images 256
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import multiprocessing
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from prepare import IMAGE_SIZE, write_photographs
+
+BATCH = 64
+
+
+def plainly(data: bytes) -> Any:
+    """Pixels as ImageFeaturizer has them, so that outputs can be compared."""
+    image: Any = Image.open(io.BytesIO(data))
+    image.draft("RGB", IMAGE_SIZE[::-1])
+    return np.asarray(image.convert("RGB").resize(IMAGE_SIZE[::-1], Image.Resampling.BILINEAR))
+
+
+def one_thread() -> None:
+    import tensorflow as tf
+
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
+
+
+def start_predicting(model: str, paths: list[Path]) -> None:
+    """In a process of its own: model and decoded arrays stay there."""
+    one_thread()
+    import keras
+
+    global _model, _arrays
+    _model = keras.saving.load_model(model)
+    _arrays = np.stack([plainly(path.read_bytes()) for path in paths])
+    _model.predict(_arrays[:BATCH], verbose=0)
+
+
+def predict(_: int) -> float:
+    started = time.perf_counter()
+    _model.predict(_arrays, verbose=0)
+    return time.perf_counter() - started
+
+
+def loading_per_batch(model: str) -> Callable[[Any], Any]:
+    """What stopped study B: a function of a batch, which loads the model at every call."""
+
+    def features(images: Any) -> Any:
+        import keras
+        import pandas as pd
+        import tensorflow as tf
+
+        if tf.config.threading.get_intra_op_parallelism_threads() != 1:  # once in the process
+            one_thread()
+        found = []
+        for start in range(0, len(images), BATCH):
+            loaded = keras.saving.load_model(model)
+            found += list(loaded.predict(np.stack([plainly(data) for data in images[start : start + BATCH]]), verbose=0))
+        return pd.Series(found)
+
+    return features
+
+
+def measure(backbone: str, images: int, repeats: int) -> dict[str, object]:
+    """Seconds of interleaved turns, each on one thread of one Spark slot or of one process; the first turns are dropped."""
+    from pyspark.ml.functions import vector_to_array
+    from pyspark.sql.functions import PandasUDFType, pandas_udf
+
+    from dlspark.ml import ImageFeaturizer
+    from dlspark.spark import get_session
+
+    spark = get_session(1)
+    found: dict[str, list[float]] = {"featurize": [], "predict": [], "load per batch": []}
+    with tempfile.TemporaryDirectory() as name:
+        paths = write_photographs(Path(name, "photos"), images)
+        rows = spark.createDataFrame([(n, path.read_bytes()) for n, path in enumerate(paths)], "id int, image binary")
+        rows.coalesce(1).write.parquet(f"{name}/rows")
+        rows = spark.read.parquet(f"{name}/rows")
+        stage = ImageFeaturizer(inputCol="image", outputCol="features", backbone=backbone, weights=None)
+        stage.save(f"{name}/stage")
+        model = f"{name}/stage/network.keras"
+        reloading = pandas_udf(loading_per_batch(model), "array<float>", PandasUDFType.SCALAR)
+        featurized = stage.transform(rows).select("id", vector_to_array("features", "float32").alias("features"))
+        reloaded = rows.select("id", reloading("image").alias("features"))
+
+        def seconds(table: Any) -> float:
+            started = time.perf_counter()
+            table.write.format("noop").mode("overwrite").save()
+            return time.perf_counter() - started
+
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(1, mp_context=spawn, initializer=start_predicting, initargs=(model, paths)) as pool:
+            turns: dict[str, Callable[[], float]] = {
+                "featurize": lambda: seconds(featurized),
+                "predict": lambda: pool.submit(predict, 0).result(),
+                "load per batch": lambda: seconds(reloaded),
+            }
+            for repeat in range(repeats + 1):
+                for subject, turn in turns.items():
+                    taken = turn()
+                    if repeat:
+                        found[subject].append(round(taken, 3))
+        ours, theirs = (
+            np.array([row[0] for row in t.orderBy("id").select("features").collect()]) for t in (featurized, reloaded)
+        )
+
+    def ratio(subject: str) -> dict[str, object]:
+        ratios = [other / own for other, own in zip(found[subject], found["featurize"], strict=True)]
+        return {"median": round(statistics.median(ratios), 3), "from": round(min(ratios), 3), "to": round(max(ratios), 3)}
+
+    return {
+        "backbone": backbone,
+        "images": images,
+        "seconds": found,
+        "P7": ratio("predict"),
+        "P8": ratio("load per batch"),
+        "largest difference, of the largest value": float(np.abs(ours - theirs).max() / np.abs(theirs).max()),
+    }
+
+
+def main() -> None:
+    """Measure, and print JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--backbone", default="resnet50")
+    parser.add_argument("--images", type=int, default=256)
+    parser.add_argument("--repeats", type=int, default=5)
+    options = parser.parse_args()
+    print(json.dumps(measure(options.backbone, options.images, options.repeats), indent=1))
+
+
+if __name__ == "__main__":
+    main()

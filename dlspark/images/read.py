@@ -1,0 +1,58 @@
+"""The bytes of image files, from this machine or from wherever fsspec has a driver for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import fsspec
+
+MAX_FILE_BYTES = 512 * 2**20
+"""A larger file is refused before it is read: no image within `decode.MAX_PIXELS` needs more."""
+
+_READ_AT_ONCE = 16  # files asked of a remote store together, so that its latency is paid once
+
+
+def read_files(paths: Sequence[str | None]) -> Iterator[tuple[bytes | None, str]]:
+    """For each path its bytes, or None and why they cannot be had.
+
+    Args:
+        paths: on this machine (as Spark writes them too: ``file:/…``), or URIs that fsspec knows.
+    """
+    for start in range(0, len(paths), _READ_AT_ONCE):
+        some = [_local(path) if path and path.startswith("file:") else path for path in paths[start : start + _READ_AT_ONCE]]
+        remote = [path for path in some if path and "://" in path]
+        fetched = {}
+        if remote:
+            with ThreadPoolExecutor(_READ_AT_ONCE) as pool:
+                fetched = dict(zip(remote, pool.map(_fetch, remote), strict=True))
+        for path in some:
+            if not path:
+                yield None, "there is no path"
+            else:
+                yield fetched[path] if path in fetched else _read_file(path)
+
+
+def _read_file(path: str) -> tuple[bytes | None, str]:
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > MAX_FILE_BYTES:
+                return None, f"{size:,} bytes are more than the {MAX_FILE_BYTES:,} allowed"
+            return file.read(), ""
+    except OSError as error:
+        return None, f"cannot be read: {error.strerror or error}"
+
+
+def _fetch(path: str) -> tuple[bytes | None, str]:
+    filesystem, bare = fsspec.core.url_to_fs(path)
+    try:
+        return bytes(filesystem.cat_file(bare)), ""
+    except Exception as error:  # a client's own classes, not only OSError; one file's trouble is not the others'
+        return None, f"cannot be read: {type(error).__name__}: {error}"
+
+
+def _local(uri: str) -> str:
+    """Hadoop writes both ``file:/a`` and ``file:///a``, and escapes nothing."""
+    return "/" + uri.removeprefix("file:").lstrip("/")

@@ -1,0 +1,211 @@
+"""cache_features(): what a frozen backbone gives, computed once and kept, so that its head trains without it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from dlspark import _checks, runs
+from dlspark.data.from_spark import write_dataframe
+from dlspark.data.shards import ShardedRows
+from dlspark.data.split import PARTS
+from dlspark.errors import ConfigError, DataError, did_you_mean
+from dlspark.images.dataset import ImageDataset
+from dlspark.ml.network import Network, predicting
+from dlspark.ml.networks import featurized
+from dlspark.ml.steps import Document, Folder, KeptSteps, Step
+from dlspark.ml.tables import dataset_images
+from dlspark.spark import get_session, local_cores, told_plainly
+from dlspark.store import Store
+
+if TYPE_CHECKING:
+    import keras
+    from pyspark.sql import SparkSession
+
+
+@dataclass(frozen=True)
+class KeptFeatures:
+    """What `cache_features` gives: a head, and rows for it in the order of the dataset's.
+
+    Attributes:
+        head: the layers of the model behind the cut, not copies of them, compiled as the model is, with its optimizer.
+        train: ``x`` float32 of shape (rows, views · width), view by view; ``y`` int32 of shape (rows,). ``head`` takes one
+            view of a row in training, another one each time.
+        validation: the same with one view, without augmentation; None when the dataset has no such part.
+        test: the same.
+    """
+
+    head: keras.Model
+    train: ShardedRows
+    validation: ShardedRows | None
+    test: ShardedRows | None
+
+
+def cache_features(
+    model: Any,
+    data: ImageDataset,
+    store: str | os.PathLike[str],
+    *,
+    views: int = 1,
+    layer: str = "pooling",
+    seed: int = 0,
+    spark: SparkSession | None = None,
+) -> KeptFeatures:
+    """Compute what a model's frozen part gives for a dataset, once, and keep it.
+
+    ``Trainer(…).fit(kept.head, kept.train, validation_data=kept.validation)`` then trains the head alone. As its layers and
+    its optimizer are the model's own, ``model`` is the whole trained model after it: predict with it and save it.
+
+    Asked again for the same frozen weights, rows, views and seed, by the same versions of dlspark and Keras, it finds what
+    is kept and starts nothing. What belongs to other settings stays beside it.
+
+    Args:
+        model: compiled, with nothing to train up to ``layer``, as ``build_classifier(…, fine_tune="head")`` makes it.
+        data: a prepared dataset of the model's image size.
+        store: folder or URI for the features, which executors and workers must reach. One process at a time may use it.
+        views: how many draws of its augmentation each training image gets: 2 or more, and 1 for a model without any.
+        layer: the last layer of the frozen part. It must give a vector, float32 on disk.
+        seed: of the augmentation, and of which view the head takes when.
+        spark: the session whose executors compute; `get_session` on all cores when None.
+
+    Raises:
+        ConfigError: a model that cannot be cut there, or whose part up to there trains; views that do not fit its
+            augmentation; another image size; a store in use.
+        DataError: no rows to train on.
+    """
+    views, seed = _checks.whole_number("views", views), _checks.whole_number("seed", seed, least=0)
+    if not isinstance(data, ImageDataset):
+        raise ConfigError(f"Expected a prepared dataset, an ImageDataset: received a {type(data).__name__}.")
+    if data.train is None:
+        raise DataError(f"Expected rows to train on: the dataset at {data.uri!r} has none in its part 'train'.")
+    frozen, top = _cut(model, layer)
+    _check_frozen(frozen, layer)
+    augments = any(_is_random(part) for part in _layers(frozen))
+    if augments != (views > 1):
+        raise ConfigError(
+            f"Expected views of 2 or more, as the model augments: received {views}. One view would show the head the same "
+            "draw of every image for ever. To keep the images as they are, build the model without augmentation."
+            if augments
+            else f"Expected views=1, as nothing in the model up to {layer!r} is random: received {views}. All views of an "
+            "image would be equal. Build the model with augmentation, or leave views out."
+        )
+    if tuple(frozen.input_shape[1:]) != (*data.image_size, 3):
+        raise ConfigError(
+            f"Expected a dataset of the model's images, {frozen.input_shape[1:]}: those at {data.uri!r} have "
+            f"{(*data.image_size, 3)}. Prepare the data with the model's size, or build the model for the data's."
+        )
+    parts = [part for part in PARTS if getattr(data, part) is not None]
+    place = Store(store)
+    with runs.lease(place):
+        steps = [_step(frozen, data, part, views if augments and part == "train" else None, seed, spark) for part in parts]
+        results = KeptSteps(place).run(steps)
+    found = {
+        part: replace(ShardedRows.from_json(result.document["rows"]), uri=result.store.child(_ROWS).uri)
+        for part, result in zip(parts, results, strict=True)
+    }
+    return KeptFeatures(_head(model, top, seed), found["train"], found.get("validation"), found.get("test"))
+
+
+_ROWS = "rows"
+
+
+def _cut(model: Any, layer: str) -> tuple[keras.Model, keras.Model]:
+    """The model up to ``layer``, and from there on; made of its own layers."""
+    import keras
+
+    whole = predicting(model)
+    if not model.compiled:
+        raise ConfigError("Expected a compiled model, as its head trains the way it is compiled. Call model.compile first.")
+    names = [each.name for each in model.layers]
+    if layer not in names:
+        raise ConfigError(f"The model has no layer {layer!r}. {did_you_mean(layer, names)}")
+    try:
+        cut = model.get_layer(layer).output
+        frozen, top = keras.Model(whole.inputs[0], cut, name="frozen"), keras.Model(cut, whole.outputs[0], name="top")
+    except (AttributeError, ValueError) as error:  # Keras': the layer is used several times, or some path passes it by
+        raise ConfigError(f"The model cannot be cut at layer {layer!r}: {error}") from error
+    if len(cut.shape) != 2 or cut.shape[1] is None:
+        raise ConfigError(f"Expected a layer that gives a vector: {layer!r} gives {cut.shape[1:]}. Cut behind its pooling.")
+    if not top.trainable_variables:
+        raise ConfigError(f"Expected a head to train: behind {layer!r} the model has no weights that train.")
+    return frozen, top
+
+
+def _layers(model: keras.Model) -> Iterator[keras.layers.Layer]:
+    """The layers of a model and of the models in it."""
+    import keras
+
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            yield from _layers(layer)
+        else:
+            yield layer
+
+
+def _check_frozen(frozen: keras.Model, layer: str) -> None:
+    """Refuse what a step of training would change."""
+    import keras
+
+    changing = [
+        part.name
+        for part in _layers(frozen)
+        # A batch normalisation without scale and offset has nothing to train, and yet takes up statistics.
+        if part.trainable_variables or (isinstance(part, keras.layers.BatchNormalization) and part.trainable)
+    ]
+    if changing:
+        raise ConfigError(
+            f"Features can be kept of what training does not change: up to {layer!r}, {len(changing)} layers would change, "
+            f"the first is {changing[0]!r}. Build the model with fine_tune='head', or set their trainable to False and "
+            "compile it again; or train it without kept features."
+        )
+
+
+def _is_random(layer: keras.layers.Layer) -> bool:
+    """Whether it draws in training. `build_classifier` sets the rate of dropout in a frozen backbone to 0."""
+    return getattr(layer, "rate", None) != 0 and any(v.name == "seed_generator_state" for v in layer.variables)
+
+
+def _step(
+    frozen: keras.Model, data: ImageDataset, part: str, views: int | None, seed: int, spark: SparkSession | None
+) -> Step:
+    """The features of one part: ``views`` draws, or what the network gives at prediction."""
+    import keras
+
+    def keep(folder: Folder) -> Document:
+        images = dataset_images(spark or get_session(local_cores()), data, (part,))
+        table = featurized(images, Network.of(frozen if views is None else _drawing(frozen, views, seed)))
+        with told_plainly():
+            rows = write_dataframe(folder.store, _ROWS, table, num_classes=data.num_classes, classes=data.classes)
+        return {"rows": rows.to_json()}
+
+    settings = {
+        # Without seeds: those of augmentation are drawn when a model is built, and do not count here.
+        "network": runs.identity_of_model(frozen, seeds=False),
+        "weights": runs.checksum(frozen.get_weights()),
+        "rows": runs.identity_of_data(getattr(data, part)),
+        "drawn": None if views is None else [views, seed],
+    }
+    return Step("features", part, settings, keep, packages=("keras", keras.backend.backend()))
+
+
+def _drawing(frozen: keras.Model, views: int, seed: int) -> keras.Model:
+    import keras
+
+    from dlspark.ml.views import DrawnViews
+
+    images = keras.Input(frozen.input_shape[1:], name="images")
+    return keras.Model(images, DrawnViews(frozen, views, seed, name="views")(images))
+
+
+def _head(model: keras.Model, top: keras.Model, seed: int) -> keras.Model:
+    import keras
+
+    from dlspark.ml.views import OneView
+
+    views = keras.Input((None,), name="views")
+    head = keras.Model(views, top(OneView(top.input_shape[1], seed, name="view")(views)), name=f"{model.name}_head")
+    settings = keras.saving.deserialize_keras_object(model.get_compile_config())
+    head.compile(**{**settings, "optimizer": model.optimizer})
+    return head

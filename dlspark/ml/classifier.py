@@ -1,0 +1,277 @@
+"""KerasImageClassifier: an Estimator that trains a network on any backend, and the model that it gives."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from pyspark import keyword_only
+from pyspark.ml import Estimator, Model
+from pyspark.ml.functions import vector_to_array
+from pyspark.ml.param import Param, Params, TypeConverters
+from pyspark.ml.param.shared import HasHandleInvalid, HasInputCol, HasLabelCol, HasPredictionCol, HasProbabilityCol, HasSeed
+from pyspark.ml.util import DefaultParamsReadable, DefaultParamsWritable
+from pyspark.sql import functions as F
+
+from dlspark._process import random_states
+from dlspark.data.from_spark import quoted
+from dlspark.errors import ConfigError, did_you_mean
+from dlspark.ml.network import Network
+from dlspark.ml.params import HasBackbone, HasErrorCol, HasImageSize, HasResize, HasSetParams, with_accessors
+from dlspark.ml.rows import ImageReader, Reader
+from dlspark.ml.stage import NetworkStage
+from dlspark.ml.training_rows import write_images
+from dlspark.ml.udf import BATCH_BYTES, check_images, reader_of
+from dlspark.models import build_classifier
+from dlspark.spark import is_local, session_master
+from dlspark.store import Store
+from dlspark.trainer import Trainer
+
+if TYPE_CHECKING:
+    from pyspark.sql import Column, DataFrame, SparkSession
+    from pyspark.sql.types import DataType
+
+
+class _Columns(HasInputCol, HasErrorCol, HasProbabilityCol, HasPredictionCol, HasResize):
+    """The params that the estimator hands to its model."""
+
+
+def _param(name: str, doc: str, converter: Any) -> Param[Any]:
+    return Param(Params._dummy(), name, doc, typeConverter=converter)
+
+
+def _to_options(value: Any) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise TypeError(f"Expected options by name: received {value!r}.")
+    return dict(value)
+
+
+@with_accessors
+class KerasImageClassificationModel(NetworkStage, Model, _Columns):
+    """What `KerasImageClassifier` trained: adds ``probabilityCol``, ``predictionCol`` and ``errorCol`` to a DataFrame.
+
+    A row whose image cannot be read has nulls and a reason. ``getModel()`` gives the Keras model.
+
+    Attributes:
+        history: metric → one float per epoch, as in `FitResult`.
+    """
+
+    history: Mapping[str, list[float]]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.history = {}
+        self._setDefault(batchBytes=BATCH_BYTES, resize="fit", probabilityCol="probability", predictionCol="prediction")
+
+    def more_to_save(self) -> dict[str, Any]:
+        """The history."""
+        return {"history": self.history}
+
+    def take_saved(self, network: Network, metadata: Mapping[str, Any]) -> None:
+        """The network and the history."""
+        super().take_saved(network, metadata)
+        self.history = metadata["history"]
+
+    def getErrorCol(self) -> str:
+        """The value of errorCol, or the name that it has without one: the prediction's and "_error"."""
+        return self.getOrDefault(self.errorCol) if self.isDefined(self.errorCol) else f"{self.getPredictionCol()}_error"
+
+    def _output(self) -> str:
+        return self.getProbabilityCol()
+
+    def _source(self, spark: SparkSession, column: Column, kind: DataType, network: Network) -> tuple[Column, Reader]:
+        check_images(spark, self.getInputCol(), kind)
+        return column, reader_of(network, None, self.getResize())
+
+    def _transform(self, dataset: DataFrame) -> DataFrame:
+        name = self.getPredictionCol()
+        if name in dataset.columns:
+            raise ConfigError(f"The column {name!r} exists already. Set another predictionCol.")
+        vector = F.col(quoted(self.getProbabilityCol()))
+        values = vector_to_array(vector)
+        highest = F.call_function("array_position", values, F.array_max(values)) - 1
+        return super()._transform(dataset).withColumn(name, F.when(vector.isNotNull(), highest.cast("double")))
+
+
+@with_accessors
+class KerasImageClassifier(
+    Estimator,
+    _Columns,
+    HasBackbone,
+    HasImageSize,
+    HasLabelCol,
+    HasSeed,
+    HasHandleInvalid,
+    HasSetParams,
+    DefaultParamsWritable,
+    DefaultParamsReadable[Any],
+):
+    """A Spark ML estimator: `build_classifier` and `Trainer` over a DataFrame of images and class indices.
+
+    Fitting decodes the images in the executors, into shards in the store, trains on them by the backend, and removes them.
+    The params can be tuned by Spark's CrossValidator and TrainValidationSplit; leave their parallelism at 1, as one training
+    uses all workers.
+
+    Args:
+        inputCol: the images, as `ImageFeaturizer` takes them.
+        labelCol: class indices 0, 1, …; where Spark's StringIndexer made them, it also tells how many classes there are.
+        probabilityCol, predictionCol, errorCol: columns that the model adds.
+        backbone, weights, fineTune, dense, dropout, augment, learningRate, depthDecay: as for `build_classifier`.
+        imageSize: (height, width) in pixels.
+        resize: "fit" or "crop".
+        epochs, batchSize, seed: as for `Trainer.fit`.
+        backend, numWorkers, backendOptions: as for `Trainer`.
+        store: folder or URI for shards and runs, which all workers must reach. Without it, which only a local master
+            allows, nothing is kept. The runs stay; no fit resumes another.
+        handleInvalid: "error": an image that cannot be read fails the fit; "skip": such rows are left out, with a warning.
+    """
+
+    fineTune = _param("fineTune", "'all', 'head' or 'top:N': what of the backbone trains", TypeConverters.toString)
+    dense = _param("dense", "widths of the dense layers after pooling", TypeConverters.toListInt)
+    dropout = _param("dropout", "fraction dropped before the output layer, in [0, 1)", TypeConverters.toFloat)
+    augment = _param("augment", "names of augmentations, active in training only", TypeConverters.toListString)
+    learningRate = _param("learningRate", "learning rate of Adam (> 0)", TypeConverters.toFloat)
+    depthDecay = _param(
+        "depthDecay", "factor on the learning rate from a block to the one below, in (0, 1]", TypeConverters.toFloat
+    )
+    epochs = _param("epochs", "passes over the rows (>= 1)", TypeConverters.toInt)
+    batchSize = _param("batchSize", "the most rows that a step takes over all workers (>= 1)", TypeConverters.toInt)
+    backend = _param("backend", "name of an installed backend", TypeConverters.toString)
+    numWorkers = _param("numWorkers", "workers of the backend (>= 1)", TypeConverters.toInt)
+    backendOptions = _param("backendOptions", "options of the backend by name", _to_options)
+    store = _param("store", "folder or URI that all workers reach (default: a temporary folder)", TypeConverters.toString)
+
+    @keyword_only
+    def __init__(
+        self,
+        *,
+        inputCol: str | None = None,
+        labelCol: str = "label",
+        probabilityCol: str = "probability",
+        predictionCol: str = "prediction",
+        errorCol: str | None = None,
+        backbone: str | None = None,
+        weights: str | os.PathLike[str] | None = "imagenet",
+        imageSize: Sequence[int] = (224, 224),
+        resize: str = "fit",
+        fineTune: str = "all",
+        dense: Sequence[int] = (),
+        dropout: float = 0.0,
+        augment: Sequence[str] = (),
+        learningRate: float = 1e-4,
+        depthDecay: float = 1.0,
+        epochs: int = 1,
+        batchSize: int = 32,
+        seed: int = 0,
+        backend: str = "local",
+        numWorkers: int = 1,
+        backendOptions: Mapping[str, Any] | None = None,
+        store: str | None = None,
+        handleInvalid: str = "error",
+    ) -> None:
+        super().__init__()
+        self._setDefault(
+            labelCol="label",
+            probabilityCol="probability",
+            predictionCol="prediction",
+            weights="imagenet",
+            imageSize=[224, 224],
+            resize="fit",
+            fineTune="all",
+            dense=[],
+            dropout=0.0,
+            augment=[],
+            learningRate=1e-4,
+            depthDecay=1.0,
+            epochs=1,
+            batchSize=32,
+            seed=0,
+            backend="local",
+            numWorkers=1,
+            backendOptions={},
+            handleInvalid="error",
+        )
+        self.setParams(**self._input_kwargs)
+
+    def _fit(self, dataset: DataFrame) -> KerasImageClassificationModel:
+        import keras
+
+        spark, column = dataset.sparkSession, self._checked(dataset)
+        trainer = Trainer(
+            self.getBackend(),
+            num_workers=self.getNumWorkers(),
+            options=self.getBackendOptions() or None,
+            store=self.getStore() if self.isDefined(self.store) else None,
+        )
+        height, width = self.getImageSize()
+        with self._shards(spark) as store:
+            rows, classes = write_images(
+                store,
+                dataset,
+                image=column,
+                label=self.getLabelCol(),
+                reader=ImageReader((height, width), self.getResize()),
+                skip=self.getHandleInvalid() == "skip",
+            )
+            with random_states():
+                keras.utils.set_random_seed(self.getSeed())
+                network = build_classifier(
+                    self.getBackbone(),
+                    len(classes),
+                    image_size=(height, width),
+                    weights=self.getWeights(),
+                    fine_tune=self.getFineTune(),
+                    dense=self.getDense(),
+                    dropout=self.getDropout(),
+                    augment=self.getAugment(),
+                    learning_rate=self.getLearningRate(),
+                    depth_decay=self.getDepthDecay(),
+                )
+                result = trainer.fit(
+                    network,
+                    rows,
+                    epochs=self.getEpochs(),
+                    batch_size=self.getBatchSize(),
+                    seed=self.getSeed(),
+                    verbose=0,
+                    resume=False,
+                )
+        model = KerasImageClassificationModel()
+        model._resetUid(self.uid)
+        model._set(model=Network.of(result))
+        model.history = dict(result.history)
+        return self._copyValues(model)
+
+    def _checked(self, dataset: DataFrame) -> str:
+        """The name of the column of images."""
+        if not self.isDefined(self.backbone):
+            raise ConfigError("KerasImageClassifier needs a network: set backbone.")
+        if self.getHandleInvalid() not in ("error", "skip"):
+            raise ConfigError(f"Expected handleInvalid as 'error' or 'skip': received {self.getHandleInvalid()!r}.")
+        name: str = self.getInputCol()
+        if name not in dataset.columns:
+            raise ConfigError(f"Expected inputCol to be a column: received {name!r}. {did_you_mean(name, dataset.columns)}")
+        check_images(dataset.sparkSession, name, dataset.schema[name].dataType)
+        return name
+
+    @contextmanager
+    def _shards(self, spark: SparkSession) -> Iterator[Store]:
+        """A folder for the shards, gone after the block."""
+        if self.isDefined(self.store):
+            store = Store(self.getStore()).child(f"shards-{uuid.uuid4().hex}")
+            try:
+                yield store
+            finally:
+                store.delete_all()
+        elif is_local(spark):
+            with tempfile.TemporaryDirectory(prefix="dlspark-") as folder:
+                yield Store(folder)
+        else:
+            raise ConfigError(
+                f"On {session_master(spark)} the executors must reach the images that are trained on. Set store to a URI, "
+                "such as 's3://…', or a folder that all of them share."
+            )

@@ -1,0 +1,231 @@
+"""A network that predicts in executors: what is shipped, and what a Python worker makes of it, once."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import cloudpickle
+import numpy as np
+from numpy.typing import NDArray
+
+from dlspark._process import environment
+from dlspark.errors import ConfigError, did_you_mean
+from dlspark.mends import tensorflow_context
+from dlspark.mends.tensorflow_start_up import without_noise
+from dlspark.model_files import check_model_file, load_model
+from dlspark.session import WorkerSession
+from dlspark.worker import describe_device, own_threads
+
+if TYPE_CHECKING:
+    import keras
+    from pyspark import Broadcast, SparkContext
+
+Predict = Callable[[NDArray[Any]], NDArray[np.float32]]
+"""From inputs of shape (rows, …) to float32 of shape (rows, values): outputs of more axes are flattened, row-major."""
+
+_KEPT = 4  # networks that a Python worker keeps: an ensemble's, as one task uses several
+_kept: OrderedDict[tuple[str, int], Predict] = OrderedDict()
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """A network that predicts, as the bytes of its ``.keras`` file. It has one input and one output.
+
+    Attributes:
+        data: the file.
+        digest: of ``data``, SHA-256 in hexadecimal.
+        input_shape: of one row; None where a size is open.
+    """
+
+    data: bytes = field(repr=False)
+    digest: str
+    input_shape: tuple[int | None, ...]
+    _shipped: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of(cls, model: Any, output: Any = None) -> Network:
+        """The network of a model as it is now; later changes of the model do not matter.
+
+        Args:
+            model: a `Network`, a Keras model, a `FitResult`, or the path or URI of a ``.keras`` file. How it was compiled
+                and the state of its optimizer are left out.
+            output: a tensor within the model, to end there.
+
+        Raises:
+            ConfigError: something else; a model without one input and one output that Keras knows; a model or a file that
+                `dlspark.model_files.load_model` refuses: with Lambda layers, or with classes that are not registered.
+            DataError: there is no such file.
+        """
+        if isinstance(model, Network):
+            return model
+        if isinstance(model, (str, os.PathLike)):
+            model = load_model(model, compiled=False)
+        import keras
+
+        trained = getattr(model, "model", None)  # a FitResult's
+        if not isinstance(model, keras.Model) and isinstance(trained, keras.Model):
+            model = trained
+        return cls._saved(predicting(model, output))
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Network:
+        """The network of the content of a ``.keras`` file, looked at as `dlspark.model_files.load_model` does."""
+        return cls(data, _digest(data), _input_shape(_load(data)))
+
+    def model(self) -> keras.Model:
+        """A new Keras model of this network; it is not compiled."""
+        return _load(self.data)
+
+    def cut(self, layer: str) -> Network:
+        """The part of this network that ends with what the layer of that name gives.
+
+        Raises:
+            ConfigError: there is no such layer, or it gives several things.
+        """
+        model = self.model()
+        names = [each.name for each in model.layers]
+        if layer not in names:
+            raise ConfigError(f"The model has no layer {layer!r}. {did_you_mean(layer, names)}")
+        try:
+            return self.of(model, model.get_layer(layer).output)
+        except (AttributeError, ValueError) as error:  # Keras': used several times, or never
+            raise ConfigError(f"The model cannot be cut at layer {layer!r}: {error}") from error
+
+    @classmethod
+    def _saved(cls, model: keras.Model) -> Network:
+        import keras
+
+        with tempfile.TemporaryDirectory(prefix="dlspark-") as folder:
+            path = Path(folder, "network.keras")
+            model.save(path)
+            # What executors would refuse is refused here: Lambda layers, classes that are not registered.
+            check_model_file(path, model.name, registered=keras.saving.get_custom_objects())
+            data = path.read_bytes()
+        return cls(data, _digest(data), _input_shape(model))
+
+    def shipped(self, context: SparkContext) -> Broadcast[Predict]:
+        """A broadcast whose value, in an executor, is the network's `Predict`. One for the life of a context."""
+        application = context.applicationId
+        if application not in self._shipped:
+            self._shipped.clear()
+            self._shipped[application] = context.broadcast(_Shipment(self))
+        return self._shipped[application]
+
+
+class _Shipment:
+    """Becomes a `Predict` when it is unpickled, so that a Python worker does not keep the file's bytes beside it."""
+
+    def __init__(self, network: Network) -> None:
+        self._network = network
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        import keras
+
+        objects = cloudpickle.dumps(dict(keras.saving.get_custom_objects()))
+        return _arrived, (self._network.digest, self._network.data, keras.backend.backend(), objects)
+
+
+def _arrived(digest: str, data: bytes, keras_backend: str, custom_objects: bytes) -> Predict:
+    """In a task that owns its GPUs: the network, loaded on the device and the threads that Spark gave the task."""
+    key = (digest, tensorflow_context.generation())
+    if key not in _kept:
+        with environment(KERAS_BACKEND=keras_backend), without_noise():
+            import keras
+        if keras.backend.backend() != keras_backend:
+            raise ConfigError(
+                f"The driver uses the Keras backend {keras_backend!r}; this Python worker has already loaded Keras with "
+                f"{keras.backend.backend()!r}. Start a new Spark session."
+            )
+        if not any(generation == key[1] for _, generation in _kept):
+            _own_device(keras_backend)
+            key = (digest, tensorflow_context.generation())
+        keras.saving.get_custom_objects().update(cloudpickle.loads(custom_objects))
+        _kept[key] = _compiled(_load(data))
+    _kept.move_to_end(key)
+    while len(_kept) > _KEPT:
+        _kept.popitem(last=False)
+    return _kept[key]
+
+
+def _own_device(keras_backend: str) -> None:
+    """Settle threads and GPU before the first network is loaded, or the first since another run took the context down."""
+    from pyspark import TaskContext
+
+    _kept.clear()
+    threads = TaskContext.get().cpus()
+    if keras_backend == "tensorflow":
+        import tensorflow as tf
+
+        tensorflow_context.reset()  # a training in this Python worker may have fixed other threads
+        own_threads(threads)
+        for gpu in tf.config.list_physical_devices("GPU"):
+            # A task with two stages has two Python workers on its one GPU: neither may take all the memory.
+            tf.config.experimental.set_memory_growth(gpu, True)
+    describe_device(WorkerSession(threads=threads, needs_gpu=bool(os.environ.get("CUDA_VISIBLE_DEVICES"))))
+
+
+def _compiled(model: keras.Model) -> Predict:
+    import keras
+
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        # predict_on_batch would trace again for the last rows of every partition: here the number of rows stays open.
+        kind = "uint8" if takes_images(_input_shape(model)) else "float32"
+        signature = [tf.TensorSpec(model.inputs[0].shape, kind)]
+        traced = tf.function(lambda rows: model(rows, training=False), input_signature=signature)
+        predict: Callable[[Any], Any] = lambda rows: traced(tf.convert_to_tensor(rows)).numpy()  # noqa: E731
+    else:
+        predict = model.predict_on_batch
+    return lambda rows: np.asarray(predict(rows), np.float32).reshape(len(rows), -1)
+
+
+def takes_images(input_shape: tuple[int | None, ...]) -> bool:
+    """Whether rows of this shape are RGB images."""
+    return len(input_shape) == 3 and input_shape[2] == 3
+
+
+def _load(data: bytes) -> keras.Model:
+    with tempfile.TemporaryDirectory(prefix="dlspark-") as folder:
+        path = Path(folder, "network.keras")
+        path.write_bytes(data)
+        return load_model(path, compiled=False)
+
+
+def predicting(model: Any, output: Any = None) -> keras.Model:
+    """``model`` from its input to ``output``, not compiled: neither optimizer nor metrics are shipped.
+
+    Raises:
+        ConfigError: no Keras model; or not one input and one output that Keras knows, for any number of rows.
+    """
+    import keras
+
+    if not isinstance(model, keras.Model):
+        raise ConfigError(
+            f"Expected a Keras model, a FitResult or a .keras file as model: received a {type(model).__name__}."
+        )
+    inputs = getattr(model, "inputs", None) or []
+    outputs = (getattr(model, "outputs", None) or []) if output is None else keras.tree.flatten(output)
+    if len(inputs) != 1 or len(outputs) != 1:
+        raise ConfigError(
+            f"Expected a model with one input and one output: {model.name!r} has {len(inputs)} and {len(outputs)} that "
+            "Keras knows. Build a functional or sequential model around the part that is wanted."
+        )
+    if inputs[0].shape[0] is not None:
+        raise ConfigError(f"Expected a model that takes any number of rows: {model.name!r} takes {inputs[0].shape[0]}.")
+    return keras.Model(inputs[0], outputs[0], name=model.name)
+
+
+def _input_shape(model: keras.Model) -> tuple[int | None, ...]:
+    return tuple(model.inputs[0].shape[1:])
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

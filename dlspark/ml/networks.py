@@ -1,0 +1,169 @@
+"""The networks of a study: trained phase by phase through Trainer, used as featurizers, and as classifiers themselves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from dlspark import runs
+from dlspark.errors import DataError
+from dlspark.images.dataset import ImageDataset
+from dlspark.job import FitResult
+from dlspark.ml.steps import Document, Folder
+from dlspark.ml.tables import dataset_images, write_table
+from dlspark.model_files import MODEL, load_model
+from dlspark.models import build_classifier
+from dlspark.state import load_trained
+from dlspark.store import Store
+from dlspark.trainer import Trainer
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+RUNS = "runs"
+
+
+def trainer_of(network: Mapping[str, Any], store: Store | None = None) -> Trainer:
+    """The trainer of a network; checks its settings, so making it early finds what is wrong with them."""
+    return Trainer(
+        network["backend"],
+        num_workers=network["workers"],
+        options=network["options"],
+        max_restarts=network["max_restarts"],
+        store=None if store is None else store.uri,
+    )
+
+
+def train_phase(
+    folder: Folder, dataset: ImageDataset, network: Mapping[str, Any], phase: Mapping[str, Any], seed: int
+) -> Document:
+    """Train one phase and leave ``model.keras``; goes on with a run that was cut.
+
+    The weights are those of the phase before, which is the last of the steps that this one needs, if there is one.
+    """
+    if dataset.train is None:
+        raise DataError(f"Expected rows to train on: the dataset at {dataset.uri!r} has none in its part 'train'.")
+    steps = phase["epochs"] * math.ceil(dataset.train.rows / network["batch_size"])
+    with _policy(network["dtype"]):
+        model = _build(dataset, network, phase, seed, steps)
+        before = [result for result in folder.results if result.store.exists(MODEL)]
+        if before:
+            model.set_weights(load_model(before[-1].store.child(MODEL).uri, compiled=False).get_weights())
+        place = folder.store.child(RUNS)
+        finished = _finished(place)
+        if finished is None:
+            result = trainer_of(network, place).fit(
+                model,
+                dataset.train,
+                validation_data=dataset.validation,
+                epochs=phase["epochs"],
+                batch_size=network["batch_size"],
+                seed=seed,
+                class_weight=dataset.class_weight() if network["class_weight"] == "balanced" else None,
+            )
+        else:  # killed between the end of the training and that of the step
+            result = FitResult.from_json(finished.read_bytes(runs.RESULT_FILE).decode())
+            model.set_weights(load_trained(finished)[0])
+        _save(model, folder.store)
+    return {
+        "rows": dataset.train.rows,
+        "history": {name: [_finite(value) for value in values] for name, values in result.history.items()},
+        "epoch_seconds": list(result.epoch_seconds),
+        "time_to_first_step_seconds": result.time_to_first_step_seconds,
+        "backend": result.backend,
+        "workers": [f"{worker.host} ({worker.device})" for worker in result.workers],
+        "versions": dict(result.versions),
+    }
+
+
+def keep_untrained(folder: Folder, dataset: ImageDataset, network: Mapping[str, Any], seed: int) -> Document:
+    """Leave the ``model.keras`` of a network that is used as it is."""
+    with _policy(network["dtype"]):
+        phase = {"fine_tune": "head", "learning_rate": 1e-4, "schedule": "constant", "depth_decay": 1.0}
+        _save(_build(dataset, network, phase, seed, 1), folder.store)
+    return {"history": {}, "epoch_seconds": []}
+
+
+def keep_outputs(folder: Folder, spark: SparkSession, dataset: ImageDataset, layer: str, *, test_only: bool) -> Document:
+    """Keep the outputs of a layer of the network that is the last of the steps needed, by image: columns id and features."""
+    images = dataset_images(spark, dataset, ("test",) if test_only else ("train", "test"))
+    found = featurized(images, folder.results[-1].store.child(MODEL).uri, layer)
+    table = write_table(folder.store, found.select("id", "features"))
+    if not sum(table["rows"]):
+        raise DataError(f"Expected images in the part 'test' of {dataset.uri!r}: there are none.")
+    return {"table": table, "layer": layer, "rows": sum(table["rows"])}
+
+
+def featurized(images: DataFrame, model: Any, layer: str | None = None) -> DataFrame:
+    """What `dataset_images` gave with, in place of the image, what a network gives for it: features, array<float>.
+
+    Args:
+        images: of a prepared dataset. None of them can fail to decode: one that does is an error, not a row less.
+        model: what ImageFeaturizer takes.
+        layer: where it ends; None is its output.
+    """
+    from pyspark.ml.functions import vector_to_array
+    from pyspark.sql import functions as F
+
+    from dlspark.ml.featurizer import ImageFeaturizer
+
+    stage = ImageFeaturizer(inputCol="image", outputCol="features", errorCol="error", model=model, layer=layer)
+    checked = F.when(F.col("error").isNull(), vector_to_array("features", "float32")).otherwise(
+        F.raise_error(F.concat(F.lit("dlspark.errors.DataError: "), F.col("id"), F.lit(": "), F.col("error")))
+    )
+    return stage.transform(images).select("id", "label", checked.alias("features"))
+
+
+def _build(dataset: ImageDataset, network: Mapping[str, Any], phase: Mapping[str, Any], seed: int, steps: int) -> Any:
+    import keras
+
+    keras.utils.set_random_seed(seed)
+    rate: Any = phase["learning_rate"]
+    if phase["schedule"] == "cosine":
+        rate = keras.optimizers.schedules.CosineDecay(rate, decay_steps=steps)
+    return build_classifier(
+        network["backbone"],
+        dataset.num_classes,
+        image_size=dataset.image_size,
+        weights=None if network["weights"] == "none" else network["weights"],
+        fine_tune=phase["fine_tune"],
+        batch_norm=network["batch_norm"],
+        dense=network["dense"],
+        dropout=network["dropout"],
+        augment=network["augment"],
+        learning_rate=rate,
+        depth_decay=phase["depth_decay"],
+    )
+
+
+def _save(model: Any, store: Store) -> None:
+    with store.open_writer(MODEL) as path:
+        model.save(path)
+
+
+def _finished(place: Store) -> Store | None:
+    """The run in a step's folder that has ended well: the step's key says that it can be no other."""
+    for name in reversed(place.list()):
+        run = place.child(name)
+        if run.exists(runs.RESULT_FILE):
+            return run
+    return None
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+@contextmanager
+def _policy(name: str) -> Iterator[None]:
+    """Build and train under a dtype policy."""
+    import keras
+
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(name)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)

@@ -1,0 +1,61 @@
+"""Saving stages as Spark's own are saved: the folder ``metadata``, and beside it the network, a ``.keras`` file."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pyspark.ml.util import DefaultParamsReader, DefaultParamsWriter, MLReader, MLWriter
+
+from dlspark.errors import DataError
+from dlspark.mends import hadoop_files
+from dlspark.ml.network import Network
+
+NETWORK = "network.keras"
+
+
+class NetworkWriter(MLWriter):
+    """Writes a stage that has ``network_to_save()``; what is there already is in the way, but for ``overwrite()``."""
+
+    def __init__(self, stage: Any) -> None:
+        super().__init__()
+        self._stage = stage
+
+    def saveImpl(self, path: str) -> None:
+        """Spark's part, called by ``save``: an existing ``metadata`` is refused there."""
+        stage = self._stage
+        network = stage.network_to_save()
+        plain = {
+            param.name: stage.getOrDefault(param) for param in stage.params if stage.isSet(param) and param.name != "model"
+        }
+        extra = {"network": {"sha256": network.digest}, **stage.more_to_save()}
+        DefaultParamsWriter.saveMetadata(stage, path, self.sc, extraMetadata=extra, paramMap=plain)
+        hadoop_files.write_file(self.sparkSession, f"{path.rstrip('/')}/{NETWORK}", network.data)
+
+
+class NetworkReader(MLReader[Any]):
+    """Reads what `NetworkWriter` has written, and hands the network to ``take_saved``.
+
+    The network is checked before Keras sees it, and code in it is refused: see `dlspark.model_files`.
+    """
+
+    def __init__(self, cls: Any) -> None:
+        super().__init__()
+        self._cls = cls
+
+    def load(self, path: str) -> Any:
+        """The stage in the folder ``path``.
+
+        Raises:
+            DataError: the network is not the one that was saved with the stage.
+            ConfigError: the network is refused.
+        """
+        metadata = DefaultParamsReader.loadMetadata(path, self.sc, f"{self._cls.__module__}.{self._cls.__name__}")
+        stage = DefaultParamsReader(self._cls).load(path)
+        file = f"{path.rstrip('/')}/{NETWORK}"
+        network = Network.from_bytes(hadoop_files.read_file(self.sparkSession, file))
+        if network.digest != metadata["network"]["sha256"]:
+            raise DataError(
+                f"{file!r} is not the network that was saved with this stage: its SHA-256 differs. Save it again."
+            )
+        stage.take_saved(network, metadata)
+        return stage

@@ -1,0 +1,129 @@
+"""What a row holds becomes what a network takes, or the reason why it cannot."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dlspark.errors import DataError
+from dlspark.images.decode import decode, scale
+from dlspark.images.read import read_files
+
+NULL = "the value is null"
+
+
+class ImageStruct(NamedTuple):
+    """A value of Spark's image data source: its fields, but the origin."""
+
+    height: int | None
+    width: int | None
+    nChannels: int | None
+    data: bytes | None
+
+
+Read = tuple[NDArray[Any], list[str | None]]
+"""The inputs of the rows that can be predicted, and for every row the reason why not, or None."""
+
+
+class Reader(Protocol):
+    """Reads the values of some rows; bounded, as it holds all of them at once."""
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row that was read."""
+        ...
+
+    def read(self, values: Sequence[Any], pool: ThreadPoolExecutor) -> Read:
+        """The inputs among ``values``; ``pool`` may help."""
+        ...
+
+
+@dataclass(frozen=True)
+class ImageReader:
+    """Images: the bytes of files, paths and URIs of files, or `ImageStruct`; uint8 of shape (height, width, 3), RGB.
+
+    Attributes:
+        image_size: (height, width) in pixels.
+        resize: one of `dlspark.images.decode.RESIZES`.
+    """
+
+    image_size: tuple[int, int]
+    resize: str
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of the pixels of one image."""
+        return math.prod(self.image_size) * 3
+
+    def read(self, values: Sequence[Any], pool: ThreadPoolExecutor) -> Read:
+        """Files are read in this thread, remote ones several at once; images are decoded in the threads of ``pool``."""
+        paths = [value for value in values if isinstance(value, str)]
+        files = read_files(paths)
+        contents = [next(files) if isinstance(value, str) else (value, NULL) for value in values]
+        return _sorted_out(list(pool.map(self._pixels, contents)), (*self.image_size, 3), np.uint8)
+
+    def _pixels(self, content: tuple[Any, str]) -> NDArray[np.uint8] | str:
+        value, reason = content
+        try:
+            if isinstance(value, ImageStruct):
+                return scale(_rgb(value), self.image_size, resize=self.resize)
+            return reason if value is None else decode(bytes(value), self.image_size, resize=self.resize)
+        except DataError as error:
+            return str(error)
+
+
+@dataclass(frozen=True)
+class ArrayReader:
+    """Arrays of numbers, nested or not, as many as ``shape`` holds; float32 of that shape, row-major."""
+
+    shape: tuple[int, ...]
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of the numbers of one row."""
+        return math.prod(self.shape) * 4
+
+    def read(self, values: Sequence[Any], pool: ThreadPoolExecutor) -> Read:
+        """All in this thread."""
+        return _sorted_out([self._array(value) for value in values], self.shape, np.float32)
+
+    def _array(self, value: Any) -> NDArray[np.float32] | str:
+        if value is None:
+            return NULL
+        array = _dense(value)
+        if array.size != math.prod(self.shape):
+            return f"{array.size} numbers came; the network takes {math.prod(self.shape)}, of shape {self.shape}"
+        return array.reshape(self.shape)
+
+
+def _sorted_out(found: Sequence[NDArray[Any] | str], shape: tuple[int, ...], dtype: Any) -> Read:
+    inputs = [item for item in found if not isinstance(item, str)]
+    reasons = [item if isinstance(item, str) else None for item in found]
+    return (np.stack(inputs) if inputs else np.empty((0, *shape), dtype)), reasons
+
+
+def _rgb(image: ImageStruct) -> NDArray[np.uint8]:
+    """Spark's pixels, which are rows of grey, BGR or BGRA, in Pillow's order."""
+    if image.data is None:
+        raise DataError(NULL)
+    height, width, channels = (int(number or 0) for number in image[:3])
+    if height < 1 or width < 1:
+        raise DataError("Spark could not decode the image")
+    if channels not in (1, 3, 4) or len(image.data) != height * width * channels:
+        raise DataError(f"{len(image.data)} bytes are no {height} x {width} image of {channels} channels")
+    pixels = np.frombuffer(image.data, np.uint8).reshape(height, width, channels)
+    return pixels if channels == 1 else np.ascontiguousarray(pixels[..., [2, 1, 0, 3][:channels]])
+
+
+def _dense(value: Any) -> NDArray[np.float32]:
+    """Of lists in lists, as Arrow gives them: arrays of arrays."""
+    array = np.asarray(value)
+    if array.dtype == object:
+        return np.concatenate([_dense(part).ravel() for part in array]) if array.size else np.empty(0, np.float32)
+    return array.astype(np.float32, copy=False)

@@ -1,0 +1,110 @@
+"""What the transformers share: a network, an input column, an output column, and a column of reasons."""
+
+from __future__ import annotations
+
+import threading
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from pyspark.ml import Transformer
+from pyspark.ml.functions import array_to_vector
+from pyspark.ml.param.shared import HasInputCol
+from pyspark.ml.util import MLReadable, MLReader, MLWritable, MLWriter
+from pyspark.sql import functions as F
+
+from dlspark.data.from_spark import quoted
+from dlspark.errors import ConfigError, did_you_mean
+from dlspark.ml.network import Network
+from dlspark.ml.params import HasErrorCol, HasModel, HasSetParams
+from dlspark.ml.persistence import NetworkReader, NetworkWriter
+from dlspark.ml.rows import Reader
+from dlspark.ml.udf import outcome_udf
+
+if TYPE_CHECKING:
+    from pyspark.sql import Column, DataFrame, SparkSession
+    from pyspark.sql.types import DataType
+
+_OUTCOME = "__dlspark_outcome"
+_making = threading.Lock()  # CrossValidator uses copies of a stage in several threads
+
+
+class NetworkStage(Transformer, HasInputCol, HasErrorCol, HasModel, HasSetParams, MLWritable, MLReadable[Any]):
+    """A transformer that adds what a network gives for ``inputCol``, as vectors.
+
+    A row that cannot be predicted gets a null and the reason in ``errorCol``; the stage does not fail for it.
+    Nothing runs before the result is used; then every executor's Python worker loads the network once.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        # Networks made from Params, by what they were made from. Copies of a stage share it: with random weights they must
+        # not differ, and a pre-trained one need not be built again.
+        self._made: dict[Any, Network] = {}
+
+    def getErrorCol(self) -> str:
+        """The value of errorCol, or the name that it has without one."""
+        return self.getOrDefault(self.errorCol) if self.isDefined(self.errorCol) else f"{self._output()}_error"
+
+    def _output(self) -> str:
+        """The name of the column that is added."""
+        return self.getOrDefault("outputCol")
+
+    def write(self) -> MLWriter:
+        """A writer of this stage, with its network as a ``.keras`` file."""
+        return NetworkWriter(self)
+
+    @classmethod
+    def read(cls) -> MLReader[Any]:
+        """A reader of saved stages of this class."""
+        return NetworkReader(cls)
+
+    def network_to_save(self) -> Network:
+        """What goes beside the Params when this stage is saved."""
+        if not self.isDefined(self.model):
+            raise ConfigError(f"{type(self).__name__} needs a network: set model.")
+        return self.getOrDefault(self.model)
+
+    def take_saved(self, network: Network, metadata: Mapping[str, Any]) -> None:
+        """Take what `network_to_save` gave before; ``metadata`` has what `more_to_save` gave."""
+        self._set(model=network)
+
+    def more_to_save(self) -> dict[str, Any]:
+        """What goes into the metadata beside the Params: plain data, by name."""
+        return {}
+
+    def _network(self) -> Network:
+        """The network that predicts, cut at ``layer``."""
+        whole = self.network_to_save()
+        if not self.isDefined(self.layer):
+            return whole
+        return self._once((whole.digest, self.getLayer()), lambda: whole.cut(self.getLayer()))
+
+    def _once(self, key: Any, make: Callable[[], Network]) -> Network:
+        with _making:
+            if key not in self._made:
+                self._made[key] = make()
+            return self._made[key]
+
+    @abstractmethod
+    def _source(self, spark: SparkSession, column: Column, kind: DataType, network: Network) -> tuple[Column, Reader]:
+        """The column as the function takes it, and what reads its values there."""
+
+    def _transform(self, dataset: DataFrame) -> DataFrame:
+        name, output, error = self.getInputCol(), self._output(), self.getErrorCol()
+        if name not in dataset.columns:
+            raise ConfigError(f"Expected inputCol to be a column: received {name!r}. {did_you_mean(name, dataset.columns)}")
+        for added in (output, error):
+            if added in dataset.columns or output == error:
+                raise ConfigError(f"The column {added!r} exists already. Set another outputCol or errorCol.")
+        network = self._network()
+        spark, kind = dataset.sparkSession, dataset.schema[name].dataType
+        source, reader = self._source(spark, F.col(quoted(name)), kind, network)
+        function = outcome_udf(spark, network, reader, self.getBatchBytes())
+        kept = [F.col(quoted(column)) for column in dataset.columns]
+        values = F.col(f"{_OUTCOME}.values")
+        return dataset.withColumn(_OUTCOME, function(source)).select(
+            *kept,
+            F.when(values.isNotNull(), array_to_vector(values)).alias(output),
+            F.col(f"{_OUTCOME}.error").alias(error),
+        )

@@ -1,0 +1,142 @@
+"""The page of a study: data, warnings, learning curves, the table of models, what each tells apart, and how long it took."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from dlspark.report.page import Page, new_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SCORES = ("accuracy", "weighted_precision", "weighted_recall", "weighted_f1", "balanced_accuracy", "auroc_micro")
+"""Those of the table of models, in its order."""
+
+_STYLES = ("-", "--", "-.", ":")
+
+
+def model_table(split: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
+    """Columns and rows: a row for each model, with the recall of the classes to look at first, and the best one marked."""
+    rows = []
+    for name, found in split["models"].items():
+        recall = {of["name"]: of["recall"]["value"] for of in found["by_class"]}
+        scores = [found["scores"][score]["value"] for score in SCORES]
+        rows.append([name, *scores, *(recall[each] for each in split["first"]), "best" if name == split["best"] else ""])
+    return ["model", *(name.replace("_", " ") for name in SCORES), *(f"recall {name}" for name in split["first"]), ""], rows
+
+
+def study_figures(split: Mapping[str, Any]) -> dict[str, Figure]:
+    """Learning curves and the variance explained, of what there is."""
+    found = {}
+    if any(phase["history"] for phase in split["networks"].values()):
+        found["learning curves"] = learning_curves(split["networks"])
+    explained = {name: fit["explained"] for name, fit in split["fits"].items() if fit["explained"]}
+    if explained:
+        found["variance explained"] = variance_explained(explained)
+    return found
+
+
+def learning_curves(networks: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """Loss and accuracy by epoch, of training and, where there is some, validation; phases follow one another."""
+    whole: dict[str, dict[str, list[float]]] = {}
+    for name, network in networks.items():
+        curves = whole.setdefault(name.partition(" phase ")[0], {})
+        for key, values in network["history"].items():
+            curves.setdefault(key, []).extend(float("nan") if value is None else value for value in values)
+    figure = new_figure(10, 4)
+    for axis, metric in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
+        for number, (name, curves) in enumerate(whole.items()):
+            for style, key, told in (("-", metric, name), ("--", f"val_{metric}", f"{name}, validation")):
+                if key in curves:
+                    epochs = range(1, len(curves[key]) + 1)
+                    axis.plot(epochs, curves[key], style, color=f"C{number}", marker="o", markersize=3, label=told)
+        axis.set(xlabel="epoch", title=metric)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.grid(color="#eeeeee")
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right upper", frameon=False)
+    return figure
+
+
+def variance_explained(explained: Mapping[str, Sequence[float]]) -> Figure:
+    """What the first components hold together, of the variance of the standardised features."""
+    figure = new_figure(8, 4)
+    axis: Any = figure.subplots()
+    for number, (name, parts) in enumerate(explained.items()):
+        together = [sum(parts[: end + 1]) for end in range(len(parts))]
+        axis.plot(range(1, len(parts) + 1), together, linestyle=_STYLES[number % 4], marker=".", label=name)
+    axis.set(xlabel="principal components", ylabel="variance explained", ylim=(0, 1.01), title="Variance explained")
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.grid(color="#eeeeee")
+    figure.legend(loc="outside right upper", frameon=False)
+    return figure
+
+
+def study_page(document: Mapping[str, Any], figures: Mapping[str, Mapping[str, Figure]]) -> Page:
+    """All of a study.
+
+    Args:
+        document: what is in ``study.json``.
+        figures: for every split, name to figure: what `study_figures` drew, and any others, whose names say what they show.
+    """
+    page = Page(f"Study {document['name']}")
+    page.text(f"Run by: {document['command']}" if document["command"] else f"Made from {document['file']}.")
+    for warning in document["warnings"]:
+        page.warning(warning)
+    for name, split in document["splits"].items():
+        _add_split(page, name, split, figures[name])
+    page.heading("Times")
+    page.table(["step", "of", "seconds", ""], [_step(step) for step in document["steps"]])
+    page.text(f"{document['seconds']:,.0f} s in all.")
+    page.heading("Versions")
+    page.table(["package", "version"], sorted(document["versions"].items()))
+    return page
+
+
+def _add_split(page: Page, name: str, split: Mapping[str, Any], figures: Mapping[str, Figure]) -> None:
+    page.heading(f"Split {name}: models on the test part")
+    page.table(*model_table(split))
+    if len(split["models"]) > 1:
+        page.text("The best is chosen on these same rows, so what it would reach on others is somewhat less.")
+    intervals = [
+        [model, *(_interval(found["scores"][score]) for score in ("accuracy", "weighted_f1", "auroc_micro"))]
+        for model, found in split["models"].items()
+    ]
+    page.table(["95 % intervals", "accuracy", "weighted f1", "auroc micro"], intervals)
+    page.heading(f"Split {name}: recall by class")
+    classes = split["data"]["classes"]
+    recalls = [
+        [model, *({of["name"]: of["recall"]["value"] for of in found["by_class"]}[each] for each in classes)]
+        for model, found in split["models"].items()
+    ]
+    page.table(["model", *classes], recalls)
+    page.heading(f"Split {name}: data")
+    parts = split["data"]["parts"]
+    page.table(["class", *parts], [[each, *(of["by_class"].get(each, 0) for of in parts.values())] for each in classes])
+    groups = split["data"]["split"]["groups"]
+    page.text(
+        f"{split['data']['rejected']:,} images could not be used. "
+        + (f"{groups['torn']:,} of {groups['of']:,} groups are in more than one part." if groups else "There are no groups.")
+    )
+    if split["fits"]:
+        page.heading(f"Split {name}: classifiers")
+        page.table(
+            ["classifier", "inputs", "parameters", "tried", "seconds"], [_fit(*item) for item in split["fits"].items()]
+        )
+    page.heading(f"Split {name}: pictures")
+    for told, figure in figures.items():
+        page.text(f"{told[0].upper()}{told[1:]}:")
+        page.picture(figure, f"{told}, split {name}")
+
+
+def _fit(name: str, fit: Mapping[str, Any]) -> list[Any]:
+    parameters = ", ".join(f"{key} {value}" for key, value in fit["params"].items())
+    return [name, fit["inputs"], parameters, len(fit["tried"]) or None, fit["seconds"]]
+
+
+def _step(step: Mapping[str, Any]) -> list[Any]:
+    return [step["kind"], step["name"], step["seconds"], "kept from before" if step["kept"] else ""]
+
+
+def _interval(score: Mapping[str, Any]) -> str:
+    return "" if score["low"] is None else f"{score['low']:.3f} – {score['high']:.3f}"

@@ -1,0 +1,88 @@
+"""What a test must not leave behind: processes, listening ports, threads of dlspark's and its temporary files.
+
+Spark's own belong to its session and stay: the JVM with its ports, the daemon that forks Python workers, and those
+workers, which Spark uses again. What such a worker has started or listens on does not.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+SETTLE_SECONDS = 10.0  # Spark ends the Python worker of a cancelled task after two, and threads end when they notice
+_POLL_SECONDS = 0.1
+_OWN = "dlspark"
+
+
+@contextmanager
+def no_leaks(settle_seconds: float = SETTLE_SECONDS, *, worker_ports: bool = True) -> Iterator[None]:
+    """Fail when something is there after the block that was not there before it.
+
+    Args:
+        settle_seconds: how long things may take to end after the block.
+        worker_ports: look at ports of Spark's Python workers too. TensorFlow cannot stop the server of its collectives:
+            it listens until its process ends, and Spark ends Python workers that were idle for a minute.
+
+    Raises:
+        AssertionError: names all of them.
+    """
+    before = set(_there(worker_ports))
+    yield
+    deadline = time.monotonic() + settle_seconds
+    while left := sorted(set(_there(worker_ports)) - before):
+        if time.monotonic() > deadline:
+            raise AssertionError(f"left behind, {settle_seconds:g} s after the end: {'; '.join(left)}")
+        time.sleep(_POLL_SECONDS)
+
+
+def _there(worker_ports: bool) -> Iterator[str]:
+    this = psutil.Process()
+    yield from (f"port {port}" for port in _ports(this))
+    for process in this.children(recursive=True):
+        try:
+            kind = _spark_kind(process)
+            if kind is None:
+                yield f"process {process.pid}: {' '.join(process.cmdline())[:200] or process.name()}"
+            if kind is None or (kind == "worker" and worker_ports):  # the JVM and its daemon listen for each other
+                yield from (f"port {port}" for port in _ports(process))
+        except psutil.NoSuchProcess:
+            continue
+    for thread in threading.enumerate():
+        if thread.name.startswith(_OWN):
+            yield f"thread {thread.name} ({thread.ident})"
+    for path in Path(tempfile.gettempdir()).iterdir():
+        if path.name.lstrip(".").startswith(f"{_OWN}-"):
+            yield f"file {path}"
+
+
+def _spark_kind(process: psutil.Process) -> str | None:
+    """What of Spark's it is, "jvm", "daemon" or "worker"; None for anything else, a zombie not being there at all.
+
+    Raises:
+        psutil.NoSuchProcess: it has ended.
+    """
+    if process.status() == psutil.STATUS_ZOMBIE:
+        raise psutil.NoSuchProcess(process.pid)
+    command = process.cmdline()
+    if command and Path(command[0]).name == "java" and any(each.startswith("org.apache.spark.") for each in command):
+        return "jvm"
+    if command[1:3] != ["-m", "pyspark.daemon"]:
+        return None
+    # The daemon's workers are its forks, of the same command line. What a worker forks has it too, and is not Spark's.
+    parent = process.parent()
+    above = _spark_kind(parent) if parent else None
+    return {"jvm": "daemon", "daemon": "worker"}.get(above or "")
+
+
+def _ports(process: psutil.Process) -> Iterator[str]:
+    connections: Any = getattr(process, "net_connections", None) or process.connections  # its name before psutil 6
+    for each in connections(kind="inet"):
+        if each.status == psutil.CONN_LISTEN:
+            yield f"{each.laddr.port} of process {process.pid}"

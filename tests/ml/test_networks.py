@@ -1,0 +1,93 @@
+"""A study's networks: phases hand over, and a training that had ended when the study was killed is not done again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dlspark.data.split import Split
+from dlspark.images.dataset import ImageDataset
+from dlspark.images.prepare import prepare_images
+from dlspark.ml.networks import train_phase
+from dlspark.ml.steps import Folder, Result
+from dlspark.ml.tables import dataset_images, dataset_rows
+from dlspark.store import Store
+from dlspark.testing.cells import cell_files
+
+pytestmark = [pytest.mark.spark, pytest.mark.slow]
+
+NETWORK = {
+    "backbone": "mobilenetv2",
+    "weights": "none",
+    "batch_norm": "frozen",
+    "dense": [4],
+    "dropout": 0.0,
+    "augment": [],
+    "dtype": "mixed_bfloat16",
+    "batch_size": 8,
+    "class_weight": "balanced",
+    "backend": "local",
+    "workers": 1,
+    "options": {},
+    "max_restarts": 0,
+}
+HEAD = {"epochs": 1, "fine_tune": "head", "learning_rate": 0.01, "schedule": "cosine", "depth_decay": 1.0}
+
+
+@pytest.fixture(scope="module")
+def dataset(spark: Any, tmp_path_factory: pytest.TempPathFactory) -> ImageDataset:
+    folder = tmp_path_factory.mktemp("cells")
+    for name, content in cell_files(ill=2, healthy=2, cells=4):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(content)
+    split = Split(test=0.25, validation=0.25)
+    return prepare_images(folder, folder / "data", layout="cnmc", image_size=(32, 32), split=split, spark=spark)
+
+
+def test_phases_hand_over_and_a_finished_training_is_not_repeated(
+    dataset: ImageDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import keras
+
+    from dlspark.model_files import load_model
+    from dlspark.trainer import Trainer
+
+    first, second = Store(tmp_path / "1"), Store(tmp_path / "2")
+    document = train_phase(Folder(first, []), dataset, NETWORK, HEAD, seed=1)
+    assert set(document["history"]) == {"loss", "accuracy", "val_loss", "val_accuracy"}
+    assert keras.config.dtype_policy().name == "float32"
+    head = load_model(first.child("model.keras").uri)
+    needs = [Result(first, document, 0.0, {})]
+    train_phase(Folder(second, needs), dataset, NETWORK, {**HEAD, "fine_tune": "top:1"}, seed=1)
+    top = load_model(second.child("model.keras").uri)
+    frozen = [layer.name for layer in top.get_layer("mobilenetv2").layers if layer.weights and not layer.trainable]
+    assert len(frozen) > 50
+    for name in frozen:
+        before, after = (model.get_layer("mobilenetv2").get_layer(name).get_weights() for model in (head, top))
+        assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
+
+    first.delete("model.keras")  # as when the study is killed between the training and the end of its step
+    monkeypatch.setattr(Trainer, "fit", None)
+    again = train_phase(Folder(first, []), dataset, NETWORK, HEAD, seed=1)
+    assert again == document
+    loaded = load_model(first.child("model.keras").uri)
+    assert all(np.array_equal(a, b) for a, b in zip(head.get_weights(), loaded.get_weights(), strict=True))
+
+
+def test_rows_and_images_of_a_dataset(dataset: ImageDataset, spark: Any) -> None:
+    rows = {row.id: row for row in dataset_rows(spark, dataset).collect()}
+    assert len(rows) == 16
+    assert {row.part for row in rows.values()} == {"train", "validation", "test"}
+    assert all((row.label == dataset.classes.index("hem")) == row.subject.startswith("H") for row in rows.values())
+    assert dataset.test is not None
+    with dataset.test.open() as reader:
+        found = reader.take(np.arange(reader.rows), ["id", "image"])
+    images = {row.id: row.image for row in dataset_images(spark, dataset, ("test",)).collect()}
+    assert set(images) == set(found["id"])
+    for name, pixels in zip(found["id"], found["image"], strict=True):
+        image = images[name]
+        assert (image.height, image.width, image.nChannels, image.mode) == (32, 32, 3, 16)
+        assert np.array_equal(np.frombuffer(image.data, np.uint8).reshape(32, 32, 3)[..., ::-1], pixels)
