@@ -9,6 +9,7 @@ import argparse
 import io
 import json
 import multiprocessing
+import os
 import statistics
 import tempfile
 import time
@@ -132,14 +133,48 @@ def measure(backbone: str, images: int, repeats: int) -> dict[str, object]:
     }
 
 
+def memory(backbone: str, rows: int) -> dict[str, object]:
+    """The most memory that a Python worker of Spark has had after 1/8 of ``rows`` images, and after as many more as that."""
+    import psutil
+    from pyspark.sql import functions as F
+
+    from dlspark.ml import ImageFeaturizer
+    from dlspark.spark import get_session
+
+    spark = get_session(1)
+    stage = ImageFeaturizer(inputCol="image", outputCol="features", backbone=backbone, weights=None)
+    with tempfile.TemporaryDirectory() as name:
+        image = F.lit(write_photographs(Path(name), 1)[0].read_bytes())
+    found = {}
+    for count in (rows // 8, rows):
+        images = spark.range(count, numPartitions=1).select(image.alias("image"))
+        stage.transform(images).write.format("noop").mode("overwrite").save()
+        daemons = [each for each in psutil.Process().children(recursive=True) if "pyspark.daemon" in each.cmdline()]
+        peaks = [Path(f"/proc/{each.pid}/status").read_text().partition("VmHWM:")[2].split()[0] for each in daemons]
+        found[f"{count} rows"] = round(max(int(kibibytes) for kibibytes in peaks) / 1024)
+    return {"backbone": backbone, "peak of a Python worker, MiB, after": found}
+
+
 def main() -> None:
     """Measure, and print JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--backbone", default="resnet50")
     parser.add_argument("--images", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument(
+        "--pin",
+        action="store_true",
+        help="all processes on one core, as when every core has a slot: the JVM and decoding too",
+    )
+    parser.add_argument("--memory", metavar="ROWS", type=int, help="measure only memory, for ROWS images")
     options = parser.parse_args()
-    print(json.dumps(measure(options.backbone, options.images, options.repeats), indent=1))
+    if options.memory:
+        print(json.dumps(memory(options.backbone, options.memory), indent=1))
+        return
+    if options.pin:
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # the JVM and the Python workers inherit it
+    found = measure(options.backbone, options.images, options.repeats)
+    print(json.dumps({**found, "pinned to one core": options.pin}, indent=1))
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ example:
   dlspark-bench run --model small_cnn --image-size 32 --subjects loop:1x1,mirrored:2x1,horovod:2x1 --repeats 9
   dlspark-bench compare benchmarks/results/A.jsonl benchmarks/results/B.jsonl
   dlspark-bench report benchmarks/results/*.jsonl --out pages
-  dlspark-bench predict benchmarks/results/*.jsonl --backend horovod --workers 4,8,16 --bandwidth-gbit 10
+  dlspark-bench predict benchmarks/results/*-small-cnn-*.jsonl --backend horovod --workers 4,8,16 --bandwidth-gbit 10
 """
 
 

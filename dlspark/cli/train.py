@@ -72,6 +72,9 @@ def add_parser(commands: Any) -> None:
     group.add_argument("--backbone", default="resnet50", help="network of keras.applications (default: resnet50)")
     group.add_argument("--weights", default="imagenet", help="imagenet, none or a file (default: imagenet)")
     group.add_argument("--fine-tune", metavar="WHAT", default="all", help="all, head or top:N (default: all)")
+    group.add_argument(
+        "--batch-norm", choices=("train", "frozen"), default="train", help="frozen: as the weights come (default: train)"
+    )
     group.add_argument("--dense", metavar="N,N", action="extend", type=whole_numbers, default=[], help="layers of the head")
     group.add_argument("--dropout", metavar="FRACTION", type=float, default=0.0, help="before the output (default: 0)")
     group.add_argument(
@@ -123,6 +126,7 @@ def run(options: argparse.Namespace) -> Report:
         image_size=dataset.image_size,
         weights=None if options.weights.lower() == "none" else options.weights,
         fine_tune=options.fine_tune,
+        batch_norm=options.batch_norm,
         dense=options.dense,
         dropout=options.dropout,
         augment=options.augment,

@@ -14,7 +14,8 @@ def split_report(parted: DataFrame) -> dict[str, Any]:
     """Count a table with the columns ``part``, ``label`` and, where rows belong to groups, ``group``.
 
     Returns:
-        Plain data. ``parts``: by part ``rows``, ``by_class`` and, with groups, ``groups``. ``groups``: None without a
+        Plain data. ``parts``: by part ``rows``, ``by_class`` and, with groups, ``groups`` and
+        ``groups_by_class``. ``groups``: None without a
         column ``group``; else ``of``, how many there are, ``torn``, how many are in more than one part, ``rows``, the
         rows of those, and ``first``, up to ten of their names. Rows without a group belong to none.
     """
@@ -30,7 +31,10 @@ def split_report(parted: DataFrame) -> dict[str, Any]:
         return {"parts": parts, "groups": None}
     members = parted.filter(~empty("group")).groupBy("group", "part").count()
     for row in members.groupBy("part").count().collect():
-        parts[row["part"]]["groups"] = row["count"]
+        parts[row["part"]] |= {"groups": row["count"], "groups_by_class": {}}
+    by_class = parted.filter(~empty("group")).groupBy("part", "label").agg(F.count_distinct("group").alias("groups"))
+    for row in by_class.orderBy("label").collect():
+        parts[row["part"]]["groups_by_class"][row["label"]] = row["groups"]
     whole = members.groupBy("group").agg(F.count(F.lit(1)).alias("sides"), F.sum("count").alias("rows"))
     torn = whole.filter("sides > 1")
     of, number, rows = whole.agg(

@@ -11,7 +11,8 @@ import fsspec
 MAX_FILE_BYTES = 512 * 2**20
 """A larger file is refused before it is read: no image within `decode.MAX_PIXELS` needs more."""
 
-_READ_AT_ONCE = 16  # files asked of a remote store together, so that its latency is paid once
+READ_AT_ONCE = 16
+"""Files asked of a remote store together, so that its latency is paid once."""
 
 
 def read_files(paths: Sequence[str | None]) -> Iterator[tuple[bytes | None, str]]:
@@ -20,12 +21,12 @@ def read_files(paths: Sequence[str | None]) -> Iterator[tuple[bytes | None, str]
     Args:
         paths: on this machine (as Spark writes them too: ``file:/…``), or URIs that fsspec knows.
     """
-    for start in range(0, len(paths), _READ_AT_ONCE):
-        some = [_local(path) if path and path.startswith("file:") else path for path in paths[start : start + _READ_AT_ONCE]]
+    for start in range(0, len(paths), READ_AT_ONCE):
+        some = [_local(path) if path and path.startswith("file:") else path for path in paths[start : start + READ_AT_ONCE]]
         remote = [path for path in some if path and "://" in path]
         fetched = {}
         if remote:
-            with ThreadPoolExecutor(_READ_AT_ONCE) as pool:
+            with ThreadPoolExecutor(READ_AT_ONCE) as pool:
                 fetched = dict(zip(remote, pool.map(_fetch, remote), strict=True))
         for path in some:
             if not path:
@@ -43,11 +44,13 @@ def _read_file(path: str) -> tuple[bytes | None, str]:
             return file.read(), ""
     except OSError as error:
         return None, f"cannot be read: {error.strerror or error}"
+    except ValueError as error:  # a null byte
+        return None, f"cannot be read: {error}"
 
 
 def _fetch(path: str) -> tuple[bytes | None, str]:
-    filesystem, bare = fsspec.core.url_to_fs(path)
     try:
+        filesystem, bare = fsspec.core.url_to_fs(path)
         return bytes(filesystem.cat_file(bare)), ""
     except Exception as error:  # a client's own classes, not only OSError; one file's trouble is not the others'
         return None, f"cannot be read: {type(error).__name__}: {error}"

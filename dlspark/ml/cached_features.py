@@ -13,7 +13,7 @@ from dlspark.data.shards import ShardedRows
 from dlspark.data.split import PARTS
 from dlspark.errors import ConfigError, DataError, did_you_mean
 from dlspark.images.dataset import ImageDataset
-from dlspark.ml.network import Network, predicting
+from dlspark.ml.network import Network, output_of, predicting
 from dlspark.ml.networks import featurized
 from dlspark.ml.steps import Document, Folder, KeptSteps, Step
 from dlspark.ml.tables import dataset_images
@@ -122,7 +122,7 @@ def _cut(model: Any, layer: str) -> tuple[keras.Model, keras.Model]:
     if layer not in names:
         raise ConfigError(f"The model has no layer {layer!r}. {did_you_mean(layer, names)}")
     try:
-        cut = model.get_layer(layer).output
+        cut = output_of(model.get_layer(layer))
         frozen, top = keras.Model(whole.inputs[0], cut, name="frozen"), keras.Model(cut, whole.outputs[0], name="top")
     except (AttributeError, ValueError) as error:  # Keras': the layer is used several times, or some path passes it by
         raise ConfigError(f"The model cannot be cut at layer {layer!r}: {error}") from error

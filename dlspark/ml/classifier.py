@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from pyspark.sql.types import DataType
 
 
-class _Columns(HasInputCol, HasErrorCol, HasProbabilityCol, HasPredictionCol, HasResize):
+class _Columns(HasInputCol, HasErrorCol, HasProbabilityCol, HasPredictionCol, HasResize, HasHandleInvalid):
     """The params that the estimator hands to its model."""
 
 
@@ -54,7 +54,8 @@ def _to_options(value: Any) -> dict[str, Any]:
 class KerasImageClassificationModel(NetworkStage, Model, _Columns):
     """What `KerasImageClassifier` trained: adds ``probabilityCol``, ``predictionCol`` and ``errorCol`` to a DataFrame.
 
-    A row whose image cannot be read has nulls and a reason. ``getModel()`` gives the Keras model.
+    A row whose image cannot be read has nulls and a reason; it is left out where ``handleInvalid`` is "skip", as Spark's
+    evaluators take no nulls. ``getModel()`` gives the Keras model.
 
     Attributes:
         history: metric → one float per epoch, as in `FitResult`.
@@ -65,7 +66,13 @@ class KerasImageClassificationModel(NetworkStage, Model, _Columns):
     def __init__(self) -> None:
         super().__init__()
         self.history = {}
-        self._setDefault(batchBytes=BATCH_BYTES, resize="fit", probabilityCol="probability", predictionCol="prediction")
+        self._setDefault(
+            batchBytes=BATCH_BYTES,
+            resize="fit",
+            probabilityCol="probability",
+            predictionCol="prediction",
+            handleInvalid="error",
+        )
 
     def more_to_save(self) -> dict[str, Any]:
         """The history."""
@@ -94,7 +101,8 @@ class KerasImageClassificationModel(NetworkStage, Model, _Columns):
         vector = F.col(quoted(self.getProbabilityCol()))
         values = vector_to_array(vector)
         highest = F.call_function("array_position", values, F.array_max(values)) - 1
-        return super()._transform(dataset).withColumn(name, F.when(vector.isNotNull(), highest.cast("double")))
+        predicted = super()._transform(dataset).withColumn(name, F.when(vector.isNotNull(), highest.cast("double")))
+        return predicted.filter(vector.isNotNull()) if self.getHandleInvalid() == "skip" else predicted
 
 
 @with_accessors
@@ -105,7 +113,6 @@ class KerasImageClassifier(
     HasImageSize,
     HasLabelCol,
     HasSeed,
-    HasHandleInvalid,
     HasSetParams,
     DefaultParamsWritable,
     DefaultParamsReadable[Any],
@@ -120,17 +127,19 @@ class KerasImageClassifier(
         inputCol: the images, as `ImageFeaturizer` takes them.
         labelCol: class indices 0, 1, …; where Spark's StringIndexer made them, it also tells how many classes there are.
         probabilityCol, predictionCol, errorCol: columns that the model adds.
-        backbone, weights, fineTune, dense, dropout, augment, learningRate, depthDecay: as for `build_classifier`.
+        backbone, weights, fineTune, batchNorm, dense, dropout, augment, learningRate, depthDecay: as for `build_classifier`.
         imageSize: (height, width) in pixels.
         resize: "fit" or "crop".
         epochs, batchSize, seed: as for `Trainer.fit`.
         backend, numWorkers, backendOptions: as for `Trainer`.
         store: folder or URI for shards and runs, which all workers must reach. Without it, which only a local master
             allows, nothing is kept. The runs stay; no fit resumes another.
-        handleInvalid: "error": an image that cannot be read fails the fit; "skip": such rows are left out, with a warning.
+        handleInvalid: "error": an image that cannot be read fails the fit; "skip": such rows are left out, with a warning,
+            and by the model too.
     """
 
     fineTune = _param("fineTune", "'all', 'head' or 'top:N': what of the backbone trains", TypeConverters.toString)
+    batchNorm = _param("batchNorm", "'train' or 'frozen': batch normalisation of what trains", TypeConverters.toString)
     dense = _param("dense", "widths of the dense layers after pooling", TypeConverters.toListInt)
     dropout = _param("dropout", "fraction dropped before the output layer, in [0, 1)", TypeConverters.toFloat)
     augment = _param("augment", "names of augmentations, active in training only", TypeConverters.toListString)
@@ -159,6 +168,7 @@ class KerasImageClassifier(
         imageSize: Sequence[int] = (224, 224),
         resize: str = "fit",
         fineTune: str = "all",
+        batchNorm: str = "train",
         dense: Sequence[int] = (),
         dropout: float = 0.0,
         augment: Sequence[str] = (),
@@ -182,6 +192,7 @@ class KerasImageClassifier(
             imageSize=[224, 224],
             resize="fit",
             fineTune="all",
+            batchNorm="train",
             dense=[],
             dropout=0.0,
             augment=[],
@@ -225,6 +236,7 @@ class KerasImageClassifier(
                     image_size=(height, width),
                     weights=self.getWeights(),
                     fine_tune=self.getFineTune(),
+                    batch_norm=self.getBatchNorm(),
                     dense=self.getDense(),
                     dropout=self.getDropout(),
                     augment=self.getAugment(),

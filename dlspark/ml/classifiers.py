@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from functools import reduce
 from typing import TYPE_CHECKING, Any
 
-from dlspark.data.split import Split, assign
+import numpy as np
+
+from dlspark.data.split import Split, assign, undersampled
 from dlspark.errors import ConfigError, did_you_mean
 from dlspark.spark import available_slots
 
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 FOLD = "fold"
+SPARKS_LARGEST_COVARIANCE = 65_535  # columns; of RowMatrix.computeCovariance
 _INPUTS = "__inputs"
 _IMAGE = "__image"
 
@@ -134,7 +137,6 @@ def fit_classifier(train: DataFrame, settings: ClassifierSettings, *, num_classe
         ConfigError: a parameter that the classifier does not have.
     """
     from pyspark.ml.evaluation import MulticlassClassificationEvaluator
-    from pyspark.ml.feature import PCAModel
     from pyspark.ml.tuning import CrossValidator
 
     from dlspark.ml.prepared_pipeline import PreparedPipeline
@@ -167,12 +169,11 @@ def fit_classifier(train: DataFrame, settings: ClassifierSettings, *, num_classe
         best = points[max(range(len(points)), key=lambda number: found.avgMetrics[number])]
     else:
         fitted = pipeline.fit(train, best)
-    components = next((stage for stage in fitted.stages if isinstance(stage, PCAModel)), None)
     return FittedClassifier(
         pipeline=fitted,
         params={**settings.params, **_named(best)},
         tried=tried,
-        explained=None if components is None else [float(part) for part in components.explainedVariance],
+        explained=_explained(fitted, train, settings),
         inputs=int(fitted.stages[-1].numFeatures) if hasattr(fitted.stages[-1], "numFeatures") else _inputs(fitted),
     )
 
@@ -266,6 +267,26 @@ def _converted(param: Any, value: Any) -> Any:
 
 def _named(point: Mapping[Any, Any]) -> dict[str, Any]:
     return {param.name: value for param, value in point.items()}
+
+
+def _explained(fitted: PipelineModel, train: DataFrame, settings: ClassifierSettings) -> list[float] | None:
+    """The fraction of all variance in each principal component; None without PCA.
+
+    Where the covariance matrix is too large, Spark finds the k components by another way and takes the fraction of their
+    sum, which is then always one. All variance is known: it is 1 for every standardised column that is not constant.
+    """
+    from pyspark.ml import PipelineModel
+    from pyspark.ml.stat import Summarizer
+
+    if settings.pca is None:
+        return None
+    assembler, scaler, components = fitted.stages[:3]
+    if components.pc.numRows <= SPARKS_LARGEST_COVARIANCE:
+        return [float(part) for part in components.explainedVariance]
+    rows = undersampled(train, seed=settings.seed) if settings.undersample else train
+    projected = PipelineModel([assembler, scaler, components]).transform(rows)
+    variances = projected.select(Summarizer.variance(projected[components.getOutputCol()])).first()[0]
+    return [float(part) for part in variances.toArray() / np.count_nonzero(scaler.std.toArray())]
 
 
 def _inputs(fitted: PipelineModel) -> int:

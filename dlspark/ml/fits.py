@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dlspark.data.from_spark import quoted
 from dlspark.ml.classifiers import ClassifierSettings, fit_classifier, predict_classes, with_classes
 from dlspark.ml.steps import Document, Folder, Result
 from dlspark.ml.tables import read_table, write_table
@@ -30,7 +31,7 @@ def keep_fit(folder: Folder, spark: SparkSession, settings: ClassifierSettings) 
     prepared, rows, *features = folder.results
     classes = prepared.document["classes"]
     require_slots(spark, 1)  # a cluster's executors may still be on their way
-    joined = _joined(spark, rows, features, classes, settings.numeric)
+    joined = _joined(spark, rows, features, classes, settings)
     # Sorted in partitions by id: forests and boosting draw rows by their place.
     train, test = (
         joined.filter(f"part = '{part}'").repartition(available_slots(spark), "id").sortWithinPartitions("id").persist()
@@ -52,19 +53,22 @@ def keep_fit(folder: Folder, spark: SparkSession, settings: ClassifierSettings) 
 
 
 def _joined(
-    spark: SparkSession, rows: Result, features: Sequence[Result], classes: Sequence[str], numeric: Sequence[str]
+    spark: SparkSession, rows: Result, features: Sequence[Result], classes: Sequence[str], settings: ClassifierSettings
 ) -> DataFrame:
-    """Rows with their features: columns of the rows' table, and ``features_0`` …, vectors."""
+    """Rows with their features: id, label, part, fold, the metadata that is named, and ``features_0`` …, vectors."""
     from pyspark.ml.functions import array_to_vector
     from pyspark.sql import functions as F
 
     table = read_table(spark, rows.store, rows.document["table"])
+    # No others: one may be called as a stage calls its output.
+    named = [*dict.fromkeys([*settings.categorical, *settings.numeric])]
+    table = table.select("id", "label", "part", "fold", *(quoted(name) for name in named))
     for number, result in enumerate(features):
         vectors = read_table(spark, result.store, result.document["table"])
         vector = array_to_vector("features").alias(f"features_{number}")
         table = table.join(vectors.select("id", vector), "id")
     numbers = ("boolean", "tinyint", "smallint", "int", "bigint", "float")
-    for name, kind in table.dtypes:
-        if name in numeric or (name not in ("label", "fold") and kind in numbers):
+    for name, kind in table.select(*(quoted(name) for name in named)).dtypes:
+        if name in settings.numeric or kind in numbers:
             table = table.withColumn(name, F.col(name).cast("double"))  # what Imputer and VectorAssembler take
     return with_classes(table, classes)

@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 
 from dlspark.errors import ConfigError, DataError, did_you_mean
 from dlspark.ml.evaluation import Evaluation, evaluate_predictions
-from dlspark.ml.prediction_arrays import MOST_VALUES, bands
+from dlspark.ml.prediction_arrays import bands, value_texts
 from dlspark.ml.steps import Document, Folder, Result, Step
 from dlspark.ml.study_file import StudyFile
 from dlspark.ml.tables import read_local
+from dlspark.report.evaluation import ScoreTable, score_tables
 from dlspark.report.page import png
 from dlspark.report.pictures import figures_of
 from dlspark.report.study import study_figures, study_page
@@ -59,14 +60,9 @@ def check_against_data(settings: Mapping[str, Any], prepared: Document, rows: Re
         name, _, width = text.partition(":")
         found = test[name].to_pylist()
         try:
-            count = len(set(bands(found, float(width)) if width else found))
+            value_texts(name, bands(found, float(width)) if width else found)
         except DataError as error:
             raise ConfigError(f"evaluate.by: {text!r}: {error}") from error
-        if count > MOST_VALUES:
-            raise ConfigError(
-                f"evaluate.by: expected at most {MOST_VALUES} values to tell apart, column {name!r} has {count} in the test "
-                f"part. Put numbers into bands ({name}:WIDTH), or leave it out."
-            )
     for name in evaluate["first"]:
         if name not in prepared["classes"]:
             raise ConfigError(f"evaluate.first: there is no class {name!r}. {did_you_mean(name, prepared['classes'])}")
@@ -189,12 +185,29 @@ def _probabilities(result: Result) -> tuple[list[str], NDArray[np.float64]]:
 def write_page(document: Mapping[str, Any], store: Store) -> None:
     """Draw the page ``study.html``, which needs no other file, and its pictures, ``<split>-<what>.png``, beside it."""
     figures: dict[str, dict[str, Any]] = {}
+    parts: dict[str, list[ScoreTable]] = {}
     for name, split in document["splits"].items():
-        figures[name] = study_figures(split)
+        figures[name], parts[name] = study_figures(split), []
         for model, found in split["models"].items():
-            drawn = figures_of(Evaluation.from_json(json.dumps(found)).reordered(split["first"]))
+            evaluation = Evaluation.from_json(json.dumps(found)).reordered(split["first"])
+            drawn = figures_of(evaluation)
             chosen = drawn if model == split["best"] else {"confusion": drawn["confusion"]}
             figures[name].update({f"{what} of {model}": figure for what, figure in chosen.items()})
+            if model == split["best"]:
+                tables = score_tables(evaluation, first=split["first"])
+                parts[name] = [table for told, table in tables.items() if told.startswith("by-")]
         for what, figure in figures[name].items():
             store.write_bytes(f"{name}-{what.replace('/', '-').replace(' ', '-').replace(':', '-')}.png", png(figure))
-    store.write_bytes(PAGE, study_page(document, figures).render().encode())
+    data = next(iter(document["splits"].values()))["explored"]
+    folder = Store(data["folder"])
+    explored = {_shown(name): folder.read_bytes(name) for name in data["pictures"] if name != "by-part.png"}
+    page = study_page(document, figures, explored=explored, parts=parts)
+    store.write_bytes(PAGE, page.render().encode())
+
+
+def _shown(picture: str) -> str:
+    """What `explore`'s picture of this name shows."""
+    name = picture.removesuffix(".png")
+    return (
+        "sample images, a row for each class" if name == "samples" else f"images of each class {name.replace('-', ' ', 1)}"
+    )

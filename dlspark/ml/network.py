@@ -94,7 +94,7 @@ class Network:
         if layer not in names:
             raise ConfigError(f"The model has no layer {layer!r}. {did_you_mean(layer, names)}")
         try:
-            return self.of(model, model.get_layer(layer).output)
+            return self.of(model, output_of(model.get_layer(layer)))
         except (AttributeError, ValueError) as error:  # Keras': used several times, or never
             raise ConfigError(f"The model cannot be cut at layer {layer!r}: {error}") from error
 
@@ -185,6 +185,17 @@ def _compiled(model: keras.Model) -> Predict:
     else:
         predict = model.predict_on_batch
     return lambda rows: np.asarray(predict(rows), np.float32).reshape(len(rows), -1)
+
+
+def output_of(layer: Any) -> Any:
+    """What a layer gives in the model that it belongs to. Of a model in a model, ``output`` is what it gives by itself.
+
+    Raises:
+        AttributeError, ValueError: Keras', of a layer that is used nowhere.
+    """
+    import keras
+
+    return keras.Operation.output.fget(layer)
 
 
 def takes_images(input_shape: tuple[int | None, ...]) -> bool:

@@ -8,10 +8,13 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from dlspark import runs
-from dlspark.errors import DataError
+from dlspark.checkpoint import FOLDER as CHECKPOINTS
+from dlspark.errors import ConfigError, DataError, did_you_mean
 from dlspark.images.dataset import ImageDataset
 from dlspark.job import FitResult
+from dlspark.ml.network import output_of
 from dlspark.ml.steps import Document, Folder
+from dlspark.ml.study_file import told_at
 from dlspark.ml.tables import dataset_images, write_table
 from dlspark.model_files import MODEL, load_model
 from dlspark.models import build_classifier
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
 RUNS = "runs"
+_UNTRAINED = {"fine_tune": "head", "learning_rate": 1e-4, "schedule": "constant", "depth_decay": 1.0}
 
 
 def trainer_of(network: Mapping[str, Any], store: Store | None = None) -> Trainer:
@@ -34,6 +38,26 @@ def trainer_of(network: Mapping[str, Any], store: Store | None = None) -> Traine
         max_restarts=network["max_restarts"],
         store=None if store is None else store.uri,
     )
+
+
+def check_networks(settings: Mapping[str, Any], dataset: ImageDataset) -> None:
+    """Build every network of a study once: what is wrong with one is told before another has trained for hours.
+
+    Raises:
+        ConfigError: what `build_classifier` refuses; a layer of ``features`` that is not there; too many components.
+    """
+    models = {}
+    for name, network in settings["networks"].items():
+        for phase in network["phases"] or [_UNTRAINED]:
+            with told_at(f"networks.{name}"), _policy(network["dtype"]):
+                models[name] = _build(dataset, network, phase, settings["seed"], 1)
+    for name, made in settings["features"].items():
+        with told_at(f"features.{name}"):
+            numbers = sum(_width(models[network], made["layer"]) for network in made["networks"])
+            if made["pca"] is not None and made["pca"] > numbers:
+                raise ConfigError(
+                    f"pca: expected at most {numbers} components, as many as there are numbers; {made['pca']} came."
+                )
 
 
 def train_phase(
@@ -67,6 +91,8 @@ def train_phase(
             result = FitResult.from_json(finished.read_bytes(runs.RESULT_FILE).decode())
             model.set_weights(load_trained(finished)[0])
         _save(model, folder.store)
+    for name in place.list():
+        place.child(name).delete(CHECKPOINTS, missing_ok=True)  # the model is there now; they are three times as large
     return {
         "rows": dataset.train.rows,
         "history": {name: [_finite(value) for value in values] for name, values in result.history.items()},
@@ -81,8 +107,7 @@ def train_phase(
 def keep_untrained(folder: Folder, dataset: ImageDataset, network: Mapping[str, Any], seed: int) -> Document:
     """Leave the ``model.keras`` of a network that is used as it is."""
     with _policy(network["dtype"]):
-        phase = {"fine_tune": "head", "learning_rate": 1e-4, "schedule": "constant", "depth_decay": 1.0}
-        _save(_build(dataset, network, phase, seed, 1), folder.store)
+        _save(_build(dataset, network, _UNTRAINED, seed, 1), folder.store)
     return {"history": {}, "epoch_seconds": []}
 
 
@@ -114,6 +139,14 @@ def featurized(images: DataFrame, model: Any, layer: str | None = None) -> DataF
         F.raise_error(F.concat(F.lit("dlspark.errors.DataError: "), F.col("id"), F.lit(": "), F.col("error")))
     )
     return stage.transform(images).select("id", "label", checked.alias("features"))
+
+
+def _width(model: Any, name: str) -> int:
+    """How many numbers a layer gives for an image."""
+    layers = {layer.name: layer for layer in model.layers}
+    if name not in layers:
+        raise ConfigError(f"layer: the network has no layer {name!r}. {did_you_mean(name, layers)}")
+    return math.prod(output_of(layers[name]).shape[1:])
 
 
 def _build(dataset: ImageDataset, network: Mapping[str, Any], phase: Mapping[str, Any], seed: int, steps: int) -> Any:

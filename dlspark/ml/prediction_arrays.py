@@ -18,7 +18,7 @@ _SUM_TOLERANCE = 0.02  # rows of probabilities in bfloat16 add up to 1 to about 
 
 
 def bands(values: Any, width: float) -> NDArray[Any]:
-    """Numbers as texts such as ``"20 to below 40"``, from multiples of ``width``; what is not finite is ``"(unknown)"``.
+    """Numbers as texts such as ``"20 to below 40"``, from multiples of ``width``; ``"(unknown)"`` where there is none.
 
     Raises:
         ConfigError: ``width`` is not above 0.
@@ -27,7 +27,7 @@ def bands(values: Any, width: float) -> NDArray[Any]:
     if not width > 0:
         raise ConfigError(f"Expected bands of a width above 0: received {width!r}.")
     try:
-        numbers = np.asarray(values, np.float64)
+        numbers = np.array([np.nan if _is_empty(value) else value for value in np.asarray(values).tolist()], np.float64)
     except (TypeError, ValueError) as error:
         raise DataError(f"Expected numbers to put into bands: {error}. Leave the width out.") from error
     lower = np.floor(numbers / width) * width

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from dlspark.errors import DataError
 from dlspark.images.decode import decode, scale
-from dlspark.images.read import read_files
+from dlspark.images.read import READ_AT_ONCE, read_files
 
 NULL = "the value is null"
 
@@ -63,10 +63,13 @@ class ImageReader:
 
     def read(self, values: Sequence[Any], pool: ThreadPoolExecutor) -> Read:
         """Files are read in this thread, remote ones several at once; images are decoded in the threads of ``pool``."""
-        paths = [value for value in values if isinstance(value, str)]
-        files = read_files(paths)
-        contents = [next(files) if isinstance(value, str) else (value, NULL) for value in values]
-        return _sorted_out(list(pool.map(self._pixels, contents)), (*self.image_size, 3), np.uint8)
+        files = read_files([value for value in values if isinstance(value, str)])
+        found: list[NDArray[np.uint8] | str] = []
+        for start in range(0, len(values), READ_AT_ONCE):  # a file may be much larger than the pixels that are kept of it
+            some = values[start : start + READ_AT_ONCE]
+            contents = [next(files) if isinstance(value, str) else (value, NULL) for value in some]
+            found += pool.map(self._pixels, contents)
+        return _sorted_out(found, (*self.image_size, 3), np.uint8)
 
     def _pixels(self, content: tuple[Any, str]) -> NDArray[np.uint8] | str:
         value, reason = content
@@ -122,8 +125,8 @@ def _rgb(image: ImageStruct) -> NDArray[np.uint8]:
 
 
 def _dense(value: Any) -> NDArray[np.float32]:
-    """Of lists in lists, as Arrow gives them: arrays of arrays."""
+    """Of lists in lists, as Arrow gives them: arrays of arrays. Decimals, as SQL has 1.5, are objects too."""
     array = np.asarray(value)
-    if array.dtype == object:
-        return np.concatenate([_dense(part).ravel() for part in array]) if array.size else np.empty(0, np.float32)
+    if array.dtype == object and any(isinstance(part, list | np.ndarray) for part in array):
+        return np.concatenate([_dense(part).ravel() for part in array])
     return array.astype(np.float32, copy=False)

@@ -10,8 +10,8 @@ features are better than those on test. They choose between settings; what is re
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 from dlspark import runs
 from dlspark.ml import judging
@@ -36,6 +36,7 @@ class Study:
     file: StudyFile
     store: Store
     steps: tuple[Step, ...]
+    _check_networks: Callable[[Result], None] = field(repr=False)
 
     @classmethod
     def of(cls, file: StudyFile) -> Study:
@@ -45,7 +46,8 @@ class Study:
             ConfigError: a backend's option or a classifier's parameter that does not exist, or a file that is not there.
         """
         store = Store(file.settings["store"])
-        return cls(file, store, tuple(StudyPlan(file.settings, store).steps()))
+        plan = StudyPlan(file.settings, store)
+        return cls(file, store, tuple(plan.steps()), plan.check_networks)
 
     def run(self, *, command: Sequence[str] = ()) -> Document:
         """Do what is not kept, and write what came out to ``study.json`` and ``study.html`` in the store, with pictures.
@@ -64,12 +66,17 @@ class Study:
         kept: dict[str, bool] = {}
 
         results: dict[str, Result] = {}
+        first_rows = next(step for step in self.steps if step.kind == "rows")
+        networks_to_do = any(steps.result(step) is None for step in self.steps if step.kind in ("network", "train"))
 
         def note(step: Step, result: Result, was_kept: bool) -> None:
             results[step.key] = result
             kept.setdefault(step.key, was_kept)  # two steps with the same settings are one
             if step.kind == "rows":  # no training has begun yet
-                judging.check_against_data(self.file.settings, results[step.needs[0].key].document, result)
+                prepared = results[step.needs[0].key]
+                judging.check_against_data(self.file.settings, prepared.document, result)
+                if step is first_rows and networks_to_do:
+                    self._check_networks(prepared)
 
         with runs.lease(self.store):
             steps.run(self.steps, on_step=note)

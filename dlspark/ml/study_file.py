@@ -7,6 +7,7 @@ import math
 import os
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from importlib.resources import files
 from pathlib import Path
@@ -88,6 +89,15 @@ def model_names(settings: Mapping[str, Any]) -> list[str]:
     """The models of a study without its ensembles: trained networks, then classifier/features."""
     trained = [name for name, network in settings["networks"].items() if network["phases"]]
     return trained + [f"{name}/{each}" for name, made in settings["classifiers"].items() for each in made["features"]]
+
+
+@contextmanager
+def told_at(place: str) -> Iterator[None]:
+    """Say where in the study's file the setting is that is refused."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{place}: {error}") from error
 
 
 def _parse(text: str, name: str) -> tuple[Any, dict[Place, int]]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,8 +21,9 @@ from dlspark.images.prepare import prepare_images
 from dlspark.ml import judging
 from dlspark.ml.classifiers import ClassifierSettings, check_params, with_folds
 from dlspark.ml.fits import keep_fit
-from dlspark.ml.networks import keep_outputs, keep_untrained, train_phase, trainer_of
-from dlspark.ml.steps import Document, Folder, Step
+from dlspark.ml.networks import check_networks, keep_outputs, keep_untrained, train_phase, trainer_of
+from dlspark.ml.steps import Document, Folder, Result, Step
+from dlspark.ml.study_file import told_at
 from dlspark.ml.tables import dataset_rows, write_table
 from dlspark.models import check_backbone
 from dlspark.report.page import png
@@ -56,25 +56,29 @@ class StudyPlan:
         """The session of all steps, with slots for the network that has most workers."""
         return get_session(self._slots)
 
+    def check_networks(self, prepared: Result) -> None:
+        """Refuse networks and features that cannot be, once the data is there and before any training."""
+        check_networks(self._settings, _dataset(prepared.store))
+
     def steps(self) -> list[Step]:
         """All of them, each after those that it needs; checks what can be checked without doing any work."""
         settings = self._settings
         size = settings["data"]["image_size"]
         for name, network in settings["networks"].items():
-            with _told_at(f"networks.{name}"):
+            with told_at(f"networks.{name}"):
                 trainer_of(network)
                 check_backbone(network["backbone"], (size, size) if isinstance(size, int) else size)
                 check_augment(network["augment"])
         for name, drawn in settings["splits"].items():
-            with _told_at(f"splits.{name}"):
+            with told_at(f"splits.{name}"):
                 Split(**drawn, seed=settings["seed"])
         data = {key: value for key, value in settings["data"].items() if key != "max_rejected_fraction"}
-        with _told_at("data.source"):
+        with told_at("data.source"):
             data["files"] = _fingerprint(settings["data"]["source"], self._store)
         if settings["classifiers"]:
             self.spark()  # Spark's classifiers know their parameters when there is a JVM only
             for name, made in settings["classifiers"].items():
-                with _told_at(f"classifiers.{name}"):
+                with told_at(f"classifiers.{name}"):
                     check_params(self._classifier(made, settings["features"][made["features"][0]]))
         # What is wrong with the data of any split is found before hours of training on another.
         begun = {name: self._data_steps(name, data) for name in settings["splits"]}
@@ -150,7 +154,8 @@ class StudyPlan:
         seed = self._settings["seed"]
         import keras
 
-        weights = network["weights"] if network["weights"] in ("imagenet", "none") else _digest(network["weights"])
+        with told_at(f"networks.{name}"):
+            weights = network["weights"] if network["weights"] in ("imagenet", "none") else _digest(network["weights"])
         common = {key: value for key, value in network.items() if key not in ("phases", "max_restarts")}
         common |= {"weights": weights, "seed": seed, "keras_backend": keras.backend.backend()}
         if not network["phases"]:
@@ -211,7 +216,10 @@ class StudyPlan:
     def _explore(self, folder: Folder) -> Document:
         settings = self._settings["explore"]
         found = explore(
-            _dataset(folder), columns=settings["columns"], samples=settings["samples"], seed=self._settings["seed"]
+            _dataset(folder.results[0].store),
+            columns=settings["columns"],
+            samples=settings["samples"],
+            seed=self._settings["seed"],
         )
         figures = found.figures()
         folder.store.write_bytes("explore.html", found.page(figures).render().encode())
@@ -220,7 +228,7 @@ class StudyPlan:
         return {**found.to_dict(), "pictures": [f"{name}.png" for name in figures]}
 
     def _rows(self, folder: Folder, *, folds: int, group: str | None, seed: int, stratify: bool) -> Document:
-        rows = dataset_rows(self.spark(), _dataset(folder)).persist()
+        rows = dataset_rows(self.spark(), _dataset(folder.results[0].store)).persist()
         try:
             train = with_folds(rows.filter("part = 'train'"), folds, stratify=stratify, group=group, seed=seed)
             there = train.select("fold").distinct().count()
@@ -236,32 +244,23 @@ class StudyPlan:
             rows.unpersist()
 
     def _untrained(self, folder: Folder, *, network: Mapping[str, Any]) -> Document:
-        return keep_untrained(folder, _dataset(folder), network, self._settings["seed"])
+        return keep_untrained(folder, _dataset(folder.results[0].store), network, self._settings["seed"])
 
     def _train(self, folder: Folder, *, network: Mapping[str, Any], phase: Mapping[str, Any]) -> Document:
         if network["backend"] != "local":
             self.spark()  # with slots enough
-        return train_phase(folder, _dataset(folder), network, phase, self._settings["seed"])
+        return train_phase(folder, _dataset(folder.results[0].store), network, phase, self._settings["seed"])
 
     def _outputs(self, folder: Folder, *, layer: str, test_only: bool) -> Document:
-        return keep_outputs(folder, self.spark(), _dataset(folder), layer, test_only=test_only)
+        return keep_outputs(folder, self.spark(), _dataset(folder.results[0].store), layer, test_only=test_only)
 
     def _fit(self, folder: Folder, *, settings: ClassifierSettings) -> Document:
         return keep_fit(folder, self.spark(), settings)
 
 
-@contextmanager
-def _told_at(place: str) -> Iterator[None]:
-    """Say where in the study's file the setting is that is refused."""
-    try:
-        yield
-    except ConfigError as error:
-        raise ConfigError(f"{place}: {error}") from error
-
-
-def _dataset(folder: Folder) -> ImageDataset:
-    """The dataset of the first of the steps needed, which is always the one that prepares."""
-    return ImageDataset.open(folder.results[0].store.child(_DATA).uri)  # not where it was: a store can be moved
+def _dataset(prepared: Store) -> ImageDataset:
+    """The dataset in the folder of the step that prepares, which is the first that any other one needs."""
+    return ImageDataset.open(prepared.child(_DATA).uri)  # not where it was: a store can be moved
 
 
 def _fingerprint(source: str, store: Store) -> str:

@@ -91,7 +91,8 @@ def _rows(spark: SparkSession, dataset: ImageDataset, *, images: bool, parts: Se
     found = [(part, rows) for part in parts if (rows := getattr(dataset, part)) is not None]
     shards = [(part, _single(rows, number)) for part, rows in found for number in range(len(rows.files))]
     if images:
-        table = _numbers(spark, len(shards), each=True)
+        # A task costs some 0.4 s in two Python workers; several for each slot, as slots are not equally fast.
+        table = _numbers(spark, len(shards), per_slot=4)
         return table.mapInArrow(partial(_read_images, shards=shards), f"id string, label int, image {_IMAGE}")
     columns = [name for name in dataset.manifest["columns"] if name not in ("image", "label", "id")]
     first = shards[0][1]
@@ -106,10 +107,9 @@ def _rows(spark: SparkSession, dataset: ImageDataset, *, images: bool, parts: Se
     return df
 
 
-def _numbers(spark: SparkSession, count: int, *, each: bool = False) -> DataFrame:
-    """0 … count - 1, in as many partitions as there are slots, or one for each number."""
-    partitions = count if each else min(count, available_slots(spark))
-    return spark.range(0, count, 1, numPartitions=max(1, partitions))
+def _numbers(spark: SparkSession, count: int, *, per_slot: int = 1) -> DataFrame:
+    """0 … count - 1, in so many partitions for each slot."""
+    return spark.range(0, count, 1, numPartitions=max(1, min(count, per_slot * available_slots(spark))))
 
 
 def _single(rows: ShardedRows, number: int) -> ShardedRows:

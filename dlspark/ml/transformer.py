@@ -68,4 +68,5 @@ class KerasTransformer(NetworkStage, HasOutputCol):
                 f"Expected vectors or arrays of numbers in column {self.getInputCol()!r}: it is of type "
                 f"{kind.simpleString()}. For images there is ImageFeaturizer."
             )
-        return column.cast("array<float>"), reader
+        # To Python a null among numbers would be a NaN; here it makes the whole value null, and that is told.
+        return F.when(~F.exists(column, lambda number: number.isNull()), column.cast("array<float>")), reader

@@ -149,7 +149,7 @@ def warn_of_large_batches(spark: SparkSession) -> None:
 def _function(
     spark: SparkSession, network: Network, reader: Reader, batch_bytes: int
 ) -> Callable[[Iterator[Any]], Iterator[_Outcome]]:
-    batch_rows = min(_MOST_ROWS, max(1, _checks.whole_number("batch_bytes", batch_bytes) // reader.row_bytes))
+    batch_rows = _rows_at_once(reader, _checks.whole_number("batch_bytes", batch_bytes))
     is_local(spark)  # refuses Spark Connect
     task_resources(spark)  # refuses what tasks would wait for, or could not share
     shipped = network.shipped(spark.sparkContext)
@@ -162,6 +162,10 @@ def _function(
             yield from _outcomes(batches, shipped.value, reader, batch_rows, TaskContext.get().cpus())
 
     return outcomes
+
+
+def _rows_at_once(reader: Reader, batch_bytes: int) -> int:
+    return min(_MOST_ROWS, max(1, batch_bytes // reader.row_bytes))
 
 
 def _values(function: Callable[[Iterator[Any]], Iterator[_Outcome]]) -> Any:

@@ -44,9 +44,9 @@ class Page:
         cells = [[_text(cell) for cell in row] for row in rows]
         self._blocks.append({"kind": "table", "columns": list(columns), "rows": cells, "numbers": numbers})
 
-    def picture(self, figure: Figure, text: str) -> None:
-        """Add a figure, drawn now; ``text`` says what it shows to who cannot see it."""
-        data = base64.b64encode(png(figure)).decode()
+    def picture(self, figure: Figure | bytes, text: str) -> None:
+        """Add a figure, drawn now, or a PNG file's bytes; ``text`` says what it shows to who cannot see it."""
+        data = base64.b64encode(figure if isinstance(figure, bytes) else png(figure)).decode()
         self._blocks.append({"kind": "picture", "text": text, "data": data})
 
     def render(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from dlspark.report.evaluation import ScoreTable
 from dlspark.report.page import Page, new_figure
 
 if TYPE_CHECKING:
@@ -17,13 +18,15 @@ _STYLES = ("-", "--", "-.", ":")
 
 
 def model_table(split: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
-    """Columns and rows: a row for each model, with the recall of the classes to look at first, and the best one marked."""
+    """Columns and rows: a row for each model, with recall and F1 of the classes to look at first; the best one is marked."""
     rows = []
     for name, found in split["models"].items():
-        recall = {of["name"]: of["recall"]["value"] for of in found["by_class"]}
+        of_class = {of["name"]: of for of in found["by_class"]}
         scores = [found["scores"][score]["value"] for score in SCORES]
-        rows.append([name, *scores, *(recall[each] for each in split["first"]), "best" if name == split["best"] else ""])
-    return ["model", *(name.replace("_", " ") for name in SCORES), *(f"recall {name}" for name in split["first"]), ""], rows
+        first = [of_class[each][score]["value"] for each in split["first"] for score in ("recall", "f1")]
+        rows.append([name, *scores, *first, "best" if name == split["best"] else ""])
+    first = [f"{score} {name}" for name in split["first"] for score in ("recall", "f1")]
+    return ["model", *(name.replace("_", " ") for name in SCORES), *first, ""], rows
 
 
 def study_figures(split: Mapping[str, Any]) -> dict[str, Figure]:
@@ -72,19 +75,28 @@ def variance_explained(explained: Mapping[str, Sequence[float]]) -> Figure:
     return figure
 
 
-def study_page(document: Mapping[str, Any], figures: Mapping[str, Mapping[str, Figure]]) -> Page:
+def study_page(
+    document: Mapping[str, Any],
+    figures: Mapping[str, Mapping[str, Figure]],
+    *,
+    explored: Mapping[str, bytes],
+    parts: Mapping[str, Sequence[ScoreTable]],
+) -> Page:
     """All of a study.
 
     Args:
         document: what is in ``study.json``.
         figures: for every split, name to figure: what `study_figures` drew, and any others, whose names say what they show.
+        explored: PNG files of the data, by what they show.
+        parts: for every split, the scores of its best model by the columns that were asked for.
     """
     page = Page(f"Study {document['name']}")
     page.text(f"Run by: {document['command']}" if document["command"] else f"Made from {document['file']}.")
     for warning in document["warnings"]:
         page.warning(warning)
     for name, split in document["splits"].items():
-        _add_split(page, name, split, figures[name])
+        _add_split(page, name, split, figures[name], parts[name])
+    _add_data(page, next(iter(document["splits"].values())), explored)
     page.heading("Times")
     page.table(["step", "of", "seconds", ""], [_step(step) for step in document["steps"]])
     page.text(f"{document['seconds']:,.0f} s in all.")
@@ -93,7 +105,21 @@ def study_page(document: Mapping[str, Any], figures: Mapping[str, Mapping[str, F
     return page
 
 
-def _add_split(page: Page, name: str, split: Mapping[str, Any], figures: Mapping[str, Figure]) -> None:
+def _add_data(page: Page, split: Mapping[str, Any], explored: Mapping[str, bytes]) -> None:
+    """What was counted, which is the same in all splits but for the parts."""
+    page.heading("Data")
+    classes = split["data"]["classes"]
+    for column, values in split["explored"]["counts"].items():
+        if column != "part":
+            counted = [[value, *(of[each] for each in classes), sum(of.values())] for value, of in values.items()]
+            page.table([column, *classes, "all"], counted)
+    for told, picture in explored.items():
+        page.picture(picture, told)
+
+
+def _add_split(
+    page: Page, name: str, split: Mapping[str, Any], figures: Mapping[str, Figure], parts: Sequence[ScoreTable]
+) -> None:
     page.heading(f"Split {name}: models on the test part")
     page.table(*model_table(split))
     if len(split["models"]) > 1:
@@ -103,16 +129,19 @@ def _add_split(page: Page, name: str, split: Mapping[str, Any], figures: Mapping
         for model, found in split["models"].items()
     ]
     page.table(["95 % intervals", "accuracy", "weighted f1", "auroc micro"], intervals)
-    page.heading(f"Split {name}: recall by class")
     classes = split["data"]["classes"]
-    recalls = [
-        [model, *({of["name"]: of["recall"]["value"] for of in found["by_class"]}[each] for each in classes)]
-        for model, found in split["models"].items()
-    ]
-    page.table(["model", *classes], recalls)
+    for score in ("recall", "f1"):
+        page.heading(f"Split {name}: {score} by class")
+        scores = [
+            [model, *({of["name"]: of[score]["value"] for of in found["by_class"]}[each] for each in classes)]
+            for model, found in split["models"].items()
+        ]
+        page.table(["model", *classes], scores)
+    for table in parts:
+        page.heading(f"Split {name}: {split['best']} {table.title}")
+        page.table(table.columns, table.rows)
     page.heading(f"Split {name}: data")
-    parts = split["data"]["parts"]
-    page.table(["class", *parts], [[each, *(of["by_class"].get(each, 0) for of in parts.values())] for each in classes])
+    _add_counts(page, split["data"]["split"]["parts"], classes)
     groups = split["data"]["split"]["groups"]
     page.text(
         f"{split['data']['rejected']:,} images could not be used. "
@@ -127,6 +156,14 @@ def _add_split(page: Page, name: str, split: Mapping[str, Any], figures: Mapping
     for told, figure in figures.items():
         page.text(f"{told[0].upper()}{told[1:]}:")
         page.picture(figure, f"{told}, split {name}")
+
+
+def _add_counts(page: Page, parts: Mapping[str, Any], classes: Sequence[str]) -> None:
+    """Images of each class in each part, and groups where there are some."""
+    grouped = {name: of["groups_by_class"] for name, of in parts.items() if "groups_by_class" in of}
+    columns = ["class", *(f"{name} images" for name in parts), *(f"{name} groups" for name in grouped)]
+    counts = [of["by_class"] for of in parts.values()] + list(grouped.values())
+    page.table(columns, [[each, *(of.get(each, 0) for of in counts)] for each in classes])
 
 
 def _fit(name: str, fit: Mapping[str, Any]) -> list[Any]:

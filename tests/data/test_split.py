@@ -178,6 +178,9 @@ def test_the_report_counts_and_names_what_leaks(table: Any) -> None:
     whole = split_report(assign(grouped, Split(test=0.3, group="group")))
     assert whole["groups"] == {"of": 53, "torn": 0, "rows": 0, "first": []}
     assert sum(part["groups"] for part in whole["parts"].values()) == 53
+    lesions = grouped.select("label", "group").distinct().groupBy("label").count().collect()
+    for label, count in lesions:
+        assert sum(part["groups_by_class"].get(label, 0) for part in whole["parts"].values()) == count
     assert leak_warning(whole) is None
     assert leak_warning(split_report(assign(table, Split()))) is None
 

@@ -266,6 +266,18 @@ def test_f26_sigterm_leaves_a_checkpoint(spark: Any, engine: str, fault: Any, tm
     assert_equal(result, undisturbed(engine))
 
 
+def test_f26_a_sigterm_that_comes_too_late_is_told(fault: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    import keras
+
+    class EndsTheDriver(keras.callbacks.Callback):
+        def on_train_end(self, logs: Any = None) -> None:
+            signal.raise_signal(signal.SIGTERM)
+
+    result = fit(trainer("local", tmp_path), fault("raise").prevent(), callbacks=[EndsTheDriver()])
+    assert len(result.history["loss"]) == EPOCHS
+    assert "SIGTERM came as the run on backend 'local' ended" in caplog.text
+
+
 SCRIPT = """
 import os, sys
 from dlspark import Trainer

@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dlspark.data.split import undersampled
 from dlspark.errors import ConfigError
 from dlspark.ml.classifiers import (
+    SPARKS_LARGEST_COVARIANCE,
     ClassifierSettings,
     check_params,
     fit_classifier,
@@ -124,6 +126,30 @@ def test_trees(spark: Any, algorithm: str, params: dict[str, Any]) -> None:
     assert accuracy(predict_classes(found.pipeline, train, num_classes=3)) > 0.8
 
 
+@pytest.mark.slow
+def test_a_grid_of_one_vs_rest_is_of_its_boosters(spark: Any) -> None:
+    settings = dataclasses.replace(
+        SETTINGS, algorithm="gbt", params={"maxIter": 1}, grid={"maxDepth": [1, 2]}, pca=None, categorical=(), numeric=()
+    )
+    found = fit_classifier(table(spark), settings, num_classes=3)
+    assert [each["params"] for each in found.tried] == [{"maxDepth": 1}, {"maxDepth": 2}]
+    depths = {tree.depth for booster in found.pipeline.stages[-1].models for tree in booster.trees}
+    assert max(depths) <= found.params["maxDepth"]
+    assert found.params["maxDepth"] == max(found.tried, key=lambda each: each["f1"])["params"]["maxDepth"]
+
+
+def test_undersampling_is_asked_for_by_the_settings(spark: Any) -> None:
+    train = table(spark).filter("label != 2 or id < '018'")
+    few = undersampled(train, seed=SETTINGS.seed).persist()
+    fitted = [
+        fit_classifier(rows, dataclasses.replace(SETTINGS, pca=None, undersample=flag), num_classes=3).pipeline.stages[-1]
+        for rows, flag in ((train, True), (few, False), (train, False))
+    ]
+    asked, by_hand, without = (model.coefficientMatrix.toArray() for model in fitted)
+    np.testing.assert_allclose(asked, by_hand, atol=1e-9)
+    assert not np.allclose(asked, without)
+
+
 def test_undersampling_is_of_the_rows_that_are_fitted(spark: Any) -> None:
     from pyspark.ml.classification import LogisticRegression
     from pyspark.ml.feature import StandardScaler, VectorAssembler
@@ -154,3 +180,25 @@ def test_unknown_parameters_are_refused(spark: Any) -> None:
         check_params(dataclasses.replace(SETTINGS, params={"regparam": 0.1}))
     with pytest.raises(ConfigError, match="maxDepth"):
         check_params(dataclasses.replace(SETTINGS, algorithm="gbt", params={}, grid={"maxDepth": ["deep"]}))
+
+
+def test_variance_explained_of_raw_maps(spark: Any) -> None:
+    """More columns than Spark has a covariance matrix for: the fraction is of all variance, not of the k components'."""
+    from pyspark.ml.functions import array_to_vector
+
+    rows, columns, k = 12, SPARKS_LARGEST_COVARIANCE + 2, 2
+    draw = np.random.default_rng(0)
+    x = draw.normal(size=(rows, 3)) @ draw.normal(size=(3, columns)) + 0.5 * draw.normal(size=(rows, columns))
+    x[:, 7] = 1.0
+    records = [(f"{i:02d}", i % 2, row.astype(np.float32).tolist()) for i, row in enumerate(x)]
+    df = spark.createDataFrame(records, "id string, label int, x array<float>").coalesce(1)
+    train = with_classes(df.select("id", "label", array_to_vector("x").alias("one")), ("a", "b")).persist()
+
+    fitted = fit_classifier(
+        train, dataclasses.replace(SETTINGS, vectors=("one",), categorical=(), numeric=(), pca=k), num_classes=2
+    )
+
+    centred = np.delete(x, 7, axis=1) - np.delete(x, 7, axis=1).mean(axis=0)
+    of_all = np.linalg.svd(centred / centred.std(axis=0), compute_uv=False) ** 2
+    assert fitted.explained == pytest.approx((of_all / of_all.sum())[:k], rel=1e-3)
+    assert sum(fitted.explained) < 0.9

@@ -193,6 +193,8 @@ def test_columns_of_too_many_values_are_refused() -> None:
     labels, likely = drawn(60)
     with pytest.raises(DataError, match="'age' has 60"):
         evaluate_predictions(labels, likely, NAMES, by={"age": np.arange(60)})
+    told = bands(["45", "", None, float("nan"), "9.5"], 20)  # as the layout csv has numbers
+    assert told.tolist() == ["40 to below 60", "(unknown)", "(unknown)", "(unknown)", "0 to below 20"]
     with pytest.raises(DataError, match="Leave the width out"):
         bands(np.array(["arm", "leg"], object), 20)
     with pytest.raises(ConfigError, match="a width above 0"):

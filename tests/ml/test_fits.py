@@ -30,7 +30,15 @@ SETTINGS = ClassifierSettings(
     params={"maxIter": 2},
     grid={},
 )
-COLUMNS = {"id": "string", "part": "string", "label": "integer", "sex": "string", "age": "string", "fold": "integer"}
+COLUMNS = {
+    "id": "string",
+    "part": "string",
+    "label": "integer",
+    "sex": "string",
+    "age": "string",
+    "fold": "integer",
+    "prediction": "string",
+}
 
 
 def kept(store: Store, rows: list[dict[str, Any]], kinds: dict[str, Any]) -> Result:
@@ -56,7 +64,9 @@ def needed(store: Store, shift: float) -> list[Result]:
         sex = "new" if moved else None if i == 7 else "fm"[i % 2]
         age = None if i == 4 else str(40.0 + i % 5 + moved)  # as the layout csv has numbers
         part, fold = ("test", None) if test else ("train", i // 6 % 2)
-        rows.append({"id": f"{i:02d}", "part": part, "label": label, "sex": sex, "age": age, "fold": fold})
+        rows.append(
+            {"id": f"{i:02d}", "part": part, "label": label, "sex": sex, "age": age, "fold": fold, "prediction": "theirs"}
+        )
         features.append({"id": f"{i:02d}", "features": x})
     first = [{**row, "features": row["features"][:3]} for row in features]
     second = [{**row, "features": row["features"][3:]} for row in features]

@@ -63,6 +63,8 @@ def test_phases_hand_over_and_a_finished_training_is_not_repeated(
     needs = [Result(first, document, 0.0, {})]
     train_phase(Folder(second, needs), dataset, NETWORK, {**HEAD, "fine_tune": "top:1"}, seed=1)
     top = load_model(second.child("model.keras").uri)
+    assert list(tmp_path.glob("1/runs/*/events.jsonl"))
+    assert not list(tmp_path.glob("**/checkpoints")), "the model is what a finished step keeps"
     frozen = [layer.name for layer in top.get_layer("mobilenetv2").layers if layer.weights and not layer.trainable]
     assert len(frozen) > 50
     for name in frozen:

@@ -16,7 +16,7 @@ from PIL import Image
 from dlspark.errors import DataError
 from dlspark.images.decode import decode
 from dlspark.ml.rows import NULL, ArrayReader, ImageReader, ImageStruct
-from dlspark.ml.udf import _outcomes, _rows
+from dlspark.ml.udf import BATCH_BYTES, _outcomes, _rows, _rows_at_once
 
 
 @pytest.fixture
@@ -58,12 +58,40 @@ def test_what_is_no_image_has_a_reason(tmp_path: Path, pool: ThreadPoolExecutor)
         ImageStruct(None, None, None, None),
         ImageStruct(-1, -1, -1, b""),
         struct,
+        "htp://somewhere/1.jpg",
+        "a\0b.png",
     ]
     found, reasons = ImageReader((4, 4), "fit").read([*values, png(np.zeros((2, 2, 3), np.uint8))], pool)
     assert found.shape == (1, 4, 4, 3)
-    assert [reason is None for reason in reasons] == [False] * 6 + [True]
-    for reason, part in zip(reasons, (NULL, "empty", "No such file", NULL, "could not decode", "11 bytes"), strict=False):
+    assert [reason is None for reason in reasons] == [False] * 8 + [True]
+    told = (NULL, "empty", "No such file", NULL, "could not decode", "11 bytes", "Protocol not known", "null byte")
+    for reason, part in zip(reasons, told, strict=False):
         assert part in str(reason)
+
+
+def test_few_files_are_in_memory_at_once(tmp_path: Path, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file may be much larger than its decoded pixels, by which batches are bounded."""
+    file = tmp_path / "one.png"
+    file.write_bytes(png(np.zeros((2, 2, 3), np.uint8)))
+    held = most = 0
+
+    def read(paths: Any) -> Iterator[tuple[bytes, str]]:
+        nonlocal held, most
+        for path in paths:
+            held += 1
+            most = max(most, held)
+            yield Path(path).read_bytes(), ""
+
+    def decoded(*arguments: Any, **settings: Any) -> Any:
+        nonlocal held
+        held -= 1
+        return decode(*arguments, **settings)
+
+    monkeypatch.setattr("dlspark.ml.rows.read_files", read)
+    monkeypatch.setattr("dlspark.ml.rows.decode", decoded)
+    found, _ = ImageReader((2, 2), "fit").read([str(file)] * 100, pool)
+    assert len(found) == 100
+    assert most <= 32
 
 
 def test_arrays_of_arrays(pool: ThreadPoolExecutor) -> None:
@@ -102,6 +130,12 @@ def test_batches_of_the_network_are_not_those_of_spark() -> None:
         assert pulled <= done + 20 + 7
     assert done == 1000
     assert set(sizes) == {18}
+
+
+def test_batches_are_bounded_in_bytes() -> None:
+    assert _rows_at_once(ImageReader((224, 224), "fit"), BATCH_BYTES) == 27
+    assert _rows_at_once(ImageReader((224, 224), "fit"), 1) == 1
+    assert _rows_at_once(ArrayReader((3,)), BATCH_BYTES) == 1024
 
 
 def test_nothing_to_predict() -> None:

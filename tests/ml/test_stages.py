@@ -77,6 +77,9 @@ def test_a_backbone_gives_what_its_classifiers_see(spark: Any, pictures: list[by
     maps = column(stage.copy({stage.pooling: "none"}).transform(rows), "features")
     assert len(maps[0]) == 1280  # 1 x 1 maps at 32 pixels
     np.testing.assert_allclose(maps[0].toArray(), pooled[0], atol=1e-6)
+    # The same of the classifier, in which the backbone is a model in a model.
+    raw = ImageFeaturizer(inputCol="image", outputCol="features", model=model, layer="mobilenetv2").transform(rows)
+    np.testing.assert_allclose([v.toArray() for v in column(raw, "features")], [v.toArray() for v in maps], atol=1e-5)
 
 
 def test_paths_and_image_structs(spark: Any, classifier: Any, pictures: list[bytes], tmp_path: Path) -> None:
@@ -155,12 +158,14 @@ def test_vectors_and_nested_arrays(spark: Any) -> None:
     ids = KerasTransformer(inputCol="short", outputCol="embedded", model=words).transform(inputs)
     table = np.asarray(words.layers[0].embeddings)[:, 0]
     np.testing.assert_allclose([vector.toArray() for vector in column(ids, "embedded")], [table[[1, 2]], table[[5, 6]]])
+    holed = spark.createDataFrame([(0, [1.0, None, 3.0, 4.0]), (1, [1.0, 2.0, 3.0, 4.0])], "id int, holed array<double>")
+    assert column(stage.setInputCol("holed").transform(holed), "out_error") == ["the value is null", None]
     assert "2 numbers came; the network takes 4" in column(stage.setInputCol("short").transform(inputs), "out_error")[0]
     with pytest.raises(ConfigError, match="vectors or arrays of numbers in column 'a': it is of type double"):
         stage.setInputCol("a").transform(inputs)
 
 
-def test_sql(spark: Any, classifier: Any, pictures: list[bytes], capsys: pytest.CaptureFixture[str]) -> None:
+def test_sql(spark: Any, classifier: Any, pictures: list[bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     register_udf(spark, "red_or_blue", classifier)
     frame(spark, [*pictures[:4], b"no image", None]).createOrReplaceTempView("photos")
     found = spark.sql("SELECT id, red_or_blue(image) AS p, red_or_blue(image)[0] AS red FROM photos ORDER BY id")
@@ -170,6 +175,19 @@ def test_sql(spark: Any, classifier: Any, pictures: list[bytes], capsys: pytest.
     np.testing.assert_allclose([row.p for row in rows[:4]], expected(classifier, pictures[:4]), atol=1e-6)
     assert [row.p for row in rows[4:]] == [None, None]
     assert rows[0].red == rows[0].p[0]
+
+    paths = [str(tmp_path / f"{number}.png") for number in range(3)]
+    for path, image in zip(paths, pictures, strict=False):
+        Path(path).write_bytes(image)
+    frame(spark, paths, "string").createOrReplaceTempView("files")
+    by_path = spark.sql("SELECT red_or_blue(image) AS p FROM files ORDER BY id").collect()
+    assert [row.p for row in by_path] == [row.p for row in rows[:3]]
+
+    import keras
+
+    numbers = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, kernel_initializer="ones")])
+    register_udf(spark, "added", numbers)
+    assert spark.sql("SELECT added(array(1.5, 2)) AS sum").collect()[0]["sum"] == [3.5]
 
 
 def test_pipelines_and_grids(spark: Any, classifier: Any, pictures: list[bytes]) -> None:
