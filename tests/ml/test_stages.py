@@ -129,12 +129,14 @@ def test_the_network_is_loaded_once_in_every_process(spark: Any, tmp_path: Path)
     )
     for file in tmp_path.iterdir():
         file.unlink()
-    rows = spark.range(40).selectExpr("id", "array(id, id + 1) AS x").repartition(4)
+    tasks = 12
+    rows = spark.range(40).selectExpr("id", "array(id, id + 1) AS x").repartition(tasks)
     for _ in range(2):
         found = stage.transform(rows)
         assert [list(v) for v in column(found, "y")] == [[2 * n, 2 * n + 2] for n in range(40)]
     told = [file.read_text().split() for file in tmp_path.iterdir()]
-    assert len({pid for pid, _ in told}) == len(told) <= 4  # 2 slots; Spark may have replaced idle processes
+    # Spark takes idle processes in turns, and keeps those of earlier queries: one-vs-rest uses a process per class and slot.
+    assert len({pid for pid, _ in told}) == len(told) < 2 * tasks
     assert {threads for _, threads in told} == {"1"}
 
 
