@@ -178,8 +178,7 @@ def _probabilities(result: Result) -> tuple[list[str], NDArray[np.float64]]:
     """Ids in order, and an array of shape (rows, classes)."""
     table = read_local(result.store, result.document["table"])
     table = table.sort_by("id")
-    column = "probabilities" if "probabilities" in table.column_names else "features"
-    return table["id"].to_pylist(), np.array(table[column].to_pylist(), np.float64)
+    return table["id"].to_pylist(), np.array(table["probabilities"].to_pylist(), np.float64)
 
 
 def write_page(document: Mapping[str, Any], store: Store) -> None:

@@ -15,7 +15,7 @@ from dlspark.job import FitResult
 from dlspark.ml.network import output_of
 from dlspark.ml.steps import Document, Folder
 from dlspark.ml.study_file import told_at
-from dlspark.ml.tables import dataset_images, write_table
+from dlspark.ml.tables import dataset_images, dataset_rows, read_table, write_table
 from dlspark.model_files import MODEL, load_model
 from dlspark.models import build_classifier
 from dlspark.state import load_trained
@@ -111,14 +111,50 @@ def keep_untrained(folder: Folder, dataset: ImageDataset, network: Mapping[str, 
     return {"history": {}, "epoch_seconds": []}
 
 
-def keep_outputs(folder: Folder, spark: SparkSession, dataset: ImageDataset, layer: str, *, test_only: bool) -> Document:
-    """Keep the outputs of a layer of the network that is the last of the steps needed, by image: columns id and features."""
-    images = dataset_images(spark, dataset, ("test",) if test_only else ("train", "test"))
-    found = featurized(images, folder.results[-1].store.child(MODEL).uri, layer)
-    table = write_table(folder.store, found.select("id", "features"))
+def keep_features(folder: Folder, spark: SparkSession, dataset: ImageDataset, layer: str, *, trained: bool) -> Document:
+    """Keep what a layer of the network that is the last of the steps needed gives: columns id and features.
+
+    Of a trained one its predictions too, as they cost no second pass over the images: the column probabilities.
+    """
+    from pyspark.sql import functions as F
+
+    model = load_model(folder.results[-1].store.child(MODEL).uri, compiled=False)
+    images = dataset_images(spark, dataset, ("train", "test"))
+    if trained:
+        found = featurized(images, _with_predictions(model, layer))
+        width = -dataset.num_classes  # from the end
+        features = F.slice("features", 1, F.size("features") + width).alias("features")
+        found = found.select("id", features, F.slice("features", width, -width).alias("probabilities"))
+    else:
+        found = featurized(images, model, layer).select("id", "features")
+    table = write_table(folder.store, found)
+    return {"table": table, "layer": layer, "rows": sum(table["rows"])}
+
+
+def keep_predictions(folder: Folder, spark: SparkSession, dataset: ImageDataset) -> Document:
+    """Keep what a trained network says of the test rows: columns id and probabilities.
+
+    The last of the steps needed is either the network's, or one that kept its predictions with the features of all rows.
+    """
+    needed = folder.results[-1]
+    if needed.store.exists(MODEL):
+        found = featurized(dataset_images(spark, dataset, ("test",)), needed.store.child(MODEL).uri)
+        predicted = found.select("id", found["features"].alias("probabilities"))
+    else:
+        test = dataset_rows(spark, dataset).filter("part = 'test'").select("id")
+        predicted = read_table(spark, needed.store, needed.document["table"]).select("id", "probabilities").join(test, "id")
+    table = write_table(folder.store, predicted)
     if not sum(table["rows"]):
         raise DataError(f"Expected images in the part 'test' of {dataset.uri!r}: there are none.")
-    return {"table": table, "layer": layer, "rows": sum(table["rows"])}
+    return {"table": table, "rows": sum(table["rows"])}
+
+
+def _with_predictions(model: Any, layer: str) -> Any:
+    """A model that gives both, in one vector: what a layer gives, flattened, and then what the model itself gives."""
+    import keras
+
+    both = [keras.layers.Flatten()(output_of(model.get_layer(layer))), *model.outputs]
+    return keras.Model(model.inputs, keras.layers.Concatenate(dtype="float32")(both))
 
 
 def featurized(images: DataFrame, model: Any, layer: str | None = None) -> DataFrame:

@@ -21,7 +21,7 @@ from dlspark.images.prepare import prepare_images
 from dlspark.ml import judging
 from dlspark.ml.classifiers import ClassifierSettings, check_params, with_folds
 from dlspark.ml.fits import keep_fit
-from dlspark.ml.networks import check_networks, keep_outputs, keep_untrained, train_phase, trainer_of
+from dlspark.ml.networks import check_networks, keep_features, keep_predictions, keep_untrained, train_phase, trainer_of
 from dlspark.ml.steps import Document, Folder, Result, Step
 from dlspark.ml.study_file import told_at
 from dlspark.ml.tables import dataset_rows, write_table
@@ -107,26 +107,28 @@ class StudyPlan:
         seed, drawn = settings["seed"], settings["splits"][split]
         steps: list[Step] = []
         networks: dict[str, Step] = {}
-        predictions: dict[str, Step] = {}
         for name, network in settings["networks"].items():
             trained = self._network(split, name, network, prepared)
             networks[name] = trained[-1]
             steps += trained
-            if network["phases"]:
-                run = partial(self._outputs, layer="probabilities", test_only=True)
-                needs = [prepared, trained[-1]]
-                predictions[name] = Step("predict", f"{split} {name}", {}, run, needs, (*_KERAS, "pyspark"))
-                steps.append(predictions[name])
         features: dict[tuple[str, str], Step] = {}
         for made in settings["features"].values():
             for name in made["networks"]:
                 place = (name, made["layer"])
                 if place not in features:
-                    run = partial(self._outputs, layer=made["layer"], test_only=False)
+                    of = {"layer": made["layer"], "trained": bool(settings["networks"][name]["phases"])}
                     told = f"{split} {name} {made['layer']}"
                     needs = [prepared, networks[name]]
-                    features[place] = Step("featurize", told, {"layer": made["layer"]}, run, needs, (*_KERAS, "pyspark"))
-                    steps.append(features[place])
+                    features[place] = Step("featurize", told, of, partial(self._features, **of), needs, (*_KERAS, "pyspark"))
+        steps += features.values()
+        predictions: dict[str, Step] = {}
+        for name, network in settings["networks"].items():
+            if network["phases"]:
+                # Predictions come with the first features; without any, of a pass over the test images.
+                source = next((step for (of, _), step in features.items() if of == name), networks[name])
+                needs = [prepared, source]
+                predictions[name] = Step("predict", f"{split} {name}", {}, self._predict, needs, (*_KERAS, "pyspark"))
+        steps += predictions.values()
         for name, made in settings["classifiers"].items():
             for each in made["features"]:
                 chosen = self._classifier(made, settings["features"][each])
@@ -251,8 +253,11 @@ class StudyPlan:
             self.spark()  # with slots enough
         return train_phase(folder, _dataset(folder.results[0].store), network, phase, self._settings["seed"])
 
-    def _outputs(self, folder: Folder, *, layer: str, test_only: bool) -> Document:
-        return keep_outputs(folder, self.spark(), _dataset(folder.results[0].store), layer, test_only=test_only)
+    def _features(self, folder: Folder, *, layer: str, trained: bool) -> Document:
+        return keep_features(folder, self.spark(), _dataset(folder.results[0].store), layer, trained=trained)
+
+    def _predict(self, folder: Folder) -> Document:
+        return keep_predictions(folder, self.spark(), _dataset(folder.results[0].store))
 
     def _fit(self, folder: Folder, *, settings: ClassifierSettings) -> Document:
         return keep_fit(folder, self.spark(), settings)

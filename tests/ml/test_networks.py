@@ -11,9 +11,9 @@ import pytest
 from dlspark.data.split import Split
 from dlspark.images.dataset import ImageDataset
 from dlspark.images.prepare import prepare_images
-from dlspark.ml.networks import train_phase
+from dlspark.ml.networks import keep_features, keep_predictions, train_phase
 from dlspark.ml.steps import Folder, Result
-from dlspark.ml.tables import dataset_images, dataset_rows
+from dlspark.ml.tables import dataset_images, dataset_rows, read_local
 from dlspark.store import Store
 from dlspark.testing.cells import cell_files
 
@@ -93,3 +93,52 @@ def test_rows_and_images_of_a_dataset(dataset: ImageDataset, spark: Any) -> None
         image = images[name]
         assert (image.height, image.width, image.nChannels, image.mode) == (32, 32, 3, 16)
         assert np.array_equal(np.frombuffer(image.data, np.uint8).reshape(32, 32, 3)[..., ::-1], pixels)
+
+
+def test_features_and_predictions_come_of_one_pass(dataset: ImageDataset, spark: Any, tmp_path: Path) -> None:
+    """What is kept is what the network gives, and predictions are the same whether they came with features or not."""
+    import keras
+
+    keras.utils.set_random_seed(1)
+    layers = [
+        keras.Input((32, 32, 3)),
+        keras.layers.Rescaling(1 / 255),
+        keras.layers.Flatten(),
+        keras.layers.Dense(4, name="dense_1"),
+        keras.layers.Dense(2, activation="softmax"),
+    ]
+    model = keras.Sequential(layers)
+    with Store(tmp_path / "network").open_writer("model.keras") as path:
+        model.save(path)
+    prepared, network = (Result(Store(tmp_path / name), {}, 0.0, {}) for name in ("data", "network"))
+    featurized = Result(
+        Store(tmp_path / "features"),
+        keep_features(Folder(Store(tmp_path / "features"), [prepared, network]), spark, dataset, "dense_1", trained=True),
+        0.0,
+        {},
+    )
+    features = read_local(featurized.store, featurized.document["table"]).sort_by("id")
+    assert features.column_names == ["id", "features", "probabilities"]
+    assert dataset.train is not None
+    assert dataset.test is not None
+    assert features.num_rows == featurized.document["rows"] == dataset.train.rows + dataset.test.rows
+
+    with dataset.test.open() as reader:
+        found = reader.take(np.arange(reader.rows), ["id", "image"])
+    order = np.argsort(found["id"])
+    images = found["image"][order].astype(np.float32)
+    dense = keras.Model(model.inputs, model.get_layer("dense_1").output)
+    kept = {row["id"]: row for row in features.to_pylist()}
+    ids = [str(name) for name in found["id"][order]]
+    np.testing.assert_allclose(
+        [kept[name]["features"] for name in ids], dense.predict(images, verbose=0), rtol=1e-3, atol=1e-5
+    )
+    expected = model.predict(images, verbose=0)
+    assert np.ptp(expected[:, 0]) > 0.01
+
+    for number, source in enumerate((featurized, network)):
+        store = Store(tmp_path / f"predictions-{number}")
+        document = keep_predictions(Folder(store, [prepared, source]), spark, dataset)
+        table = read_local(store, document["table"]).sort_by("id")
+        assert table["id"].to_pylist() == ids, "test rows, and all of them"
+        np.testing.assert_allclose(table["probabilities"].to_pylist(), expected, atol=1e-5)
