@@ -35,7 +35,8 @@ def measure(data: Any, store: str, options: argparse.Namespace) -> dict[str, obj
 
     from dlspark import Trainer, build_classifier
     from dlspark.ml import cache_features
-    from dlspark.spark import get_session
+    from dlspark.spark import get_session, local_cores
+    from dlspark.worker import versions
 
     held_out = data.validation or data.test
     models = {}
@@ -72,6 +73,11 @@ def measure(data: Any, store: str, options: argparse.Namespace) -> dict[str, obj
     width = models["kept"].get_layer("pooling").output.shape[1]
     return {
         "backbone": options.backbone,
+        "image size": data.image_size,
+        "dtype": "float32",
+        "threads": local_cores(),
+        "batch": BATCH,
+        "versions": versions(),
         "rows": data.train.rows,
         "views": options.views,
         "epochs": 2 * options.rounds,

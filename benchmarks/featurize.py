@@ -76,6 +76,19 @@ def loading_per_batch(model: str) -> Callable[[Any], Any]:
     return features
 
 
+def conditions(backbone: str) -> dict[str, object]:
+    """What a figure depends on."""
+    from dlspark.worker import versions
+
+    return {
+        "backbone": backbone,
+        "image size": IMAGE_SIZE,
+        "dtype": "float32",
+        "threads": 1,
+        "versions": versions(),
+    }
+
+
 def measure(backbone: str, images: int, repeats: int) -> dict[str, object]:
     """Seconds of interleaved turns, each on one thread of one Spark slot or of one process; the first turns are dropped."""
     from pyspark.ml.functions import vector_to_array
@@ -124,8 +137,9 @@ def measure(backbone: str, images: int, repeats: int) -> dict[str, object]:
         return {"median": round(statistics.median(ratios), 3), "from": round(min(ratios), 3), "to": round(max(ratios), 3)}
 
     return {
-        "backbone": backbone,
+        **conditions(backbone),
         "images": images,
+        "images of a batch": {"featurize": "4 MiB of pixels: 27", "predict": 32, "load per batch": BATCH},
         "seconds": found,
         "P7": ratio("predict"),
         "P8": ratio("load per batch"),
@@ -152,7 +166,7 @@ def memory(backbone: str, rows: int) -> dict[str, object]:
         daemons = [each for each in psutil.Process().children(recursive=True) if "pyspark.daemon" in each.cmdline()]
         peaks = [Path(f"/proc/{each.pid}/status").read_text().partition("VmHWM:")[2].split()[0] for each in daemons]
         found[f"{count} rows"] = round(max(int(kibibytes) for kibibytes in peaks) / 1024)
-    return {"backbone": backbone, "peak of a Python worker, MiB, after": found}
+    return {**conditions(backbone), "peak of a Python worker, MiB, after": found}
 
 
 def main() -> None:

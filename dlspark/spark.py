@@ -191,7 +191,7 @@ def told_plainly() -> Iterator[None]:
     except DlsparkError:
         raise
     except Exception as error:
-        told = re.search(r"^dlspark\.errors\.DataError: (.*)$", str(error), re.MULTILINE)
+        told = re.search(r"(?:^|[:\]] )dlspark\.errors\.DataError: (.*)$", str(error), re.MULTILINE)
         if told is None:
             raise
         raise DataError(told[1]) from error

@@ -154,6 +154,11 @@ class TestSession:
         with pytest.raises(DataError) as caught, told_plainly():
             spark.sparkContext.parallelize([0], 1).foreach(fail)
         assert str(caught.value) == "Expected this: received that."
+        from pyspark.sql import functions as F
+
+        raising = F.raise_error(F.lit("dlspark.errors.DataError: photo 7: no image"))  # as a column of Spark's own does it
+        with pytest.raises(DataError, match=r"^photo 7: no image$"), told_plainly():
+            spark.range(1).select(raising).collect()
         with pytest.raises(ZeroDivisionError), told_plainly():
             raise ZeroDivisionError
 

@@ -72,11 +72,13 @@ def _init(name: str | None) -> Report:
 
 
 def _blocks(document: dict[str, Any], where: str) -> list[Block]:
-    from dlspark.report.study import model_table
+    from dlspark.report.study import first_table, model_table
 
     blocks: list[Block] = []
     for name, split in document["splits"].items():
         blocks.append(Table(*model_table(split), title=f"split {name}"))
+        if split["first"]:
+            blocks.append(Table(*first_table(split), title=f"split {name}: {', '.join(split['first'])}"))
     kept = sum(step["kept"] for step in document["steps"])
     facts = {"report": where, "steps": f"{len(document['steps'])}, {kept} of them kept from before"}
     facts |= {f"warning {number}": text for number, text in enumerate(document["warnings"], start=1)}

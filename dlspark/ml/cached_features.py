@@ -11,7 +11,7 @@ from dlspark import _checks, runs
 from dlspark.data.from_spark import write_dataframe
 from dlspark.data.shards import ShardedRows
 from dlspark.data.split import PARTS
-from dlspark.errors import ConfigError, DataError, did_you_mean
+from dlspark.errors import ConfigError, DataError
 from dlspark.images.dataset import ImageDataset
 from dlspark.ml.network import Network, output_of, predicting
 from dlspark.ml.networks import featurized
@@ -118,13 +118,19 @@ def _cut(model: Any, layer: str) -> tuple[keras.Model, keras.Model]:
     whole = predicting(model)
     if not model.compiled:
         raise ConfigError("Expected a compiled model, as its head trains the way it is compiled. Call model.compile first.")
-    names = [each.name for each in model.layers]
-    if layer not in names:
-        raise ConfigError(f"The model has no layer {layer!r}. {did_you_mean(layer, names)}")
+    cut = output_of(model, layer)
     try:
-        cut = output_of(model.get_layer(layer))
-        frozen, top = keras.Model(whole.inputs[0], cut, name="frozen"), keras.Model(cut, whole.outputs[0], name="top")
-    except (AttributeError, ValueError) as error:  # Keras': the layer is used several times, or some path passes it by
+        if isinstance(model, keras.Sequential):
+            # With each layer that is added it calls all anew: what one gave first does not lead to the last one's output.
+            behind = [each.name for each in model.layers].index(layer) + 1
+            first, given = whole.inputs[0], keras.Input(cut.shape[1:], dtype=cut.dtype)
+            frozen = keras.Sequential(
+                [keras.Input(first.shape[1:], dtype=first.dtype), *model.layers[:behind]], name="frozen"
+            )
+            top = keras.Sequential([given, *model.layers[behind:]], name="top")
+        else:
+            frozen, top = keras.Model(whole.inputs[0], cut, name="frozen"), keras.Model(cut, whole.outputs[0], name="top")
+    except (AttributeError, ValueError) as error:  # Keras': it is the last one, or some path passes it by
         raise ConfigError(f"The model cannot be cut at layer {layer!r}: {error}") from error
     if len(cut.shape) != 2 or cut.shape[1] is None:
         raise ConfigError(f"Expected a layer that gives a vector: {layer!r} gives {cut.shape[1:]}. Cut behind its pooling.")
@@ -174,7 +180,8 @@ def _step(
     import keras
 
     def keep(folder: Folder) -> Document:
-        images = dataset_images(spark or get_session(local_cores()), data, (part,))
+        # What is drawn depends on the batch, and batches end with a partition.
+        images = dataset_images(spark or get_session(local_cores()), data, (part,), by_shard=views is not None)
         table = featurized(images, Network.of(frozen if views is None else _drawing(frozen, views, seed)))
         with told_plainly():
             rows = write_dataframe(folder.store, _ROWS, table, num_classes=data.num_classes, classes=data.classes)

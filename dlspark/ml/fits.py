@@ -64,7 +64,7 @@ def _joined(
     named = [*dict.fromkeys([*settings.categorical, *settings.numeric])]
     table = table.select("id", "label", "part", "fold", *(quoted(name) for name in named))
     for number, result in enumerate(features):
-        vectors = read_table(spark, result.store, result.document["table"])
+        vectors = read_table(spark, result.store, result.document["table"], ["id", "features"])
         vector = array_to_vector("features").alias(f"features_{number}")
         table = table.join(vectors.select("id", vector), "id")
     numbers = ("boolean", "tinyint", "smallint", "int", "bigint", "float")

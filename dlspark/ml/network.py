@@ -8,6 +8,7 @@ import tempfile
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,13 +91,7 @@ class Network:
             ConfigError: there is no such layer, or it gives several things.
         """
         model = self.model()
-        names = [each.name for each in model.layers]
-        if layer not in names:
-            raise ConfigError(f"The model has no layer {layer!r}. {did_you_mean(layer, names)}")
-        try:
-            return self.of(model, output_of(model.get_layer(layer)))
-        except (AttributeError, ValueError) as error:  # Keras': used several times, or never
-            raise ConfigError(f"The model cannot be cut at layer {layer!r}: {error}") from error
+        return self.of(model, output_of(model, layer))
 
     @classmethod
     def _saved(cls, model: keras.Model) -> Network:
@@ -168,6 +163,10 @@ def _own_device(keras_backend: str) -> None:
         for gpu in tf.config.list_physical_devices("GPU"):
             # A task with two stages has two Python workers on its one GPU: neither may take all the memory.
             tf.config.experimental.set_memory_growth(gpu, True)
+    elif keras_backend == "torch":
+        import torch
+
+        torch.set_num_threads(threads)
     describe_device(WorkerSession(threads=threads, needs_gpu=bool(os.environ.get("CUDA_VISIBLE_DEVICES"))))
 
 
@@ -178,24 +177,37 @@ def _compiled(model: keras.Model) -> Predict:
         import tensorflow as tf
 
         # predict_on_batch would trace again for the last rows of every partition: here the number of rows stays open.
-        kind = "uint8" if takes_images(_input_shape(model)) else "float32"
-        signature = [tf.TensorSpec(model.inputs[0].shape, kind)]
-        traced = tf.function(lambda rows: model(rows, training=False), input_signature=signature)
-        predict: Callable[[Any], Any] = lambda rows: traced(tf.convert_to_tensor(rows)).numpy()  # noqa: E731
+        @cache
+        def traced(kind: np.dtype[Any]) -> Any:
+            signature = [tf.TensorSpec(model.inputs[0].shape, kind)]
+            return tf.function(lambda rows: model(rows, training=False), input_signature=signature)
+
+        predict: Callable[[Any], Any] = lambda rows: traced(rows.dtype)(tf.convert_to_tensor(rows)).numpy()  # noqa: E731
     else:
         predict = model.predict_on_batch
     return lambda rows: np.asarray(predict(rows), np.float32).reshape(len(rows), -1)
 
 
-def output_of(layer: Any) -> Any:
-    """What a layer gives in the model that it belongs to. Of a model in a model, ``output`` is what it gives by itself.
+def output_of(model: keras.Model, layer: str) -> Any:
+    """The tensor that the layer of that name gives in ``model``; of a model in a model, not what it gives by itself.
+
+    Of a layer that is called several times it is what the first call gives: Keras has no public way to the others.
 
     Raises:
-        AttributeError, ValueError: Keras', of a layer that is used nowhere.
+        ConfigError: there is no such layer, or it gives several things, or is used nowhere.
     """
     import keras
 
-    return keras.Operation.output.fget(layer)
+    names = [each.name for each in model.layers]
+    if layer not in names:
+        raise ConfigError(f"The model has no layer {layer!r}. {did_you_mean(layer, names)}")
+    try:
+        found = keras.Operation.output.fget(model.get_layer(layer))  # a model's own ``output`` is by itself
+    except (AttributeError, ValueError) as error:  # Keras': never used
+        raise ConfigError(f"The model cannot be cut at layer {layer!r}: {error}") from error
+    if not isinstance(found, keras.KerasTensor):
+        raise ConfigError(f"The model cannot be cut at layer {layer!r}: it gives {len(found)} things, and one is taken.")
+    return found
 
 
 def takes_images(input_shape: tuple[int | None, ...]) -> bool:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dlspark import runs
 from dlspark.checkpoint import FOLDER as CHECKPOINTS
-from dlspark.errors import ConfigError, DataError, did_you_mean
+from dlspark.errors import ConfigError, DataError
 from dlspark.images.dataset import ImageDataset
 from dlspark.job import FitResult
 from dlspark.ml.network import output_of
@@ -50,10 +50,12 @@ def check_networks(settings: Mapping[str, Any], dataset: ImageDataset) -> None:
     for name, network in settings["networks"].items():
         for phase in network["phases"] or [_UNTRAINED]:
             with told_at(f"networks.{name}"), _policy(network["dtype"]):
-                models[name] = _build(dataset, network, phase, settings["seed"], 1)
+                built = network if network["phases"] else as_it_comes(network)
+                models[name] = _build(dataset, built, phase, settings["seed"], 1)
     for name, made in settings["features"].items():
         with told_at(f"features.{name}"):
-            numbers = sum(_width(models[network], made["layer"]) for network in made["networks"])
+            outputs = [output_of(models[network], made["layer"]) for network in made["networks"]]
+            numbers = sum(math.prod(output.shape[1:]) for output in outputs)
             if made["pca"] is not None and made["pca"] > numbers:
                 raise ConfigError(
                     f"pca: expected at most {numbers} components, as many as there are numbers; {made['pca']} came."
@@ -104,10 +106,15 @@ def train_phase(
     }
 
 
+def as_it_comes(network: Mapping[str, Any]) -> dict[str, Any]:
+    """A network without what acts in training only: augmentation would draw seeds before the weights are drawn."""
+    return {**network, "augment": [], "dropout": 0.0}
+
+
 def keep_untrained(folder: Folder, dataset: ImageDataset, network: Mapping[str, Any], seed: int) -> Document:
     """Leave the ``model.keras`` of a network that is used as it is."""
     with _policy(network["dtype"]):
-        _save(_build(dataset, network, _UNTRAINED, seed, 1), folder.store)
+        _save(_build(dataset, as_it_comes(network), _UNTRAINED, seed, 1), folder.store)
     return {"history": {}, "epoch_seconds": []}
 
 
@@ -142,7 +149,7 @@ def keep_predictions(folder: Folder, spark: SparkSession, dataset: ImageDataset)
         predicted = found.select("id", found["features"].alias("probabilities"))
     else:
         test = dataset_rows(spark, dataset).filter("part = 'test'").select("id")
-        predicted = read_table(spark, needed.store, needed.document["table"]).select("id", "probabilities").join(test, "id")
+        predicted = read_table(spark, needed.store, needed.document["table"], ["id", "probabilities"]).join(test, "id")
     table = write_table(folder.store, predicted)
     if not sum(table["rows"]):
         raise DataError(f"Expected images in the part 'test' of {dataset.uri!r}: there are none.")
@@ -153,8 +160,10 @@ def _with_predictions(model: Any, layer: str) -> Any:
     """A model that gives both, in one vector: what a layer gives, flattened, and then what the model itself gives."""
     import keras
 
-    both = [keras.layers.Flatten()(output_of(model.get_layer(layer))), *model.outputs]
-    return keras.Model(model.inputs, keras.layers.Concatenate(dtype="float32")(both))
+    # Names and a dtype of their own: the model may have layers of Keras' names, and its policy may be a coarser one.
+    flat = keras.layers.Flatten(dtype="float32", name="dlspark_features")(output_of(model, layer))
+    both = keras.layers.Concatenate(dtype="float32", name="dlspark_features_and_predictions")([flat, *model.outputs])
+    return keras.Model(model.inputs, both)
 
 
 def featurized(images: DataFrame, model: Any, layer: str | None = None) -> DataFrame:
@@ -175,14 +184,6 @@ def featurized(images: DataFrame, model: Any, layer: str | None = None) -> DataF
         F.raise_error(F.concat(F.lit("dlspark.errors.DataError: "), F.col("id"), F.lit(": "), F.col("error")))
     )
     return stage.transform(images).select("id", "label", checked.alias("features"))
-
-
-def _width(model: Any, name: str) -> int:
-    """How many numbers a layer gives for an image."""
-    layers = {layer.name: layer for layer in model.layers}
-    if name not in layers:
-        raise ConfigError(f"layer: the network has no layer {name!r}. {did_you_mean(name, layers)}")
-    return math.prod(output_of(layers[name]).shape[1:])
 
 
 def _build(dataset: ImageDataset, network: Mapping[str, Any], phase: Mapping[str, Any], seed: int, steps: int) -> Any:

@@ -124,8 +124,8 @@ class StudyPlan:
         predictions: dict[str, Step] = {}
         for name, network in settings["networks"].items():
             if network["phases"]:
-                # Predictions come with the first features; without any, of a pass over the test images.
-                source = next((step for (of, _), step in features.items() if of == name), networks[name])
+                # They come with features, of the same layer in whatever order; without any, of a pass over test images.
+                source = next((features[place] for place in sorted(features) if place[0] == name), networks[name])
                 needs = [prepared, source]
                 predictions[name] = Step("predict", f"{split} {name}", {}, self._predict, needs, (*_KERAS, "pyspark"))
         steps += predictions.values()
@@ -162,9 +162,7 @@ class StudyPlan:
         common |= {"weights": weights, "seed": seed, "keras_backend": keras.backend.backend()}
         if not network["phases"]:
             drawn = {key: common[key] for key in ("backbone", "weights", "dense", "dtype", "seed", "keras_backend")}
-            # Augmentation would do nothing but draw seeds before the weights are drawn.
-            as_it_comes = {**network, "augment": [], "dropout": 0.0}
-            run: Callable[[Folder], Document] = partial(self._untrained, network=as_it_comes)
+            run: Callable[[Folder], Document] = partial(self._untrained, network=network)
             return [Step("network", f"{split} {name}", drawn, run, [prepared], _KERAS)]
         # A run that was killed is gone on with under the same versions only: under others this is another step.
         common["versions"] = versions()

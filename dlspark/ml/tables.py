@@ -61,12 +61,15 @@ def write_table(store: Store, df: DataFrame) -> dict[str, Any]:
     return {"files": files, "rows": [part.rows for part in parts], "schema": json.loads(df.schema.json())}
 
 
-def read_table(spark: SparkSession, store: Store, table: Mapping[str, Any]) -> DataFrame:
-    """The DataFrame that `write_table` wrote, in partitions as many as there are slots."""
+def read_table(
+    spark: SparkSession, store: Store, table: Mapping[str, Any], columns: Sequence[str] | None = None
+) -> DataFrame:
+    """The DataFrame that `write_table` wrote, or columns of it whose names have no dots, in a partition for each slot."""
     from pyspark.sql.types import StructType
 
-    schema = StructType.fromJson(table["schema"])
-    task = partial(_read_files, uri=store.uri, files=tuple(table["files"]))
+    whole = StructType.fromJson(table["schema"])
+    schema = whole if columns is None else StructType([whole[name] for name in columns])
+    task = partial(_read_files, uri=store.uri, files=tuple(table["files"]), columns=columns)
     return _numbers(spark, len(table["files"])).mapInArrow(task, schema)
 
 
@@ -80,19 +83,30 @@ def dataset_rows(spark: SparkSession, dataset: ImageDataset) -> DataFrame:
     return _rows(spark, dataset, images=False)
 
 
-def dataset_images(spark: SparkSession, dataset: ImageDataset, parts: Sequence[str] = PARTS) -> DataFrame:
-    """The images of a dataset: id, label, and image as ``spark.read.format("image")`` gives it. The driver sees none."""
-    return _rows(spark, dataset, images=True, parts=parts)
+def dataset_images(
+    spark: SparkSession, dataset: ImageDataset, parts: Sequence[str] = PARTS, *, by_shard: bool = False
+) -> DataFrame:
+    """The images of a dataset: id, label, and image as ``spark.read.format("image")`` gives it. The driver sees none.
+
+    Args:
+        spark: the session.
+        dataset: of the images.
+        parts: those of them that are wanted.
+        by_shard: a partition for each shard, the same ones on whatever cluster. Otherwise fewer, which takes less time.
+    """
+    return _rows(spark, dataset, images=True, parts=parts, by_shard=by_shard)
 
 
-def _rows(spark: SparkSession, dataset: ImageDataset, *, images: bool, parts: Sequence[str] = PARTS) -> DataFrame:
+def _rows(
+    spark: SparkSession, dataset: ImageDataset, *, images: bool, parts: Sequence[str] = PARTS, by_shard: bool = False
+) -> DataFrame:
     from pyspark.sql import functions as F
 
     found = [(part, rows) for part in parts if (rows := getattr(dataset, part)) is not None]
     shards = [(part, _single(rows, number)) for part, rows in found for number in range(len(rows.files))]
     if images:
         # A task costs some 0.4 s in two Python workers; several for each slot, as slots are not equally fast.
-        table = _numbers(spark, len(shards), per_slot=4)
+        table = _numbers(spark, len(shards), per_slot=len(shards) if by_shard else 4)
         return table.mapInArrow(partial(_read_images, shards=shards), f"id string, label int, image {_IMAGE}")
     columns = [name for name in dataset.manifest["columns"] if name not in ("image", "label", "id")]
     first = shards[0][1]
@@ -108,8 +122,9 @@ def _rows(spark: SparkSession, dataset: ImageDataset, *, images: bool, parts: Se
 
 
 def _numbers(spark: SparkSession, count: int, *, per_slot: int = 1) -> DataFrame:
-    """0 … count - 1, in so many partitions for each slot."""
-    return spark.range(0, count, 1, numPartitions=max(1, min(count, per_slot * available_slots(spark))))
+    """0 … count - 1, in so many partitions for each slot; in ``count`` while no executor has registered."""
+    slots = available_slots(spark)
+    return spark.range(0, count, 1, numPartitions=max(1, min(count, per_slot * slots) if slots else count))
 
 
 def _single(rows: ShardedRows, number: int) -> ShardedRows:
@@ -187,13 +202,17 @@ def _write_partition(
     yield pa.RecordBatch.from_arrays(columns, ["partition", "file", "rows"])
 
 
-def _read_files(batches: Iterable[pa.RecordBatch], *, uri: str, files: tuple[str, ...]) -> Iterator[pa.RecordBatch]:
+def _read_files(
+    batches: Iterable[pa.RecordBatch], *, uri: str, files: tuple[str, ...], columns: Sequence[str] | None
+) -> Iterator[pa.RecordBatch]:
     store = Store(uri)
     for name in _chosen(batches, files):
         try:
             with pq.ParquetFile(store.local_file(name)) as file:
                 about = file.metadata
                 total = sum(about.row_group(number).total_byte_size for number in range(about.num_row_groups))
-                yield from file.iter_batches(max(1, min(_ROWS, _BATCH_BYTES * about.num_rows // max(1, total))))
+                rows = max(1, min(_ROWS, _BATCH_BYTES * about.num_rows // max(1, total)))
+                for batch in file.iter_batches(rows, columns=columns):
+                    yield batch if columns is None else batch.select(columns)  # they come in the file's order
         except pa.ArrowException as error:
             raise DataError(f"The table {name!r} of {uri!r} is damaged: {error}. Delete its folder.") from error

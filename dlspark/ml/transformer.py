@@ -57,7 +57,7 @@ class KerasTransformer(NetworkStage, HasOutputCol):
     def _source(self, spark: SparkSession, column: Column, kind: DataType, network: Network) -> tuple[Column, Reader]:
         reader = array_reader(network)
         if isinstance(kind, VectorUDT):
-            return vector_to_array(column, "float32"), reader
+            return F.when(column.isNotNull(), vector_to_array(column, "float32")), reader  # of a null it would fail the job
         element = kind
         while isinstance(element, ArrayType):
             element = element.elementType

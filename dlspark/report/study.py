@@ -18,26 +18,54 @@ _STYLES = ("-", "--", "-.", ":")
 
 
 def model_table(split: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
-    """Columns and rows: a row for each model, with recall and F1 of the classes to look at first; the best one is marked."""
+    """Columns and rows: a row for each model; the best one is marked."""
+    rows = []
+    for name, found in split["models"].items():
+        scores = [found["scores"][score]["value"] for score in SCORES]
+        rows.append([name, *scores, "best" if name == split["best"] else ""])
+    return ["model", *(name.replace("_", " ") for name in SCORES), ""], rows
+
+
+def first_table(split: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
+    """Columns and rows: for each model recall and F1 of the classes to look at first."""
     rows = []
     for name, found in split["models"].items():
         of_class = {of["name"]: of for of in found["by_class"]}
-        scores = [found["scores"][score]["value"] for score in SCORES]
-        first = [of_class[each][score]["value"] for each in split["first"] for score in ("recall", "f1")]
-        rows.append([name, *scores, *first, "best" if name == split["best"] else ""])
-    first = [f"{score} {name}" for name in split["first"] for score in ("recall", "f1")]
-    return ["model", *(name.replace("_", " ") for name in SCORES), *first, ""], rows
+        rows.append([name, *(of_class[each][score]["value"] for each in split["first"] for score in ("recall", "f1"))])
+    return ["model", *(f"{score} {name}" for name in split["first"] for score in ("recall", "f1"))], rows
 
 
 def study_figures(split: Mapping[str, Any]) -> dict[str, Figure]:
-    """Learning curves and the variance explained, of what there is."""
+    """Groups by class, learning curves and the variance explained, of what there is."""
     found = {}
+    if split["data"]["split"]["groups"]:
+        found["groups by class"] = groups_by_class(split["data"])
     if any(phase["history"] for phase in split["networks"].values()):
         found["learning curves"] = learning_curves(split["networks"])
     explained = {name: fit["explained"] for name, fit in split["fits"].items() if fit["explained"]}
     if explained:
         found["variance explained"] = variance_explained(explained)
     return found
+
+
+def groups_by_class(data: Mapping[str, Any]) -> Figure:
+    """How many patients, lesions and the like have images of each class, the parts beside one another."""
+    classes, parts = data["classes"], data["split"]["parts"]
+    figure = new_figure(8, 0.9 + 0.25 * len(classes) * len(parts))
+    axis: Any = figure.subplots()
+    height = 0.8 / len(parts)
+    for number, (name, part) in enumerate(parts.items()):
+        places = [row + (number - (len(parts) - 1) / 2) * height for row in range(len(classes))]
+        bars = axis.barh(
+            places, [part.get("groups_by_class", {}).get(each, 0) for each in classes], height * 0.9, label=name
+        )
+        axis.bar_label(bars, padding=3)
+    axis.set_yticks(range(len(classes)), classes)
+    axis.invert_yaxis()
+    axis.margins(x=0.1)  # room for the numbers
+    axis.set(xlabel="groups", title="Groups by class")
+    figure.legend(loc="outside right upper", frameon=False)
+    return figure
 
 
 def learning_curves(networks: Mapping[str, Mapping[str, Any]]) -> Figure:
@@ -122,6 +150,8 @@ def _add_split(
 ) -> None:
     page.heading(f"Split {name}: models on the test part")
     page.table(*model_table(split))
+    if split["first"]:
+        page.table(*first_table(split))
     if len(split["models"]) > 1:
         page.text("The best is chosen on these same rows, so what it would reach on others is somewhat less.")
     intervals = [

@@ -126,6 +126,29 @@ def test_without_augmentation_the_head_trains_as_if_whole(
     equal(trainer.fit(kept.head, kept.train, validation_data=kept.validation, **FIT), model, whole)
 
 
+def test_a_sequential_model_from_a_file(spark: Any, dataset: ImageDataset, tmp_path: Path) -> None:
+    import keras
+
+    layers = [
+        keras.Input((16, 16, 3)),
+        keras.layers.Rescaling(1 / 255),
+        keras.layers.Conv2D(WIDTH, 3, trainable=False),
+        keras.layers.GlobalAveragePooling2D(name="pooling"),
+        keras.layers.Dense(2, activation="softmax"),
+    ]
+    model = keras.Sequential(layers)
+    model.compile(keras.optimizers.Adam(0.01), "sparse_categorical_crossentropy", metrics=["accuracy"])
+    model.save(tmp_path / "model.keras")
+    model = keras.saving.load_model(tmp_path / "model.keras")
+    kept = cache_features(model, dataset, tmp_path / "kept", spark=spark)
+    Trainer("local").fit(kept.head, kept.train, **FIT)
+    assert kept.test is not None
+    assert dataset.test is not None
+    (features, _), (images, _) = arrays(kept.test), arrays(dataset.test)
+    np.testing.assert_allclose(kept.head.predict(features, verbose=0), model.predict(images, verbose=0), atol=1e-6)
+    assert not np.array_equal(model.layers[-1].get_weights()[0], layers[-1].get_weights()[0]), "its own head was trained"
+
+
 def test_views_differ_and_can_be_drawn_again(spark: Any, dataset: ImageDataset, tmp_path: Path, jobs: list[str]) -> None:
     import keras
 

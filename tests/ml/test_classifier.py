@@ -85,19 +85,32 @@ def test_spark_tunes_it(rows: Any) -> None:
 
     stage = KerasImageClassifier(inputCol="image", **TINY, batchSize=8)
     evaluator = MulticlassClassificationEvaluator(metricName="accuracy")
-    grid = ParamGridBuilder().addGrid(stage.backbone, ["mobilenetv2", "mobilenet"]).addGrid(stage.dropout, [0.2]).build()
+    grid = [
+        {stage.backbone: "mobilenetv2", stage.dropout: 0.0},
+        {stage.backbone: "mobilenet", stage.dropout: 0.2},
+    ]
     once = TrainValidationSplit(estimator=stage, estimatorParamMaps=grid, evaluator=evaluator, trainRatio=0.7, seed=3).fit(
         rows
     )
     assert len(once.validationMetrics) == 2
     layers = [layer.name for layer in once.bestModel.getModel().layers]
-    assert ["mobilenetv2", "mobilenet"][int(np.argmax(once.validationMetrics))] in layers
-    assert "dropout" in layers
+    best = int(np.argmax(once.validationMetrics))
+    assert ["mobilenetv2", "mobilenet"][best] in layers
+    assert ("dropout" in layers) == (best == 1)
 
-    grid = ParamGridBuilder().addGrid(stage.learningRate, [1e-3]).addGrid(stage.fineTune, ["top:1"]).build()
+    grid = ParamGridBuilder().baseOn({stage.learningRate: 1e-3}).addGrid(stage.fineTune, ["head", "top:1"]).build()
     folds = CrossValidator(estimator=stage, estimatorParamMaps=grid, evaluator=evaluator, numFolds=2, seed=3).fit(rows)
-    assert len(folds.avgMetrics) == 1
+    assert len(folds.avgMetrics) == 2
+    backbone = folds.bestModel.getModel().get_layer("mobilenetv2")
+    assert any(layer.trainable for layer in backbone.layers if layer.weights) == bool(np.argmax(folds.avgMetrics))
     assert evaluator.evaluate(folds.transform(rows)) >= 0
+
+
+def test_it_trains_on_spark_workers(rows: Any) -> None:
+    stage = KerasImageClassifier(inputCol="image", **TINY, backend="mirrored", numWorkers=2, batchSize=8, epochs=1)
+    model = stage.fit(rows)
+    assert len(model.history["loss"]) == 1
+    assert model.transform(rows).filter("prediction IS NULL").count() == 0
 
 
 def test_what_cannot_work_is_refused(spark: Any, rows: Any) -> None:

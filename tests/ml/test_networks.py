@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from dlspark.images.prepare import prepare_images
 from dlspark.ml.networks import keep_features, keep_predictions, train_phase
 from dlspark.ml.steps import Folder, Result
 from dlspark.ml.tables import dataset_images, dataset_rows, read_local
+from dlspark.spark import available_slots
 from dlspark.store import Store
 from dlspark.testing.cells import cell_files
 
@@ -93,6 +95,12 @@ def test_rows_and_images_of_a_dataset(dataset: ImageDataset, spark: Any) -> None
         image = images[name]
         assert (image.height, image.width, image.nChannels, image.mode) == (32, 32, 3, 16)
         assert np.array_equal(np.frombuffer(image.data, np.uint8).reshape(32, 32, 3)[..., ::-1], pixels)
+
+    shards = 5 * available_slots(spark)  # more than there are tasks for
+    repeated = {name: getattr(dataset.test, name) * shards for name in ("files", "rows_per_file", "crc32")}
+    many = replace(dataset, test=replace(dataset.test, **repeated))
+    assert dataset_images(spark, many, ("test",)).rdd.getNumPartitions() == 4 * available_slots(spark)
+    assert dataset_images(spark, many, ("test",), by_shard=True).rdd.getNumPartitions() == shards
 
 
 def test_features_and_predictions_come_of_one_pass(dataset: ImageDataset, spark: Any, tmp_path: Path) -> None:

@@ -143,6 +143,7 @@ def test_the_network_is_loaded_once_in_every_process(spark: Any, tmp_path: Path)
 def test_vectors_and_nested_arrays(spark: Any) -> None:
     import keras
     from pyspark.ml.feature import VectorAssembler
+    from pyspark.ml.linalg import Vectors
 
     layers = [keras.Input((2, 2)), keras.layers.Flatten(), keras.layers.Dense(3, name="inner"), keras.layers.Dense(1)]
     model = keras.Sequential(layers)
@@ -160,6 +161,13 @@ def test_vectors_and_nested_arrays(spark: Any) -> None:
     ids = KerasTransformer(inputCol="short", outputCol="embedded", model=words).transform(inputs)
     table = np.asarray(words.layers[0].embeddings)[:, 0]
     np.testing.assert_allclose([vector.toArray() for vector in column(ids, "embedded")], [table[[1, 2]], table[[5, 6]]])
+    colours = keras.Sequential(
+        [keras.Input((2, 2, 3)), keras.layers.Flatten(), keras.layers.Dense(1, kernel_initializer="ones")]
+    )
+    tall = spark.createDataFrame([(0, Vectors.dense(np.arange(12) + 0.5)), (1, None)], ["id", "tall"])
+    totals = KerasTransformer(inputCol="tall", outputCol="total", model=colours).transform(tall)
+    assert [vector and vector.toArray().tolist() for vector in column(totals, "total")] == [[72.0], None]
+    assert column(totals, "total_error") == [None, "the value is null"]
     holed = spark.createDataFrame([(0, [1.0, None, 3.0, 4.0]), (1, [1.0, 2.0, 3.0, 4.0])], "id int, holed array<double>")
     assert column(stage.setInputCol("holed").transform(holed), "out_error") == ["the value is null", None]
     assert "2 numbers came; the network takes 4" in column(stage.setInputCol("short").transform(inputs), "out_error")[0]

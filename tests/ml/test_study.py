@@ -35,6 +35,8 @@ networks:
     dense: [4]
     augment: [flip]
     batch_size: 16
+    backend: mirrored
+    workers: 2
     phases: [{epochs: 1, fine_tune: head, learning_rate: 1e-3}]
 metadata: {numeric: [cell]}
 features:
@@ -46,7 +48,7 @@ classifiers:
 cross_validation: {folds: 2}
 ensembles:
   both: {models: [tuned, lr/dense]}
-evaluate: {bootstrap: 20, by: ["cell:2"], first: [hem]}
+evaluate: {bootstrap: 20, by: ["cell:2"], first: [hem, all]}
 """
 
 NETWORK = "networks: {n: {backbone: mobilenetv2, weights: none}}\n"
@@ -120,7 +122,10 @@ def test_a_person_sees_all_of_it_on_its_page(finished: Path, browser: Any) -> No
         rows = [row.split("\t") for row in models.locator("tbody tr").all_inner_texts()]
         assert {row[0] for row in rows} == {"tuned", "forest/pooled", "lr/dense", "both"}
         assert sum(row[-1] == "best" for row in rows) == 1
-        assert {"recall hem", "f1 hem", "weighted f1"} <= set(models.locator("th").all_inner_texts())
+        assert "weighted f1" in models.locator("th").all_inner_texts()
+        first = page.locator("table").nth(1)
+        assert first.locator("th").all_inner_texts() == ["model", "recall hem", "f1 hem", "recall all", "f1 all"]
+        assert first.locator("tbody tr").count() == 4
         recalls = page.locator("h2", has_text="recall by class").locator("xpath=following-sibling::table[1]")
         assert recalls.locator("th").all_inner_texts() == ["model", "all", "hem"]
         times = page.locator("h2", has_text="Times").locator("xpath=following-sibling::table[1]").locator("tbody tr")
@@ -130,12 +135,20 @@ def test_a_person_sees_all_of_it_on_its_page(finished: Path, browser: Any) -> No
         assert page.get_by_text("dlspark study cells.yaml").is_visible()
         assert page.locator("td", has_text="keras").first.is_visible()
         pictures = page.locator("img")
-        assert pictures.count() >= 1 + 3 + 3  # learning, confusion of each, more of the best
+        assert pictures.count() >= 2 + 4 + 3  # groups, learning, confusion of each, more of the best
         for picture in pictures.all():
             assert picture.evaluate("each => each.complete && each.naturalWidth > 300"), "it is not shown"
             assert len(picture.get_attribute("alt")) > 10
         shown = " | ".join(picture.get_attribute("alt") for picture in pictures.all())
-        for what in ("learning curves", "variance explained", "confusion of tuned", "roc of", "recall of", "sample images"):
+        for what in (
+            "groups by class",
+            "learning curves",
+            "variance explained",
+            "confusion of tuned",
+            "roc of",
+            "recall of",
+            "sample images",
+        ):
             assert what in shown
         assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), "wider than the window"
         page.emulate_media(media="print")
@@ -183,6 +196,7 @@ def test_a_study_that_was_killed_goes_on_within_its_training(
     write_cells("cells", ill=2, healthy=2, cells=4)
     epochs = 60
     text = STUDY.replace("s3://clinic/cells", "cells").replace("epochs: 1", f"epochs: {epochs}").partition("metadata:")[0]
+    text = text.replace("    backend: mirrored\n    workers: 2\n", "")
     Path("killed.yaml").write_text(text)
     with Path("output").open("w") as output:
         victim = subprocess.Popen([sys.executable, "-m", "dlspark", "study", "killed.yaml"], stdout=output, stderr=output)
@@ -242,7 +256,7 @@ def test_a_split_by_image_is_warned_of(
         ("evaluate: {by: [imag]}", "There is no column 'imag'"),
         ("evaluate: {by: ['subject:2']}", "Expected numbers to put into bands"),
         ("evaluate: {first: [hemm]}", "evaluate.first: there is no class 'hemm'. Did you mean 'hem'"),
-        (NETWORK + "features: {a: {networks: [n], layer: poling}}", "features.a: layer: the network has no layer 'poling'"),
+        (NETWORK + "features: {a: {networks: [n], layer: poling}}", "features.a: The model has no layer 'poling'"),
         (NETWORK + "features: {a: {networks: [n], pca: 1281}}", "features.a: pca: expected at most 1280 components"),
         (NETWORK.replace("none", "gone.h5"), "networks.n: "),
     ):
@@ -274,7 +288,7 @@ def test_what_cannot_work_is_refused_before_any_work(
     for old, new, told in (
         ("regParam", "regparam", "classifiers.lr: LogisticRegression has no parameter 'regparam'. Did you mean 'regParam'"),
         ("maxIter: 2", "maxIter: -2", "maxIter given invalid value -2"),
-        ("batch_size: 16", "batch_size: 16\n    workers: 3", "networks.tuned: Backend 'local' runs at most 1 worker"),
+        ("backend: mirrored", "backend: local", "networks.tuned: Backend 'local' runs at most 1 worker"),
         ("image_size: 32", "image_size: 16", "networks.plain: image_size must be"),
         ("augment: [flip]", "augment: ['flip:banana']", "networks.tuned: 'flip' takes no number"),
         ('source: "cells"', "source: cellz", "data.source: Expected a folder of images: there is no file in"),
