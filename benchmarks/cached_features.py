@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import tempfile
 import time
@@ -35,8 +36,8 @@ def measure(data: Any, store: str, options: argparse.Namespace) -> dict[str, obj
 
     from dlspark import Trainer, build_classifier
     from dlspark.ml import cache_features
-    from dlspark.spark import get_session, local_cores
-    from dlspark.worker import versions
+    from dlspark.spark import get_session
+    from dlspark_bench.hardware import versions
 
     held_out = data.validation or data.test
     models = {}
@@ -75,7 +76,7 @@ def measure(data: Any, store: str, options: argparse.Namespace) -> dict[str, obj
         "backbone": options.backbone,
         "image size": data.image_size,
         "dtype": "float32",
-        "threads": local_cores(),
+        "threads": len(os.sched_getaffinity(0)),
         "batch": BATCH,
         "versions": versions(),
         "rows": data.train.rows,

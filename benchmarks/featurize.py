@@ -78,7 +78,7 @@ def loading_per_batch(model: str) -> Callable[[Any], Any]:
 
 def conditions(backbone: str) -> dict[str, object]:
     """What a figure depends on."""
-    from dlspark.worker import versions
+    from dlspark_bench.hardware import versions
 
     return {
         "backbone": backbone,
