@@ -191,7 +191,8 @@ def test_sql(spark: Any, classifier: Any, pictures: list[bytes], tmp_path: Path,
         Path(path).write_bytes(image)
     frame(spark, paths, "string").createOrReplaceTempView("files")
     by_path = spark.sql("SELECT red_or_blue(image) AS p FROM files ORDER BY id").collect()
-    assert [row.p for row in by_path] == [row.p for row in rows[:3]]
+    # Not to the bit: a row in a batch of three may differ in its last digits from the same row in a batch of four.
+    np.testing.assert_allclose([row.p for row in by_path], [row.p for row in rows[:3]], rtol=0, atol=1e-6)
 
     import keras
 
