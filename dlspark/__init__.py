@@ -6,8 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dlspark.data.shards import ShardedRows
-    from dlspark.data.split import Split
+    from dlspark.data import ShardedRows, Split
     from dlspark.errors import (
         ConfigError,
         DataError,
@@ -17,8 +16,7 @@ if TYPE_CHECKING:
         RunInterruptedError,
         WorkerError,
     )
-    from dlspark.images.dataset import ImageDataset
-    from dlspark.images.prepare import prepare_images
+    from dlspark.images import ImageDataset, prepare_images
     from dlspark.job import FitResult, WorkerReport
     from dlspark.models import build_classifier
     from dlspark.registry import available_backends, load_backend
@@ -31,12 +29,12 @@ _HOMES = {
     "DataError": "errors",
     "DlsparkError": "errors",
     "FitResult": "job",
-    "ImageDataset": "images.dataset",
+    "ImageDataset": "images",
     "MissingDependencyError": "errors",
     "NonFiniteLossError": "errors",
     "RunInterruptedError": "errors",
-    "ShardedRows": "data.shards",
-    "Split": "data.split",
+    "ShardedRows": "data",
+    "Split": "data",
     "Timeouts": "timeouts",
     "Trainer": "trainer",
     "WorkerError": "errors",
@@ -44,7 +42,7 @@ _HOMES = {
     "available_backends": "registry",
     "build_classifier": "models",
     "load_backend": "registry",
-    "prepare_images": "images.prepare",
+    "prepare_images": "images",
 }
 
 __all__ = [

@@ -1,11 +1,14 @@
-"""Import what is optional where it is used; say how to get it when it is absent."""
+"""Require what is optional or plain: a package that may be absent, a whole number, one of some values."""
 
 from __future__ import annotations
 
 import importlib
+import operator
+from collections.abc import Iterable
 from types import ModuleType
+from typing import Any
 
-from dlspark.errors import MissingDependencyError
+from dlspark.errors import ConfigError, MissingDependencyError
 
 
 def require(module: str, *, install: str, purpose: str) -> ModuleType:
@@ -29,3 +32,17 @@ def require(module: str, *, install: str, purpose: str) -> ModuleType:
         raise MissingDependencyError(
             f"{purpose} needs {top!r}, which is not installed. Run: pip install '{install}'"
         ) from error
+
+
+def whole_number(name: str, value: Any, least: int = 1) -> int:
+    """``value`` as a Python int, NumPy's too; refuses what is not an integer of at least ``least``."""
+    if isinstance(value, bool) or not hasattr(value, "__index__") or operator.index(value) < least:
+        raise ConfigError(f"{name} must be a whole number of at least {least}; {value!r} came.")
+    return operator.index(value)
+
+
+def choice(name: str, value: Any, allowed: Iterable[Any]) -> None:
+    """Refuse what is not among ``allowed``."""
+    allowed = tuple(allowed)
+    if value not in allowed or isinstance(value, bool):
+        raise ConfigError(f"{name} must be one of {', '.join(map(repr, allowed))}; {value!r} came.")

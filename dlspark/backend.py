@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
+from dlspark.driver import RunMonitor
 from dlspark.errors import ConfigError, did_you_mean
 from dlspark.job import FitResult, TrainJob, WorkerResult
-from dlspark.monitor import RunMonitor
-from dlspark.session import WorkerSession
-from dlspark.worker import run_worker
+from dlspark.worker import WorkerSession, run_worker
 
 WorkerFunction = Callable[[WorkerSession], WorkerResult]
 

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib import metadata
 from typing import TYPE_CHECKING, Any, Literal
 
-from dlspark.data.shards import ShardedRows
+import cloudpickle
+
+from dlspark.data import ShardedRows
+from dlspark.storage import Store
 from dlspark.timeouts import Timeouts
 
 if TYPE_CHECKING:
@@ -21,6 +26,8 @@ MODEL_FILE = "model.keras"
 PAYLOAD_FILE = "payload.pkl"
 JOB_FILE = "job.pkl"
 WEIGHTS_FILE = "trained.npz"
+
+_VERSIONS_OF = ("dlspark", "keras", "tensorflow", "jax", "torch", "numpy", "pyspark")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,3 +149,41 @@ class FitResult:
         """The result that ``to_json`` wrote, without weights and model."""
         plain = json.loads(text)
         return cls(**{**plain, "workers": [WorkerReport(**worker) for worker in plain["workers"]]})
+
+
+@dataclass(frozen=True)
+class Payload:
+    """What only Python can carry, pickled by value into the store: the user's callbacks, builder and custom objects."""
+
+    callbacks: tuple[Any, ...] = ()
+    builder: Any = None
+    custom_objects: dict[str, Any] | None = None
+    initial_weights: tuple[NDArray[Any], ...] = ()
+    optimizer_built: bool = False
+
+
+def load_job(job_uri: str) -> TrainJob:
+    """The job that the driver put into the run's folder; a pickle, because the user's own store is trusted."""
+    job = cloudpickle.loads(Store(job_uri).read_bytes(JOB_FILE))
+    if not isinstance(job, TrainJob):
+        raise TypeError(f"{JOB_FILE} in {job_uri} holds a {type(job).__name__}, not a TrainJob.")
+    return job
+
+
+def load_payload(job: TrainJob) -> Payload:
+    """The job's payload. It may import Keras: call it where the Keras backend has been chosen."""
+    payload = cloudpickle.loads(Store(job.uri).read_bytes(PAYLOAD_FILE))
+    if not isinstance(payload, Payload):
+        raise TypeError(f"{PAYLOAD_FILE} in {job.uri} holds a {type(payload).__name__}, not a Payload.")
+    return payload
+
+
+def versions() -> dict[str, str]:
+    """Version by package of what is installed here, and Python's."""
+    found = {"python": platform.python_version()}
+    for name in _VERSIONS_OF:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

@@ -6,8 +6,7 @@ from typing import ClassVar
 
 from dlspark.backend import Backend, Capabilities, watched
 from dlspark.job import FitResult, TrainJob
-from dlspark.session import WorkerSession
-from dlspark.worker import run_worker
+from dlspark.worker import WorkerSession, run_worker
 
 
 class LocalBackend(Backend):

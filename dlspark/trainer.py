@@ -13,20 +13,16 @@ from typing import Any
 
 import cloudpickle
 
-from dlspark import _checks, runs
-from dlspark.attach import check_mergeable
+from dlspark._require import choice, whole_number
 from dlspark.backend import Backend
-from dlspark.checkpoint import Checkpoints
-from dlspark.data.shards import ShardedRows
+from dlspark.data import ShardedRows
+from dlspark.driver import EventLog, as_rows, checks, pickled_payload, runs, save_model, take_model
 from dlspark.errors import ConfigError, WorkerError
-from dlspark.events import EventLog
-from dlspark.handover import as_rows, give_back, pickled_payload, save_model, take_model
-from dlspark.job import JOB_FILE, PAYLOAD_FILE, FitResult, TrainJob, Verbosity
+from dlspark.job import JOB_FILE, PAYLOAD_FILE, FitResult, TrainJob, Verbosity, load_job, versions
 from dlspark.registry import load_backend
-from dlspark.state import load_trained, weight_shapes
-from dlspark.store import Store
+from dlspark.storage import Checkpoints, Store, checksum, lease
 from dlspark.timeouts import Timeouts
-from dlspark.worker import build, load_job, versions
+from dlspark.worker import build, check_mergeable, give_back, load_trained, weight_shapes
 
 logger = logging.getLogger(__name__)
 
@@ -62,10 +58,10 @@ class Trainer:
         timeouts: Mapping[str, float] | Timeouts | None = None,
         checkpoint_steps: int | None = None,
     ) -> None:
-        num_workers = _checks.whole_number("num_workers", num_workers)
-        max_restarts = _checks.whole_number("max_restarts", max_restarts, least=0)
+        num_workers = whole_number("num_workers", num_workers)
+        max_restarts = whole_number("max_restarts", max_restarts, least=0)
         if checkpoint_steps is not None:
-            checkpoint_steps = _checks.whole_number("checkpoint_steps", checkpoint_steps)
+            checkpoint_steps = whole_number("checkpoint_steps", checkpoint_steps)
             if store is None and not max_restarts:
                 raise ConfigError("checkpoint_steps needs a store to keep checkpoints in, or max_restarts to use them.")
         self.num_workers = num_workers
@@ -127,18 +123,18 @@ class Trainer:
             RunInterruptedError: SIGTERM came. The run can be resumed, if the trainer has a store.
         """
         started = time.perf_counter()
-        epochs = _checks.whole_number("epochs", epochs)
-        batch_size = _checks.whole_number("batch_size", batch_size)
-        seed = _checks.whole_number("seed", seed, least=0)
-        _checks.choice("verbose", verbose, ("auto", 0, 1, 2))
-        _checks.callbacks(callbacks, self.num_workers)
+        epochs = whole_number("epochs", epochs)
+        batch_size = whole_number("batch_size", batch_size)
+        seed = whole_number("seed", seed, least=0)
+        choice("verbose", verbose, ("auto", 0, 1, 2))
+        checks.callbacks(callbacks, self.num_workers)
         builder, model = take_model(model_or_builder, seed)
         if self.num_workers > 1:
             check_mergeable(model)
-        _checks.rows("data", data, model, batch_size, self.num_workers)
+        checks.rows("data", data, model, batch_size, self.num_workers)
         if validation_data is not None:
-            _checks.rows("validation_data", validation_data, model, batch_size, self.num_workers)
-        _checks.class_weight(class_weight, model)
+            checks.rows("validation_data", validation_data, model, batch_size, self.num_workers)
+        checks.class_weight(class_weight, model)
 
         import keras
 
@@ -178,7 +174,7 @@ class Trainer:
                 )
                 for name, rows in (("data", job.train), ("validation_data", job.validation)):
                     if rows is not None:
-                        _checks.rows(name, rows, model, batch_size, self.num_workers)
+                        checks.rows(name, rows, model, batch_size, self.num_workers)
             if not model.built:
                 build(model, job)
                 payload = pickled_payload(builder, model, callbacks)
@@ -255,7 +251,7 @@ class Trainer:
             "dtype_policy": job.dtype_policy,
             "callbacks": runs.identity_of_callbacks(callbacks),
             "model": runs.identity_of_model(model),
-            "initial_weights": runs.checksum(model.get_weights()),
+            "initial_weights": checksum(model.get_weights()),
             "data": runs.identity_of_data(data),
             "validation_data": runs.identity_of_data(validation_data),
             "versions": versions(),
@@ -284,7 +280,7 @@ class Trainer:
         found = runs.find(store, mine) if resume else None
         run = found or runs.new(store)
         try:
-            with runs.lease(run):
+            with lease(run):
                 if found is None:
                     run.write_json(runs.IDENTITY_FILE, mine)
                 yield run, found is not None

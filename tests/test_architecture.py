@@ -10,40 +10,39 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "dlspark"
 
-# Left may be imported by right. Modules of one layer may import each other.
-LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "_require", "_process", "timeouts"),
-    ("store", "host_cache"),
-    ("data",),
-    ("job",),
-    ("frames", "channel", "report_server", "guard", "checkpoint", "events"),
-    ("progress", "watch", "monitor", "pulse"),
-    ("mends", "session", "attach", "state", "callbacks", "loop", "worker", "_checks"),
-    ("backend",),
-    ("registry", "local"),
-    ("spark", "preflight", "cluster"),
-    ("runs", "handover", "trainer"),
-    ("report",),
-    ("hdf5_files", "keras_archives", "weights_files"),
-    ("images", "optimizers", "model_files", "backbones", "models"),
-    ("ml",),
-    ("serve", "cli", "__main__"),
-)
-LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}
+# A room (or a module at the top) may import those in the rows below its own, and no others.
+ARROWS = """
+    cli  testing  serving  __main__
+    study
+    ml
+    trainer
+    registry  local  plugin
+    backend  evaluation
+    driver  images
+    spark
+    worker
+    job
+    models
+    model_files  data  report
+    wire  storage  timeouts  _require
+    errors  mends
+"""
+ROW_OF = {name: row for row, names in enumerate(reversed(ARROWS.split("\n"))) for name in names.split()}
+APART = {("driver", "worker")}  # both talk through job, wire, storage and data
+MODULES_AT_THE_TOP = 12
+# Rooms that other rooms import through their ``__init__``. That of ml has public names only, and each mend is on its own.
+CLOSED = {path.name for path in PACKAGE.iterdir() if path.is_dir()} - {"cli", "mends", "ml"}
 # Heavy packages that only functions may import: loading a module of dlspark must load none of them.
 LAZY = {"keras", "tensorflow", "jax", "torch", "pyspark", "horovod", "elephas", "spark_tensorflow_distributor", "sklearn"}
 # Modules that exist to define a class of Keras', and are themselves imported lazily.
-DEFINES_KERAS_CLASSES = {"dlspark/ml/views.py", "dlspark/optimizers.py", "dlspark/testing/toys.py"}
+DEFINES_KERAS_CLASSES = {"dlspark/ml/views.py", "dlspark/models/optimizers.py", "dlspark/testing/toys.py"}
 # Modules that exist to define classes of Spark ML's, or functions that it runs, and are themselves imported lazily.
 _SPARK = ("classifier", "featurizer", "params", "persistence", "prepared_pipeline", "stage", "transformer", "udf")
 DEFINES_SPARK_CLASSES = {f"dlspark/ml/{name}.py" for name in _SPARK}
 # Modules of plug-ins that need their engine to define anything, and are themselves imported lazily.
 LAZY_MODULES = {"runner.py", "master.py", "round.py", "asynchronous.py", "parameter_server.py"}
-PLUGIN_MAY_IMPORT = {
-    "backend", "worker", "mends", "job", "channel", "data", "store", "spark", "errors", "cluster", "monitor", "checkpoint",
-    "callbacks", "state", "_process",
-}  # fmt: skip
-BUILDING_BLOCKS = sorted(path for path in PACKAGE.rglob("*.py") if "testing" not in path.parts)
+MODULES = sorted(PACKAGE.rglob("*.py"))
+BUILDING_BLOCKS = [path for path in MODULES if "testing" not in path.parts]
 BENCHMARKS = sorted((ROOT / "benchmarks").rglob("*.py"))
 PLUGINS = sorted(path for path in (ROOT / "backends").glob("*/dlspark_*/*.py"))
 
@@ -52,14 +51,14 @@ def name_of(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-def imports(path: Path, *, top_level_only: bool) -> set[str]:
-    """Dotted names that a module imports, those under TYPE_CHECKING left out."""
+def imports(path: Path, *, top_level_only: bool = False) -> set[str]:
+    """Dotted names that a module imports; with ``top_level_only`` those that loading it imports."""
     found: set[str] = set()
 
     def visit(node: ast.AST) -> None:
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+        if top_level_only and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             return
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and top_level_only:
+        if top_level_only and isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
             return
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
@@ -72,23 +71,69 @@ def imports(path: Path, *, top_level_only: bool) -> set[str]:
     return found
 
 
-def layer_names(path: Path, *, top_level_only: bool = False) -> set[str]:
-    """The first part below ``dlspark.`` of everything that a module imports of dlspark."""
-    parts = (name.split(".") for name in imports(path, top_level_only=top_level_only))
-    return {name[1] for name in parts if name[0] == "dlspark" and len(name) > 1}
+def modules_imported(own: str, path: Path, known: set[str]) -> set[str]:
+    """Those of ``known`` that a module imports, wherever in it: a name of a module counts as that module."""
+    found = set()
+    for name in imports(path):
+        while name and name not in known:
+            name = name.rpartition(".")[0]
+        found.add(name)
+    return found - {"", own}
 
 
-@pytest.mark.parametrize("path", BUILDING_BLOCKS, ids=name_of)
-def test_arrows_point_one_way(path: Path) -> None:
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """The first circle that each node is found to be in, if any."""
+    done: set[str] = set()
+    found: list[list[str]] = []
+
+    def walk(node: str, above: list[str]) -> None:
+        if node in above:
+            found.append([*above[above.index(node) :], node])
+        elif node not in done:
+            for other in sorted(graph.get(node, ())):
+                walk(other, [*above, node])
+            done.add(node)
+
+    for node in sorted(graph):
+        walk(node, [])
+    return found
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_arrows_point_down(path: Path) -> None:
     own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
     if own == "__init__":
         return  # the public names, looked up on first use
-    assert own in LAYER_OF, f"{own} has no place in the layers: put it into LAYERS"
-    for other in layer_names(path):
-        if other in LAYER_OF:
-            assert LAYER_OF[other] <= LAYER_OF[own], f"{own} imports {other}, which lies above it"
+    assert own in ROW_OF, f"{own} has no place in the arrows: put it into ARROWS"
+    for name in imports(path):
+        parts = name.split(".")
+        if parts[0] != "dlspark" or parts[1] == own:
+            continue
+        other = parts[1]
+        if other in ROW_OF:
+            assert ROW_OF[other] < ROW_OF[own] or own == "__main__", f"{own} imports {other}, which does not lie below it"
+            assert (own, other) not in APART, f"{own} imports {other}"
+            if other in CLOSED and own != "testing" and name != "dlspark.models.optimizers.DepthDecayAdam":
+                assert not (PACKAGE / other / f"{parts[2]}.py").exists() or len(parts) == 3, (
+                    f"{name_of(path)} imports {name}: import it from dlspark.{other}, whose __init__ has what others use"
+                )
         else:
-            assert other != "testing", "only tests import dlspark.testing"
+            assert own == "testing", f"{name_of(path)} imports {name}: name its home"
+
+
+def test_nothing_imports_in_a_circle() -> None:
+    roots = [ROOT, *(ROOT / "backends").iterdir(), ROOT / "benchmarks"]
+    files = {
+        ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__"): path
+        for root in roots
+        for path in root.glob("dlspark*/**/*.py")
+    }
+    graph = {name: modules_imported(name, path, set(files)) for name, path in files.items()}
+    assert not circles(graph)
+
+
+def test_few_modules_at_the_top() -> None:
+    assert len(list(PACKAGE.glob("*.py"))) <= MODULES_AT_THE_TOP
 
 
 @pytest.mark.parametrize("path", [*BUILDING_BLOCKS, *PLUGINS], ids=name_of)
@@ -104,17 +149,17 @@ def test_heavy_packages_are_imported_where_they_are_used(path: Path) -> None:
 @pytest.mark.parametrize("path", PLUGINS, ids=name_of)
 def test_plugins_use_the_waist_only(path: Path) -> None:
     own = path.parent.name
-    for name in imports(path, top_level_only=False):
+    for name in imports(path):
         top, _, rest = name.partition(".")
         if top == "dlspark":
-            assert rest.split(".")[0] in PLUGIN_MAY_IMPORT, f"{name_of(path)} imports {name}"
+            assert rest.split(".")[0] == "plugin", f"{name_of(path)} imports {name}: a plug-in imports dlspark.plugin only"
         if top.startswith("dlspark_"):
             assert top == own, f"{name_of(path)} imports another plug-in: {name}"
 
 
 def test_the_framework_does_not_know_its_plugins() -> None:
     for path in PACKAGE.rglob("*.py"):
-        tops = {name.split(".")[0] for name in imports(path, top_level_only=False)}
+        tops = {name.split(".")[0] for name in imports(path)}
         assert not {top for top in tops if top.startswith("dlspark_")}, name_of(path)
 
 
@@ -126,7 +171,7 @@ def test_benchmarks_use_public_names(path: Path) -> None:
     public |= {f"dlspark.ml.{name}" for name in dlspark.ml.__all__}
     # Pages and tables are theirs as well as the command's; the mends serve the engines where they are measured without us.
     shared = ("dlspark.report.page.", "dlspark.cli.output.", "dlspark.mends.")
-    for name in imports(path, top_level_only=False):
+    for name in imports(path):
         if name.startswith("dlspark."):
             assert name in public or name.startswith(shared), f"{name_of(path)} imports {name}, which is not public"
 
@@ -137,7 +182,7 @@ def test_examples_use_public_names() -> None:
 
     known = {*dlspark.__all__, *(f"ml.{name}" for name in dlspark.ml.__all__), "spark.get_session"}
     for path in sorted((ROOT / "examples").glob("*.py")):
-        for name in imports(path, top_level_only=False):
+        for name in imports(path):
             if name.startswith("dlspark."):
                 assert name.removeprefix("dlspark.") in known, f"{path.name} imports {name}, which is not public"
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from dlspark.spark import get_session
+from dlspark_bench.cores import own_threads
 from dlspark_bench.scenario import Scenario, Subject
 from dlspark_bench.turns import Clock, put
 
@@ -70,8 +71,6 @@ def _elephas(spark: Any, scenario: Scenario, subject: Subject, folder: str, epoc
 
 
 def _horovod(scenario: Scenario, subject: Subject, folder: str, epochs: int) -> None:
-    from dlspark_bench.subject import own_threads
-
     own_threads(subject.threads)
     import horovod.tensorflow as hvd
 
@@ -91,7 +90,6 @@ def _mirrored(scenario: Scenario, subject: Subject, folder: str, epochs: int) ->
     from pyspark import BarrierTaskContext
 
     from dlspark.mends import tensorflow_context
-    from dlspark_bench.subject import own_threads
 
     tensorflow_context.reset()  # a second launch in Spark's reused processes hangs otherwise
     own_threads(subject.threads)

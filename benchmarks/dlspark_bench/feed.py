@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from dlspark import ConfigError, ImageDataset, Split, prepare_images
+from dlspark_bench.cores import own_cores
 from dlspark_bench.scenario import Scenario, Subject
 from dlspark_bench.turns import Clock
 
@@ -19,8 +20,6 @@ _DISTINCT = 500
 
 def prepared(scenario: Scenario, subject: Subject, epochs: int, clock: Clock) -> Callable[[], None]:
     """Prepared images, on this process' own cores. What it gives reads all of them ``epochs`` times."""
-    from dlspark_bench.subject import own_cores
-
     rows, batch_size = scenario.rows(subject), scenario.batch_size(subject)
     folder = tempfile.TemporaryDirectory(prefix="dlspark-feed-")
     uri = scenario.data or str(Path(folder.name, "prepared"))

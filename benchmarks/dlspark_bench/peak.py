@@ -20,7 +20,7 @@ def measured_peak(dtype: str, threads: int, device: str) -> float:
         threads: to compute with; without effect on a GPU.
         device: "cpu" or "gpu".
     """
-    from dlspark_bench.subject import own_threads
+    from dlspark_bench.cores import own_threads
 
     if device == "cpu":
         own_threads(threads)

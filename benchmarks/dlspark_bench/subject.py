@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 
 from dlspark import FitResult, Trainer
+from dlspark_bench.cores import own_threads
 from dlspark_bench.hardware import devices
 from dlspark_bench.scenario import Scenario, Subject
 from dlspark_bench.turns import Clock, put, wait
@@ -125,30 +126,6 @@ def _loop(model: Any, x: Any, y: Any, *, batch_size: int, **options: Any) -> Non
     x, y = tf.constant(x), tf.constant(y)
     batches = rows.map(lambda some: (tf.gather(x, some), tf.gather(y, some))).prefetch(2).with_options(untuned)
     model.fit(batches, shuffle=False, **options)
-
-
-def own_threads(threads: int) -> None:
-    """Compute with that many threads, under whatever framework Keras uses. To be called before it computes."""
-    name = os.environ.get("KERAS_BACKEND", "tensorflow")
-    if name == "tensorflow":
-        import tensorflow as tf
-
-        tf.config.threading.set_intra_op_parallelism_threads(threads)
-        tf.config.threading.set_inter_op_parallelism_threads(threads)
-    elif name == "torch":
-        import torch
-
-        torch.set_num_threads(threads)
-    else:
-        own_cores(threads)  # XLA takes a thread for every core that it may use
-
-
-def own_cores(count: int) -> None:
-    """Keep this process on ``count`` cores, others than those of its neighbours in the same subject."""
-    if hasattr(os, "sched_setaffinity"):
-        free = sorted(os.sched_getaffinity(0))
-        first = int(os.environ.get("DLSPARK_BENCH_INDEX", "0")) * count
-        os.sched_setaffinity(0, {free[(first + i) % len(free)] for i in range(count)})
 
 
 def _jvm_peak_memory_bytes() -> int | None:

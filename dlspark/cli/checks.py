@@ -13,13 +13,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from dlspark.errors import ConfigError, DlsparkError
-from dlspark.preflight import ask_executors, cause, differences, on_executors, probing, store_troubles
-from dlspark.store import Store
+from dlspark.spark import ask_executors, cause, differences, on_executors, probing, store_troubles
+from dlspark.storage import Store
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-    from dlspark.channel import Endpoint
+    from dlspark.wire import Endpoint
 
 _GIB = 1 << 30
 # TensorFlow and Keras alone are 0.5 GiB; ResNet50 with Adam and a small batch of 96 px brings a worker to about 1.
@@ -60,8 +60,14 @@ def backends() -> Check:
 
 def cluster(spark: SparkSession, workers: int) -> Iterator[Check]:
     """What the driver knows of the session: Java, Spark, slots, dynamic allocation, ports."""
-    from dlspark.cluster import task_resources
-    from dlspark.spark import available_slots, is_local, require_slots, running_dynamic_allocation, session_master
+    from dlspark.spark import (
+        available_slots,
+        is_local,
+        require_slots,
+        running_dynamic_allocation,
+        session_master,
+        task_resources,
+    )
 
     ask = "SELECT java_method('java.lang.System', 'getProperty', 'java.{0}')"
     version, home = (spark.sql(ask.format(name)).first()[0] for name in ("version", "home"))
@@ -120,8 +126,8 @@ def executors(found: Sequence[Mapping[str, Any]], here: Mapping[str, Any]) -> It
 
 def way_to_driver(spark: SparkSession, tasks: int) -> Check:
     """Whether executors reach the driver as workers do: at its address, on a port of the system's choice."""
-    from dlspark.cluster import driver_host
-    from dlspark.report_server import ReportServer
+    from dlspark.spark import driver_host
+    from dlspark.wire import ReportServer
 
     heard: set[int] = set()
     all_heard = threading.Event()

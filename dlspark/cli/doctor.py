@@ -55,9 +55,9 @@ def diagnose(workers: int | None, store: str | None) -> Iterator[Check]:
         workers: how many must fit; None looks at as many as there are slots.
         store: URI of a store to try; None tries none.
     """
-    from dlspark import preflight
     from dlspark.cli import checks
     from dlspark.cli.checks import Check
+    from dlspark.spark import preflight
 
     yield checks.python()
     yield checks.backends()

@@ -16,10 +16,9 @@ from dlspark.mends.tensorflow_start_up import without_noise
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from dlspark.data.shards import ShardedRows
-    from dlspark.images.dataset import ImageDataset
-    from dlspark.ml.evaluation import Evaluation
-    from dlspark.ml.predictions import Predictions
+    from dlspark.data import ShardedRows
+    from dlspark.evaluation import Evaluation, Predictions
+    from dlspark.images import ImageDataset
 
 PAGE = "evaluation.html"
 PREDICTIONS = "predictions.parquet"
@@ -66,7 +65,7 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> Report:
     """Predict in this process, batch by batch; then judge."""
-    from dlspark.images.dataset import ImageDataset
+    from dlspark.images import ImageDataset
 
     dataset = ImageDataset.open(options.data)
     rows = getattr(dataset, options.part)
@@ -80,9 +79,7 @@ def run(options: argparse.Namespace) -> Report:
     columns = _columns(dataset, rows, options, group)
     _refuse_what_is_missing(options)
 
-    from dlspark.ml.evaluation import evaluate_predictions
-    from dlspark.ml.prediction_arrays import bands, value_texts
-    from dlspark.ml.predictions import predict_rows
+    from dlspark.evaluation import bands, evaluate_predictions, predict_rows, value_texts
     from dlspark.model_files import load_model
 
     by = {
@@ -107,13 +104,12 @@ def run(options: argparse.Namespace) -> Report:
 
 def _refuse_what_is_missing(options: argparse.Namespace) -> None:
     """Look at what is needed after the predictions, which take long, before them."""
-    from dlspark import _checks
-    from dlspark._require import require
-    from dlspark.ml import scores
+    from dlspark._require import require, whole_number
+    from dlspark.evaluation import scores
     from dlspark.report import page
 
-    _checks.whole_number("bootstrap", options.bootstrap, least=0)
-    _checks.whole_number("seed", options.seed, least=0)
+    whole_number("bootstrap", options.bootstrap, least=0)
+    whole_number("seed", options.seed, least=0)
     require("sklearn.metrics", install=scores.INSTALL, purpose="Evaluating")
     for module in ("matplotlib", "jinja2") if options.out is not None else ():
         require(module, install=page.INSTALL, purpose="Writing a report")
@@ -127,7 +123,7 @@ def _report(
     evaluation: Evaluation,
     group: str | None,
 ) -> Report:
-    from dlspark.report.evaluation import intervals_in_words, score_tables
+    from dlspark.evaluation import intervals_in_words, score_tables
 
     facts = {
         "model": options.model,
@@ -162,10 +158,9 @@ def _written(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from dlspark.report.evaluation import evaluation_page
-    from dlspark.report.page import png
-    from dlspark.report.pictures import figures_of
-    from dlspark.store import Store
+    from dlspark.evaluation import evaluation_page, figures_of
+    from dlspark.report import png
+    from dlspark.storage import Store
 
     out, names = Store(options.out), found.classes
     columns = {

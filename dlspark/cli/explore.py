@@ -31,10 +31,9 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> Report:
     """Count, and draw where ``--out`` asks for it."""
-    from dlspark.images.dataset import ImageDataset
-    from dlspark.images.explore import explore, rows_of
-    from dlspark.report.page import png
-    from dlspark.store import Store
+    from dlspark.images import ImageDataset, explore, rows_of
+    from dlspark.report import png
+    from dlspark.storage import Store
 
     dataset = ImageDataset.open(options.data)
     found = explore(dataset, columns=options.columns, samples=options.samples, seed=options.seed)

@@ -64,9 +64,8 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> Report:
     """Prepare, and count what came out."""
-    from dlspark.data.split import PARTS, Split
-    from dlspark.data.split_report import leak_warning
-    from dlspark.images.prepare import prepare_images
+    from dlspark.data import PARTS, Split, leak_warning
+    from dlspark.images import prepare_images
 
     dataset = prepare_images(
         options.source,
@@ -141,7 +140,7 @@ def _layout(name: str, pairs: list[tuple[str, str]]) -> Any:
     from dataclasses import fields
 
     from dlspark.errors import did_you_mean
-    from dlspark.images.layouts import CsvLayout, find_layout
+    from dlspark.images import CsvLayout, find_layout
 
     if not isinstance(find_layout(name), CsvLayout):
         raise ConfigError(f"Layout {name!r} has no options; layout 'csv' has. Leave --layout-option out.")

@@ -40,9 +40,7 @@ def run(options: argparse.Namespace) -> Report:
         return _init(options.name)
     if options.name is not None:
         raise ConfigError(f"dlspark study takes one FILE; got {options.name!r} besides. Or write: dlspark study init NAME")
-    from dlspark.ml.judging import PAGE
-    from dlspark.ml.study import Study
-    from dlspark.ml.study_file import StudyFile
+    from dlspark.study import PAGE, Study, StudyFile
 
     file = StudyFile.read(options.file)
     if file.settings["networks"]:
@@ -58,7 +56,7 @@ def run(options: argparse.Namespace) -> Report:
 
 
 def _init(name: str | None) -> Report:
-    from dlspark.ml.study_file import EXAMPLES, example
+    from dlspark.study import EXAMPLES, example
 
     if name is None:
         raise ConfigError(f"dlspark study init takes a NAME: {' or '.join(EXAMPLES)}.")
@@ -72,7 +70,7 @@ def _init(name: str | None) -> Report:
 
 
 def _blocks(document: dict[str, Any], where: str) -> list[Block]:
-    from dlspark.report.study import first_table, model_table
+    from dlspark.study import first_table, model_table
 
     blocks: list[Block] = []
     for name, split in document["splits"].items():

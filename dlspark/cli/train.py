@@ -11,7 +11,6 @@ from dlspark.cli.arguments import add_command, key_value, typed, whole_numbers, 
 from dlspark.cli.output import Block, Facts, Report, Table, plain
 from dlspark.errors import ConfigError, DataError, DlsparkError
 from dlspark.mends.tensorflow_start_up import without_noise
-from dlspark.model_files import MODEL
 
 HISTORY = "history.json"
 _NOT_SETTINGS = ("run", "command", "arguments", "format", "debug")
@@ -27,7 +26,9 @@ def add_parser(commands: Any) -> None:
     """Add ``train``."""
     parser = add_command(commands, "train", summary="train a classifier on a prepared dataset", example=_EXAMPLE, run=run)
     parser.add_argument("data", metavar="DATA", help="folder or URI of a prepared dataset")
-    parser.add_argument("--out", metavar="FOLDER", required=True, help=f"where {MODEL} and {HISTORY} go; a URI works too")
+    parser.add_argument(
+        "--out", metavar="FOLDER", required=True, help=f"where model.keras and {HISTORY} go, or a URI"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace the model of an earlier run there")
     group = parser.add_argument_group("where it trains")
     group.add_argument("--backend", default="local", help="see `dlspark backends` (default: local)")
@@ -89,9 +90,10 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> Report:
     """Train, and leave the model and its history in ``--out``."""
-    from dlspark.images.dataset import ImageDataset
+    from dlspark.images import ImageDataset
+    from dlspark.model_files import MODEL
     from dlspark.registry import load_backend
-    from dlspark.store import Store
+    from dlspark.storage import Store
     from dlspark.timeouts import Timeouts
     from dlspark.trainer import Trainer
 

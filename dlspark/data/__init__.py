@@ -1,1 +1,32 @@
-"""Rows: where they lie, which worker reads which, in what order."""
+"""Rows: how they are split, stored as shards and fed to a worker."""
+
+from __future__ import annotations
+
+from dlspark.data.columns import empty, quoted
+from dlspark.data.feed import Feed
+from dlspark.data.shard_writer import SHARD_BYTES, ShardWriter, write_rows
+from dlspark.data.sharding import fewest_rows, num_steps, step_range
+from dlspark.data.shards import ShardedRows, Structure, columns_of
+from dlspark.data.split import PARTS, Split, assign, undersampled
+from dlspark.data.split_report import leak_warning, split_report
+
+__all__ = [
+    "PARTS",
+    "SHARD_BYTES",
+    "Feed",
+    "ShardWriter",
+    "ShardedRows",
+    "Split",
+    "Structure",
+    "assign",
+    "columns_of",
+    "empty",
+    "fewest_rows",
+    "leak_warning",
+    "num_steps",
+    "quoted",
+    "split_report",
+    "step_range",
+    "undersampled",
+    "write_rows",
+]

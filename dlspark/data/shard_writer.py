@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from dlspark.data.shards import BOOLEAN, ShardedRows, Structure, columns_of, in_words
 from dlspark.errors import DataError
-from dlspark.store import Store
+from dlspark.storage import Store
 
 SHARD_BYTES = 64 * 2**20
 """How large a shard grows: large enough to read in one go, small enough that many of them share out evenly."""

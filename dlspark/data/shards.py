@@ -17,9 +17,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from dlspark.data.sharding import epoch_order, num_steps, step_range
 from dlspark.errors import DataError
-from dlspark.host_cache import BOUND, HostCache
-from dlspark.store import Store, StoreError
+from dlspark.storage import BOUND, HostCache, Store, StoreError
 
 Structure: TypeAlias = "str | tuple[Structure, ...] | dict[str, Structure]"
 """How columns are nested into what a model takes: one name, or a tuple or dict of such structures."""
@@ -89,11 +89,11 @@ class ShardedRows:
         Yields:
             ``(x, y)`` or ``(x, y, sample_weight)``; each leaf an array of shape (rows, …).
         """
-        from dlspark.data.feed import Feed
-
-        with Feed(self, batch_size=batch_size, seed=seed) as feed:
-            feed.epoch = epoch
-            yield from feed
+        order = None if seed is None else epoch_order(self.rows, seed, epoch)
+        with self.open() as reader:
+            for step in range(num_steps(self.rows, batch_size)):
+                start, stop = step_range(self.rows, batch_size, step)
+                yield reader.batch(np.arange(start, stop) if order is None else order[start:stop])
 
 
 class RowReader:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from math import floor
 from typing import TYPE_CHECKING, Any
 
-from dlspark.data.from_spark import quoted
+from dlspark.data.columns import empty, quoted
 from dlspark.errors import ConfigError, DataError, did_you_mean
 
 if TYPE_CHECKING:
@@ -262,11 +262,3 @@ def _draw(seed: int, column: str) -> Column:
     from pyspark.sql import functions as F
 
     return F.sha2(F.concat(F.lit(f"{seed}:"), F.col(quoted(column)).cast("string")), 256)
-
-
-def empty(column: str) -> Column:
-    """Whether a row has nothing there: null, or no more than spaces."""
-    from pyspark.sql import functions as F
-
-    value = F.col(quoted(column))
-    return value.isNull() | (F.trim(value.cast("string")) == "")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from dlspark.data.split import PARTS, empty
+from dlspark.data.columns import empty
+from dlspark.data.split import PARTS
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame

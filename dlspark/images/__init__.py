@@ -1,1 +1,27 @@
-"""Images: found, decoded, split and written as shards."""
+"""Image pipelines: layouts, decoding, preparation, exploration."""
+
+from __future__ import annotations
+
+from dlspark.images.dataset import ImageDataset
+from dlspark.images.decode import RESIZES, decode, scale
+from dlspark.images.explore import explore, rows_of
+from dlspark.images.layouts import LAYOUTS, CsvLayout, KnownLayout, Layout, find_layout
+from dlspark.images.prepare import prepare_images
+from dlspark.images.read import READ_AT_ONCE, read_files
+
+__all__ = [
+    "LAYOUTS",
+    "READ_AT_ONCE",
+    "RESIZES",
+    "CsvLayout",
+    "ImageDataset",
+    "KnownLayout",
+    "Layout",
+    "decode",
+    "explore",
+    "find_layout",
+    "prepare_images",
+    "read_files",
+    "rows_of",
+    "scale",
+]

@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from dlspark.data.shards import ShardedRows
-from dlspark.data.split import PARTS
+from dlspark.data import PARTS, ShardedRows
 from dlspark.errors import DataError
-from dlspark.store import Store
+from dlspark.storage import Store
 
 MANIFEST = "manifest.json"
 FORMAT = 2

@@ -16,13 +16,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dlspark.data.shards import ShardedRows
-from dlspark.data.split import PARTS
-from dlspark.data.split_report import leak_warning
+from dlspark.data import PARTS, ShardedRows, leak_warning
 from dlspark.errors import ConfigError, did_you_mean
 from dlspark.images.dataset import ImageDataset
 from dlspark.images.write import SOURCE_SIZE
-from dlspark.report.page import Page, new_figure
+from dlspark.report import Page, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

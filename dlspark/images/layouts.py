@@ -25,10 +25,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import fsspec
 
-from dlspark.data.from_spark import quoted
+from dlspark.data import quoted
 from dlspark.errors import ConfigError, DataError, did_you_mean
 from dlspark.images.decode import EXTENSIONS
-from dlspark.store import Store
+from dlspark.storage import Store
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession

@@ -22,10 +22,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from dlspark._require import require
-from dlspark.data.from_spark import quoted
-from dlspark.data.shard_writer import SHARD_BYTES
-from dlspark.data.split import PARTS, Split, assign, undersampled
-from dlspark.data.split_report import leak_warning, split_report
+from dlspark.data import PARTS, SHARD_BYTES, Split, assign, leak_warning, quoted, split_report, undersampled
 from dlspark.errors import ConfigError, DataError, did_you_mean
 from dlspark.images.dataset import FORMAT, MANIFEST, ImageDataset
 from dlspark.images.decode import RESIZES
@@ -36,7 +33,7 @@ from dlspark.images.table import counted, normalised
 from dlspark.images.write import SOURCE_SIZE, ShardTask, column_kind, write_counted
 from dlspark.mends import zip_directories
 from dlspark.spark import available_slots, get_session, local_cores, told_plainly
-from dlspark.store import Store
+from dlspark.storage import Store
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dlspark.errors import DataError
-from dlspark.store import Store
+from dlspark.storage import Store
 
 REJECTED = "rejected.parquet"
 MAX_LISTED = 100_000

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from dlspark.data.split import empty
+from dlspark.data import empty
 from dlspark.errors import ConfigError, DataError
 from dlspark.images.write import SOURCE_SIZE
 

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dlspark.data.shard_writer import ShardWriter
+from dlspark.data import ShardWriter
 from dlspark.errors import ConfigError, DataError
 from dlspark.images.decode import decode_measured
 from dlspark.images.read import read_files
-from dlspark.store import Store
+from dlspark.storage import Store
 
 SOURCE_SIZE = ("source_height", "source_width")
 """Columns with the size that an image had before it was scaled, upright, in pixels."""

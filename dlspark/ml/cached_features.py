@@ -7,18 +7,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from dlspark import _checks, runs
-from dlspark.data.from_spark import write_dataframe
-from dlspark.data.shards import ShardedRows
-from dlspark.data.split import PARTS
+from dlspark._require import whole_number
+from dlspark.data import PARTS, ShardedRows
+from dlspark.driver import runs
 from dlspark.errors import ConfigError, DataError
-from dlspark.images.dataset import ImageDataset
+from dlspark.images import ImageDataset
 from dlspark.ml.network import Network, output_of, predicting
-from dlspark.ml.networks import featurized
-from dlspark.ml.steps import Document, Folder, KeptSteps, Step
-from dlspark.ml.tables import dataset_images
-from dlspark.spark import get_session, local_cores, told_plainly
-from dlspark.store import Store
+from dlspark.ml.tables import dataset_images, featurized
+from dlspark.spark import get_session, local_cores, told_plainly, write_dataframe
+from dlspark.storage import Document, Folder, KeptSteps, Step, Store, checksum, lease
 
 if TYPE_CHECKING:
     import keras
@@ -75,7 +72,7 @@ def cache_features(
             augmentation; another image size; a store in use.
         DataError: no rows to train on.
     """
-    views, seed = _checks.whole_number("views", views), _checks.whole_number("seed", seed, least=0)
+    views, seed = whole_number("views", views), whole_number("seed", seed, least=0)
     if not isinstance(data, ImageDataset):
         raise ConfigError(f"Expected a prepared dataset, an ImageDataset: received a {type(data).__name__}.")
     if data.train is None:
@@ -98,7 +95,7 @@ def cache_features(
         )
     parts = [part for part in PARTS if getattr(data, part) is not None]
     place = Store(store)
-    with runs.lease(place):
+    with lease(place):
         steps = [_step(frozen, data, part, views if augments and part == "train" else None, seed, spark) for part in parts]
         results = KeptSteps(place).run(steps)
     found = {
@@ -190,7 +187,7 @@ def _step(
     settings = {
         # Without seeds: those of augmentation are drawn when a model is built, and do not count here.
         "network": runs.identity_of_model(frozen, seeds=False),
-        "weights": runs.checksum(frozen.get_weights()),
+        "weights": checksum(frozen.get_weights()),
         "rows": runs.identity_of_data(getattr(data, part)),
         "drawn": None if views is None else [views, seed],
     }

@@ -17,8 +17,7 @@ from pyspark.ml.param.shared import HasHandleInvalid, HasInputCol, HasLabelCol, 
 from pyspark.ml.util import DefaultParamsReadable, DefaultParamsWritable
 from pyspark.sql import functions as F
 
-from dlspark._process import random_states
-from dlspark.data.from_spark import quoted
+from dlspark.data import quoted
 from dlspark.errors import ConfigError, did_you_mean
 from dlspark.ml.network import Network
 from dlspark.ml.params import HasBackbone, HasErrorCol, HasImageSize, HasResize, HasSetParams, with_accessors
@@ -28,8 +27,9 @@ from dlspark.ml.training_rows import write_images
 from dlspark.ml.udf import BATCH_BYTES, check_images, reader_of
 from dlspark.models import build_classifier
 from dlspark.spark import is_local, session_master
-from dlspark.store import Store
+from dlspark.storage import Store
 from dlspark.trainer import Trainer
+from dlspark.worker import random_states
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame, SparkSession

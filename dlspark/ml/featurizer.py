@@ -35,7 +35,7 @@ class ImageFeaturizer(NetworkStage, HasOutputCol, HasBackbone, HasImageSize, Has
         inputCol: the images.
         outputCol: the vectors, new; null where there is a reason.
         errorCol: the reason why an image has no vector, new; ``outputCol`` + "_error" when it is not set.
-        backbone: a network of `dlspark.backbones.BACKBONES`. Either this or ``model``.
+        backbone: a network of `dlspark.models.backbones.BACKBONES`. Either this or ``model``.
         weights: of the backbone: "imagenet"; a file, as `build_classifier` takes it; None for random ones, drawn once for
             the stage and its copies.
         imageSize: (height, width) in pixels. Of a backbone (224, 224) when it is not set; of a model its own.

@@ -16,13 +16,11 @@ import cloudpickle
 import numpy as np
 from numpy.typing import NDArray
 
-from dlspark._process import environment
 from dlspark.errors import ConfigError, did_you_mean
 from dlspark.mends import tensorflow_context
 from dlspark.mends.tensorflow_start_up import without_noise
 from dlspark.model_files import check_model_file, load_model
-from dlspark.session import WorkerSession
-from dlspark.worker import describe_device, own_threads
+from dlspark.worker import WorkerSession, describe_device, environment, own_threads
 
 if TYPE_CHECKING:
     import keras

@@ -8,10 +8,10 @@ from typing import Any, Self, TypeVar
 
 from pyspark.ml.param import Param, Params, TypeConverters
 
-from dlspark.backbones import BACKBONES
 from dlspark.errors import did_you_mean
-from dlspark.images.decode import RESIZES
+from dlspark.images import RESIZES
 from dlspark.ml.network import Network
+from dlspark.models import BACKBONES
 
 S = TypeVar("S", bound=type)
 

@@ -9,7 +9,7 @@ from typing import Any
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.sql import DataFrame
 
-from dlspark.data.split import undersampled
+from dlspark.data import undersampled
 
 
 class PreparedPipeline(Pipeline):  # type: ignore[misc, unused-ignore]

@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlspark.errors import DataError
-from dlspark.images.decode import decode, scale
-from dlspark.images.read import READ_AT_ONCE, read_files
+from dlspark.images import READ_AT_ONCE, decode, read_files, scale
 
 NULL = "the value is null"
 

@@ -13,7 +13,7 @@ from pyspark.ml.param.shared import HasInputCol
 from pyspark.ml.util import MLReadable, MLReader, MLWritable, MLWriter
 from pyspark.sql import functions as F
 
-from dlspark.data.from_spark import quoted
+from dlspark.data import quoted
 from dlspark.errors import ConfigError, did_you_mean
 from dlspark.ml.network import Network
 from dlspark.ml.params import HasErrorCol, HasModel, HasSetParams

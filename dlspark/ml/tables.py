@@ -17,13 +17,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dlspark.data.from_spark import quoted
-from dlspark.data.shards import ShardedRows
-from dlspark.data.split import PARTS
+from dlspark.data import PARTS, ShardedRows, quoted
 from dlspark.errors import ConfigError, DataError
-from dlspark.images.dataset import ImageDataset
+from dlspark.images import ImageDataset
 from dlspark.spark import available_slots, told_plainly
-from dlspark.store import Store
+from dlspark.storage import Store
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -216,3 +214,23 @@ def _read_files(
                     yield batch if columns is None else batch.select(columns)  # they come in the file's order
         except pa.ArrowException as error:
             raise DataError(f"The table {name!r} of {uri!r} is damaged: {error}. Delete its folder.") from error
+
+
+def featurized(images: DataFrame, model: Any, layer: str | None = None) -> DataFrame:
+    """What `dataset_images` gave with, in place of the image, what a network gives for it: features, array<float>.
+
+    Args:
+        images: of a prepared dataset. None of them can fail to decode: one that does is an error, not a row less.
+        model: what ImageFeaturizer takes.
+        layer: where it ends; None is its output.
+    """
+    from pyspark.ml.functions import vector_to_array
+    from pyspark.sql import functions as F
+
+    from dlspark.ml.featurizer import ImageFeaturizer
+
+    stage = ImageFeaturizer(inputCol="image", outputCol="features", errorCol="error", model=model, layer=layer)
+    checked = F.when(F.col("error").isNull(), vector_to_array("features", "float32")).otherwise(
+        F.raise_error(F.concat(F.lit("dlspark.errors.DataError: "), F.col("id"), F.lit(": "), F.col("error")))
+    )
+    return stage.transform(images).select("id", "label", checked.alias("features"))

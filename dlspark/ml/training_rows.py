@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dlspark.data.from_spark import Columns, quoted, write_columns
-from dlspark.data.shards import ShardedRows
+from dlspark.data import ShardedRows, quoted
 from dlspark.errors import ConfigError, DataError, did_you_mean
 from dlspark.ml.rows import ImageReader, ImageStruct
-from dlspark.store import Store
+from dlspark.spark import Columns, write_columns
+from dlspark.storage import Store
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -56,7 +56,7 @@ def _value(image: Any) -> Any:
 def write_images(
     store: Store, df: DataFrame, *, image: str, label: str, reader: ImageReader, skip: bool
 ) -> tuple[ShardedRows, tuple[str, ...]]:
-    """Write the rows to the folder "images" of ``store``, as `dlspark.data.from_spark.write_dataframe` does.
+    """Write the rows to the folder "images" of ``store``, as `dlspark.spark.rows.write_dataframe` does.
 
     Args:
         store: on a cluster one that all executors reach.

@@ -14,14 +14,13 @@ from numpy.typing import NDArray
 from pyspark.sql.functions import pandas_udf
 from pyspark.sql.types import BinaryType, StringType, StructType
 
-from dlspark import _checks
-from dlspark.cluster import own_gpus, task_resources
+from dlspark._require import choice, whole_number
 from dlspark.errors import ConfigError, DataError
-from dlspark.images.decode import RESIZES
+from dlspark.images import RESIZES
 from dlspark.mends import zip_directories
 from dlspark.ml.network import Network, Predict, takes_images
 from dlspark.ml.rows import ArrayReader, ImageReader, ImageStruct, Read, Reader
-from dlspark.spark import ARROW_ROWS, is_local
+from dlspark.spark import ARROW_ROWS, is_local, own_gpus, task_resources
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -88,7 +87,7 @@ def reader_of(network: Network, image_size: Sequence[int] | None, resize: str) -
     Raises:
         ConfigError: ``image_size`` is missing where the network leaves it open, or contradicts it; an unknown ``resize``.
     """
-    _checks.choice("resize", resize, RESIZES)
+    choice("resize", resize, RESIZES)
     shape = network.input_shape
     if not takes_images(shape):
         if image_size is not None:
@@ -149,7 +148,7 @@ def warn_of_large_batches(spark: SparkSession) -> None:
 def _function(
     spark: SparkSession, network: Network, reader: Reader, batch_bytes: int
 ) -> Callable[[Iterator[Any]], Iterator[_Outcome]]:
-    batch_rows = _rows_at_once(reader, _checks.whole_number("batch_bytes", batch_bytes))
+    batch_rows = _rows_at_once(reader, whole_number("batch_bytes", batch_bytes))
     is_local(spark)  # refuses Spark Connect
     task_resources(spark)  # refuses what tasks would wait for, or could not share
     shipped = network.shipped(spark.sparkContext)

@@ -1,1 +1,11 @@
-"""Pictures, and pages that hold all of what they show."""
+"""One self-contained HTML page."""
+
+from __future__ import annotations
+
+from dlspark.report.page import Page, new_figure, png
+
+__all__ = [
+    "Page",
+    "new_figure",
+    "png",
+]

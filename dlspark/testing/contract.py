@@ -22,8 +22,7 @@ import pytest
 
 from dlspark import ConfigError, FitResult, Trainer, WorkerError, load_backend
 from dlspark.backend import Backend, Capabilities
-from dlspark.data.sharding import num_steps
-from dlspark.data.shards import ShardedRows
+from dlspark.data import ShardedRows, num_steps
 from dlspark.job import TrainJob
 
 ROWS, VALIDATION_ROWS, BATCH_SIZE, EPOCHS = 1003, 257, 64, 3

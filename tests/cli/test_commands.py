@@ -14,7 +14,7 @@ from PIL import Image
 from dlspark.cli.main import main
 from dlspark.data.shard_writer import write_rows
 from dlspark.errors import ConfigError, DataError
-from dlspark.store import Store
+from dlspark.storage.store import Store
 
 
 def photos(folder: Path) -> Path:
@@ -73,8 +73,8 @@ def test_an_evaluation_equals_that_of_keras(tmp_path: Path) -> None:
     import keras
     from sklearn.metrics import log_loss
 
-    from dlspark.ml.evaluation import evaluate_predictions
-    from dlspark.ml.predictions import predict_rows
+    from dlspark.evaluation.evaluation import evaluate_predictions
+    from dlspark.evaluation.predictions import predict_rows
 
     keras.utils.set_random_seed(0)
     draw = np.random.default_rng(0)
@@ -114,7 +114,7 @@ def test_an_evaluation_equals_that_of_keras(tmp_path: Path) -> None:
 def test_code_in_a_model_is_not_run(tmp_path: Path) -> None:
     import keras
 
-    from dlspark.model_files import load_model
+    from dlspark.model_files.model import load_model
 
     layers = [keras.Input((1,)), keras.layers.Lambda(lambda value: value)]
     keras.Sequential(layers).save(tmp_path / "lambda.keras")

@@ -10,7 +10,7 @@ import pytest
 from dlspark.cli import checks
 from dlspark.cli.main import main
 from dlspark.errors import ConfigError
-from dlspark.preflight import cause, describe_process
+from dlspark.spark.preflight import cause, describe_process
 
 
 def found(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:

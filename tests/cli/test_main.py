@@ -16,7 +16,7 @@ from dlspark.cli import backends
 from dlspark.cli.main import main
 from dlspark.cli.output import Facts, Report
 from dlspark.errors import ConfigError, DataError, MissingDependencyError, WorkerError
-from dlspark.store import StoreError
+from dlspark.storage.store import StoreError
 
 TRAIN = ("train", "data", "--out", "runs")
 PREPARE = ("prepare", "photos", "out", "--layout", "folders", "--image-size", "32")

@@ -20,7 +20,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from dlspark.spark import find_java
+from dlspark.spark.java import find_java
 
 LOOPBACK = "127.0.0.1"
 ADDRESSES = ("41", "42")  # neither ranks nor GPUs that any machine has

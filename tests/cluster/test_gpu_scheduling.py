@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from dlspark.cluster import task_resources
 from dlspark.errors import ConfigError
+from dlspark.spark.cluster import task_resources
 
 pytestmark = [pytest.mark.cluster, pytest.mark.spark, pytest.mark.slow, pytest.mark.timeout(600)]
 

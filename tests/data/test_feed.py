@@ -13,7 +13,7 @@ from dlspark.data.feed import Feed
 from dlspark.data.shard_writer import write_rows
 from dlspark.data.sharding import fewest_rows
 from dlspark.data.shards import ShardedRows
-from dlspark.store import Store
+from dlspark.storage.store import Store
 
 ROWS = 2000
 

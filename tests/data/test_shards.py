@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from dlspark.data.shard_writer import ShardInfo, ShardWriter, write_rows
 from dlspark.data.shards import RowReader, ShardedRows
 from dlspark.errors import DataError
-from dlspark.store import Store
+from dlspark.storage.store import Store
 
 DTYPES = ["bool", "uint8", "int8", "int16", "int32", "int64", "uint32", "float16", "float32", "float64"]
 

@@ -21,7 +21,8 @@ from pyspark.sql import SparkSession
 from dlspark import DlsparkError, Trainer, load_backend
 from dlspark.data.shards import ShardedRows
 from dlspark.job import TrainJob
-from dlspark.spark import find_java, require_slots
+from dlspark.spark.java import find_java
+from dlspark.spark.slots import require_slots
 from dlspark.testing import toys
 
 LOOPBACK = "127.0.0.1"

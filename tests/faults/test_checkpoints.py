@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 
 from dlspark import ConfigError, DataError, FitResult, Trainer, WorkerError
-from dlspark.checkpoint import Checkpoints, Position
-from dlspark.state import capture, restore, weight_shapes
-from dlspark.store import Store
+from dlspark.storage.checkpoints import Checkpoints, Position
+from dlspark.storage.store import Store
 from dlspark.testing import toys
+from dlspark.worker.model_state import capture, restore, weight_shapes
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -27,8 +27,8 @@ pytestmark = pytest.mark.timeout(120)
 KILLED_WRITER = """
 import os, signal, sys
 import numpy as np
-from dlspark.checkpoint import Checkpoints, Position
-from dlspark.store import Store
+from dlspark.storage.checkpoints import Checkpoints, Position
+from dlspark.storage.store import Store
 
 folder, deadly = sys.argv[1], int(sys.argv[2])
 seen = 0
@@ -245,7 +245,7 @@ def test_a_model_without_an_input_is_resumed(tmp_path: Path) -> None:
 def test_another_wiring_is_another_model() -> None:
     import keras
 
-    from dlspark.runs import identity_of_model
+    from dlspark.driver.runs import identity_of_model
 
     def model(skipped: int) -> Any:
         tensors = [keras.layers.Input((4,))]

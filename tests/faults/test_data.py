@@ -12,10 +12,10 @@ import pytest
 from numpy.typing import NDArray
 
 from dlspark import ConfigError, FitResult, Trainer, load_backend
-from dlspark.data.from_spark import write_dataframe
 from dlspark.data.shard_writer import ShardWriter
 from dlspark.data.shards import ShardedRows
-from dlspark.store import Store
+from dlspark.spark.rows import write_dataframe
+from dlspark.storage.store import Store
 from dlspark.testing import toys
 
 pytestmark = [pytest.mark.spark, pytest.mark.slow, pytest.mark.timeout(180)]

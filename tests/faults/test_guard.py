@@ -11,22 +11,22 @@ from typing import Any
 
 import pytest
 
-from dlspark.frames import Report
-from dlspark.guard import GRACE_SECONDS
-from dlspark.report_server import ReportServer
+from dlspark.wire.framing import Report
+from dlspark.wire.server import ReportServer
+from dlspark.worker.guard import GRACE_SECONDS
 
 pytestmark = pytest.mark.timeout(60)
 
 # Deaf: as in the moment of its death, it does not obey the driver itself.
 WORKER = """
 import sys, time
-from dlspark.channel import SocketEndpoint
+from dlspark.wire.client import SocketEndpoint
 from dlspark.worker import reporting
 
 host, port, secret, deaf = sys.argv[1:]
 if deaf == "deaf":
-    from dlspark import channel
-    channel.os._exit = lambda code: (print("told", flush=True), time.sleep(60))
+    from dlspark.wire import client
+    client.os._exit = lambda code: (print("told", flush=True), time.sleep(60))
 with reporting(SocketEndpoint(host, int(port), bytes.fromhex(secret)), 0, {}) as reporter:
     time.sleep(60)
 """

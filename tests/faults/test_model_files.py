@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 from dlspark.errors import ConfigError
-from dlspark.model_files import load_model
-from dlspark.models import build_classifier
-from dlspark.weights_files import load_weights
+from dlspark.model_files.model import load_model
+from dlspark.model_files.weights import load_weights
+from dlspark.models.classifier import build_classifier
 
 keras = pytest.importorskip("keras")
 h5py = pytest.importorskip("h5py")

@@ -16,8 +16,9 @@ from typing import Any
 import keras
 import pytest
 
-from dlspark import ConfigError, DlsparkError, Trainer, load_backend, preflight
-from dlspark.spark import find_java
+from dlspark import ConfigError, DlsparkError, Trainer, load_backend
+from dlspark.spark import preflight
+from dlspark.spark.java import find_java
 from dlspark.testing import toys
 
 pytestmark = [pytest.mark.spark, pytest.mark.timeout(120)]

@@ -22,8 +22,8 @@ import psutil
 import pytest
 
 from dlspark import Trainer
-from dlspark.channel import SocketEndpoint
-from dlspark.report_server import HANDSHAKE_SECONDS, MAX_STRANGERS, ReportServer
+from dlspark.wire.client import SocketEndpoint
+from dlspark.wire.server import HANDSHAKE_SECONDS, MAX_STRANGERS, ReportServer
 
 pytestmark = pytest.mark.timeout(120)
 

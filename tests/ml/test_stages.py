@@ -65,7 +65,7 @@ def test_one_bad_row_of_64(
 
 
 def test_a_backbone_gives_what_its_classifiers_see(spark: Any, pictures: list[bytes], tmp_path: Path) -> None:
-    from dlspark.models import build_classifier
+    from dlspark.models.classifier import build_classifier
 
     model = build_classifier("mobilenetv2", 3, image_size=(32, 32), weights=None, augment=("flip",))
     file = tmp_path / "backbone.weights.h5"

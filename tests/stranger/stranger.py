@@ -6,9 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from dlspark.backend import Capabilities, LaunchBackend, WorkerFunction
-from dlspark.job import WorkerResult
-from dlspark.worker import WorkerSession
+from dlspark.plugin import Capabilities, LaunchBackend, WorkerFunction, WorkerResult, WorkerSession
 
 
 class ListSession(WorkerSession):

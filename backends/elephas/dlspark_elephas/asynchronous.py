@@ -11,10 +11,7 @@ from elephas.spark_model import AsynchronousSparkModel, SparkModel
 from numpy.typing import NDArray
 from pyspark.rdd import RDD
 
-from dlspark.cluster import driver_host
-from dlspark.job import TrainJob
-from dlspark.store import Store
-from dlspark.worker import set_weights
+from dlspark.plugin import Store, TrainJob, driver_host, set_weights
 from dlspark_elephas.asynchronous_round import AsynchronousRoundWorker, optimizer_values, read_optimizer, set_optimizer
 from dlspark_elephas.master import Master
 from dlspark_elephas.parameter_server import ParameterServer

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dlspark.store import Store
-from dlspark.worker import set_weights
+from dlspark.plugin import Store, set_weights
 from dlspark_elephas.exchange import ParameterClient, ServerAddress, decoded, encoded
 from dlspark_elephas.round import Outcome, round_part
 

@@ -8,17 +8,33 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from dlspark.backend import Backend, Capabilities, watched
-from dlspark.callbacks import callback_arrays, restore_callbacks
-from dlspark.checkpoint import Checkpoints, Position
-from dlspark.cluster import cancellable, check_cluster, driver_host, task_resources
-from dlspark.errors import ConfigError
-from dlspark.job import FitResult, TrainJob, WorkerReport, WorkerResult
-from dlspark.monitor import RunMonitor
-from dlspark.spark import get_session
-from dlspark.state import capture
-from dlspark.store import Store
-from dlspark.worker import load_model, load_payload, resumed, save_trained, versions
+from dlspark.plugin import (
+    Backend,
+    Capabilities,
+    Checkpoints,
+    ConfigError,
+    FitResult,
+    Position,
+    RunMonitor,
+    Store,
+    TrainJob,
+    WorkerReport,
+    WorkerResult,
+    callback_arrays,
+    cancellable,
+    capture,
+    check_cluster,
+    driver_host,
+    get_session,
+    load_model,
+    load_payload,
+    restore_callbacks,
+    resumed,
+    save_trained,
+    task_resources,
+    versions,
+    watched,
+)
 
 if TYPE_CHECKING:
     from dlspark_elephas.master import Master, Outcome

@@ -22,7 +22,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from dlspark.errors import WorkerError
+from dlspark.plugin import WorkerError
 
 PARAMETERS, UPDATE = "/parameters", "/update"
 ANSWER_HEADER = "X-Dlspark-Answer"

@@ -11,12 +11,9 @@ import time
 from collections.abc import Mapping
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dlspark_elephas.exchange import ANSWER_HEADER, EXCHANGE_SECONDS
-
-if TYPE_CHECKING:
-    from dlspark_elephas.parameter_server import ParameterServer
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +38,7 @@ class Listener(socketserver.TCPServer):
     request_queue_size = 128
     timeout = POLL_SECONDS  # of handle_request
 
-    def __init__(self, host: str, parameters: ParameterServer) -> None:
+    def __init__(self, host: str, parameters: Any) -> None:
         super().__init__((host, 0), _Handler)
         self.parameters = parameters
         self._lock = threading.Lock()

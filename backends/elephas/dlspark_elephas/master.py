@@ -8,9 +8,7 @@ from typing import Any
 from elephas.spark_model import SparkModel, average_and_subtract
 from numpy.typing import NDArray
 
-from dlspark.channel import Endpoint
-from dlspark.data.feed import Feed
-from dlspark.job import TrainJob
+from dlspark.plugin import Endpoint, Feed, TrainJob
 from dlspark_elephas.round import Outcome, RoundWorker, evaluate_part, state_of
 
 __all__ = ["Master", "Outcome"]

@@ -14,21 +14,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dlspark.callbacks import moving
-from dlspark.channel import Endpoint, Reporter
-from dlspark.cluster import own_gpus
-from dlspark.data.feed import Feed
-from dlspark.data.sharding import num_steps
-from dlspark.job import TrainJob, WorkerReport
-from dlspark.mends import tensorflow_context
-from dlspark.worker import (
+from dlspark.plugin import (
+    Endpoint,
+    Feed,
+    Reporter,
+    TrainJob,
+    WorkerReport,
     WorkerSession,
     describe_device,
     load_job,
     load_model,
     load_payload,
+    moving,
+    num_steps,
+    own_gpus,
     own_threads,
     reporting,
+    tensorflow_context,
     train,
     worker_environment,
     worker_report,

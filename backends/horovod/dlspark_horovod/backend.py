@@ -14,17 +14,30 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
-from dlspark._process import environment
-from dlspark.backend import Capabilities, LaunchBackend, WorkerFunction
-from dlspark.cluster import check_cluster, driver_host, task_resources
-from dlspark.errors import ConfigError, MissingDependencyError
-from dlspark.job import MODEL_FILE, PAYLOAD_FILE, FitResult, TrainJob, WorkerResult
-from dlspark.mends.horovod_connections import ending_connections
-from dlspark.mends.horovod_rendezvous import stopped_rendezvous
-from dlspark.mends.horovod_signals import own_signals
-from dlspark.spark import get_session, is_local
-from dlspark.store import Store
-from dlspark.worker import WorkerSession, own_threads
+from dlspark.plugin import (
+    MODEL_FILE,
+    PAYLOAD_FILE,
+    Capabilities,
+    ConfigError,
+    FitResult,
+    LaunchBackend,
+    MissingDependencyError,
+    Store,
+    TrainJob,
+    WorkerFunction,
+    WorkerResult,
+    WorkerSession,
+    check_cluster,
+    driver_host,
+    ending_connections,
+    environment,
+    get_session,
+    is_local,
+    own_signals,
+    own_threads,
+    stopped_rendezvous,
+    task_resources,
+)
 
 # Horovod looks for tensors to reduce once a cycle, on a thread that takes the cores of the computation. Measured with
 # ResNet50 (94 MB of gradients), images/s of two ranks: 1 ms (its default) 22-24, 5 ms 27-28, 20 ms 28-29; but a small

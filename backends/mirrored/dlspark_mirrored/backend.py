@@ -11,13 +11,23 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
-from dlspark.backend import Capabilities, LaunchBackend, WorkerFunction
-from dlspark.cluster import cancellable, check_cluster, driver_host, task_resources
-from dlspark.errors import ConfigError, WorkerError
-from dlspark.job import FitResult, TrainJob, WorkerResult
-from dlspark.mends import tensorflow_context
-from dlspark.spark import get_session
-from dlspark.worker import own_threads
+from dlspark.plugin import (
+    Capabilities,
+    ConfigError,
+    FitResult,
+    LaunchBackend,
+    TrainJob,
+    WorkerError,
+    WorkerFunction,
+    WorkerResult,
+    cancellable,
+    check_cluster,
+    driver_host,
+    get_session,
+    own_threads,
+    task_resources,
+    tensorflow_context,
+)
 from dlspark_mirrored.collectives import CollectiveSession
 
 logger = logging.getLogger(__name__)

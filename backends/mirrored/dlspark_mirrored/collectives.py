@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-from dlspark.worker import WorkerSession
+from dlspark.plugin import WorkerSession
 
 # Any constant will do, as long as it is equal on all ranks and not one of the strategy's own (those count from 1).
 GROUP_KEY = 1_000_000

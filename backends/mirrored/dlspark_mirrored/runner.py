@@ -12,7 +12,7 @@ from typing import Any
 
 from spark_tensorflow_distributor import MirroredStrategyRunner
 
-from dlspark._process import environment
+from dlspark.plugin import environment
 
 CHANGED = ("TF_CONFIG", "CUDA_VISIBLE_DEVICES")
 

@@ -1,0 +1,160 @@
+"""What Trainer.fit refuses before any work starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from dlspark._require import whole_number
+from dlspark.data import ShardedRows, fewest_rows, num_steps
+from dlspark.errors import ConfigError, DataError
+
+
+def callbacks(values: Sequence[Any], num_workers: int) -> None:
+    """Refuse what is no Keras callback, and the one that would let ranks start at different epochs."""
+    import keras
+
+    if not isinstance(values, list | tuple):
+        raise ConfigError(f"callbacks must be a list of Keras callbacks; a {type(values).__name__} came.")
+    for value in values:
+        if not isinstance(value, keras.callbacks.Callback):
+            raise ConfigError(f"callbacks must be Keras callbacks; a {type(value).__name__} came.")
+        if num_workers > 1 and isinstance(value, keras.callbacks.BackupAndRestore):
+            raise ConfigError(
+                "BackupAndRestore restores one process; with several workers their epochs would differ. Leave it out."
+            )
+
+
+def is_dataframe(data: Any) -> bool:
+    """Whether ``data`` is a Spark DataFrame (classic or Connect), told without importing pyspark."""
+    return any(cls.__name__ == "DataFrame" and cls.__module__.startswith("pyspark.sql") for cls in type(data).__mro__)
+
+
+def rows(name: str, data: Any, model: Any, batch_size: int, num_workers: int) -> None:
+    """Refuse data that is empty, does not fit the model, has labels outside its classes or too few rows per worker."""
+    if is_dataframe(data):
+        return  # checked when its executors have written it and counted
+    if isinstance(data, ShardedRows):
+        count, classes = data.rows, data.num_classes
+        units = _classes_of(model)
+        if classes is not None and units is not None and classes > units:
+            raise DataError(
+                f"{name} has {classes} classes and the model tells only {units} apart. Give it {classes} outputs."
+            )
+        if count:
+            with data.open() as reader:
+                x, _, _ = _unpack(reader.batch(np.arange(1)))
+            _shapes(name, x, model)
+    else:
+        count = _arrays(name, data, model)
+    if count == 0:
+        raise DataError(f"{name} has no rows; fit needs at least one per worker ({num_workers}).")
+    fewest = fewest_rows(count, batch_size, num_workers)
+    if fewest == 0:
+        steps = num_steps(count, batch_size)
+        raise ConfigError(
+            f"{name} has {count} rows in {steps} steps (batch_size {batch_size}): {count // steps} rows in a step are "
+            f"fewer than the {num_workers} workers that share it. Use a larger batch_size or fewer workers."
+        )
+
+
+def dataframe_labels(name: str, data: Any, model: Any) -> None:
+    """Refuse class indices outside the model's classes in a DataFrame's last column; one small Spark job over it."""
+    units, label = _classes_of(model), data.columns[-1]
+    if units is None or dict(data.dtypes)[label] not in ("tinyint", "smallint", "int", "bigint", "float", "double"):
+        return
+    from pyspark.sql import functions as F
+
+    column = F.col("`" + label.replace("`", "``") + "`")
+    low, high = data.agg(F.min(column), F.max(column)).first()
+    if low is not None and not 0 <= low <= high < units:
+        raise DataError(_outside(name, units, low, high))
+
+
+def _outside(name: str, units: int, low: Any, high: Any) -> str:
+    return (
+        f"Labels in {name} must be class indices from 0 to {units - 1}, as the model has {units} outputs; they run from "
+        f"{low} to {high}."
+    )
+
+
+def class_weight(value: Mapping[int, float] | None, model: Any) -> None:
+    """Refuse weights that are no numbers or of classes that do not exist."""
+    if value is None:
+        return
+    units = _classes_of(model)
+    for index, weight in dict(value).items():
+        whole_number("a key of class_weight", index, least=0)
+        if not np.isfinite(weight) or weight < 0:
+            raise ConfigError(f"class_weight[{index}] must be a finite number of at least 0; {weight!r} came.")
+        if units is not None and index >= units:
+            raise ConfigError(f"class_weight names class {index}; the model has classes 0 to {units - 1}.")
+
+
+def _unpack(batch: tuple[Any, ...]) -> tuple[Any, Any, Any]:
+    return (*batch, *(None,) * (3 - len(batch)))
+
+
+def _arrays(name: str, data: Any, model: Any) -> int:
+    """Check ``(x, y)`` or ``(x, y, sample_weight)`` of arrays; returns the number of rows."""
+    import keras
+
+    if not isinstance(data, tuple | list) or not 2 <= len(data) <= 3:
+        raise DataError(
+            f"{name} must be a part of an ImageDataset, a tuple (x, y) of NumPy arrays or a Spark DataFrame; "
+            f"a {type(data).__name__} came."
+        )
+    x, y, _ = _unpack(tuple(data))
+    leaves = [leaf for leaf in keras.tree.flatten(tuple(data)) if leaf is not None]
+    for leaf in leaves:
+        if not isinstance(leaf, np.ndarray) or leaf.ndim == 0 or leaf.dtype.kind not in "fiub":
+            what = f"{leaf.dtype} of shape {leaf.shape}" if isinstance(leaf, np.ndarray) else type(leaf).__name__
+            raise DataError(f"{name} must hold NumPy arrays of numbers with one row per example; {what} came.")
+    counts = {len(leaf) for leaf in leaves}
+    if len(counts) != 1:
+        raise DataError(f"The arrays in {name} must have equally many rows; they have {sorted(counts)}.")
+    (count,) = counts
+    if count:
+        _shapes(name, keras.tree.map_structure(lambda leaf: leaf[:1], x), model)
+        units = _classes_of(model)
+        if units is not None and isinstance(y, np.ndarray) and not 0 <= y.min() <= y.max() < units:
+            raise DataError(_outside(name, units, y.min(), y.max()))
+    return count
+
+
+def _shapes(name: str, x: Any, model: Any) -> None:
+    """Compare one row's shapes with the model's, where the model knows them."""
+    import keras
+
+    expected = getattr(model, "inputs", None)
+    if not expected:
+        return  # a subclassed model tells no shapes
+    given = x
+    if isinstance(x, dict):
+        names = [tensor.name for tensor in expected]
+        if set(x) >= set(names):
+            given = [x[name] for name in names]
+    leaves = keras.tree.flatten(given)
+    if len(leaves) != len(expected):
+        raise DataError(f"{name} has {len(leaves)} inputs per row; the model takes {len(expected)}.")
+    for leaf, tensor in zip(leaves, expected, strict=True):
+        want, have = tuple(tensor.shape[1:]), tuple(leaf.shape[1:])
+        squeezed = have == () and want == (1,)  # Keras adds that axis itself
+        if not squeezed and (len(want) != len(have) or any(w not in (None, h) for w, h in zip(want, have, strict=True))):
+            raise DataError(
+                f"A row of {name} has shape {have}; the model's input {tensor.name!r} takes {want}. "
+                "Prepare the data with the model's size, or build the model for the data's."
+            )
+
+
+def _classes_of(model: Any) -> int | None:
+    """How many classes a model trained on class indices tells apart; None for any other model."""
+    import keras
+
+    loss = getattr(model, "loss", None)
+    sparse = loss in ("sparse_categorical_crossentropy",) if isinstance(loss, str) else False
+    sparse = sparse or isinstance(loss, keras.losses.SparseCategoricalCrossentropy)
+    shape = getattr(model, "output_shape", None) if model.built else None
+    return int(shape[-1]) if sparse and isinstance(shape, tuple) and isinstance(shape[-1], int) else None

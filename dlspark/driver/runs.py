@@ -1,0 +1,160 @@
+"""The runs of one store: which of them a new ``fit`` goes on with, and what makes two of them the same."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import uuid
+import zlib
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from dlspark.data import ShardedRows
+from dlspark.errors import ConfigError
+from dlspark.job import JOB_FILE, WEIGHTS_FILE, FitResult
+from dlspark.storage import Checkpoints, Store, StoreError, checksum, refuse_if_running
+
+logger = logging.getLogger(__name__)
+
+IDENTITY_FILE = "run.json"
+RESULT_FILE = "result.json"
+
+Identity = dict[str, Any]
+
+
+def find(store: Store, identity: Identity) -> Store | None:
+    """The run in ``store`` that a fit of this identity goes on with; None when it begins a new one.
+
+    Raises:
+        ConfigError: the same run has finished, or is still running; or the newest one did not finish, can be resumed, and is
+            another one, which the message tells by name.
+    """
+    identity = json.loads(json.dumps(identity))
+    runs = (store.child(name) for name in sorted(store.list(), reverse=True) if name.startswith("run-"))
+    begun = (run for run in runs if run.exists(IDENTITY_FILE) and run.exists(JOB_FILE))
+    newest_unfinished: tuple[Store, Identity] | None = None
+    for number, run in enumerate(begun):
+        theirs = run.read_json(IDENTITY_FILE)  # as JSON has it: no tuples
+        finished = run.exists(RESULT_FILE)
+        if theirs == identity:
+            if finished:
+                raise ConfigError(_finished(run))
+            refuse_if_running(run)
+            return run if Checkpoints(run).names() else None
+        if number == 0 and not finished and Checkpoints(run).names():
+            newest_unfinished = run, theirs
+    if newest_unfinished is not None:
+        run, theirs = newest_unfinished
+        raise ConfigError(
+            f"The run in {run.uri!r} did not finish and can be resumed, but not by this fit, which differs from it: "
+            f"{'; '.join(differences(theirs, identity))}. Run what was run there, or give fit resume=False to begin a new "
+            "run beside it."
+        )
+    return None
+
+
+def new(store: Store) -> Store:
+    """The folder of a new run in ``store``. Names sort as the runs began (UTC)."""
+    return store.child(f"run-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}-{uuid.uuid4().hex[:4]}")
+
+
+def forget_if_refused(run: Store) -> None:
+    """Remove what a fit has left that was refused, or failed, before it had a job."""
+    try:
+        if not run.exists(JOB_FILE):
+            run.delete_all()
+    except (StoreError, OSError) as error:  # what the fit has raised says more
+        logger.debug("The folder of a refused run stays: %s", error)
+
+
+def finish(run: Store, result: FitResult) -> None:
+    """Say that the run has ended well, and how."""
+    run.write_bytes(RESULT_FILE, (result.to_json() + "\n").encode())
+
+
+def _finished(run: Store) -> str:
+    result = FitResult.from_json(run.read_bytes(RESULT_FILE).decode())
+    last = ", ".join(f"{name} {values[-1]:.4g}" for name, values in result.history.items() if values)
+    return (
+        f"This very run has finished already ({last}). Its result is {run.uri}/{RESULT_FILE}, its weights are in "
+        f"{run.uri}/{WEIGHTS_FILE}. To train anew, beside it, give fit resume=False; to train longer, more epochs."
+    )
+
+
+def differences(before: Identity, now: Identity) -> list[str]:
+    """What differs between two identities, by name, with both values."""
+    found = []
+    for name in sorted({*before, *now}):
+        was, is_ = before.get(name), now.get(name)
+        if was == is_:
+            continue
+        if name == "initial_weights":
+            found.append("the initial weights (seed Keras before the model is built: keras.utils.set_random_seed)")
+        else:
+            found.append(f"{name.replace('_', ' ')} was {_short(was)} and is {_short(is_)}")
+    return found
+
+
+def _short(value: Any) -> str:
+    text = "absent" if value is None else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 80 else f"{text[:60]}… ({zlib.crc32(text.encode()):08x})"
+
+
+def identity_of_data(data: Any) -> Any:
+    """What tells one data set from another: files and checksums, the values of arrays, the columns of a DataFrame."""
+    if data is None:
+        return None
+    if isinstance(data, ShardedRows):
+        return zlib.crc32(data.to_json().encode())
+    if isinstance(data, tuple | list):
+        import keras
+
+        return checksum([leaf for leaf in keras.tree.flatten(tuple(data)) if leaf is not None])
+    # A DataFrame has no identity of its own. A resumed run reads the rows that were written when it began.
+    return data.dtypes
+
+
+def identity_of_callbacks(callbacks: Sequence[Any]) -> list[str]:
+    """The callbacks' names; of Keras' own also what they are set to."""
+    found = []
+    for callback in callbacks:
+        cls, settings = type(callback), ""
+        if cls.__module__.startswith("keras."):
+            plain: Mapping[str, Any] = {k: v for k, v in vars(callback).items() if isinstance(v, bool | int | float | str)}
+            settings = f"({', '.join(f'{name}={value!r}' for name, value in sorted(plain.items()))})"
+        found.append(cls.__qualname__ + settings)
+    return found
+
+
+def identity_of_model(model: Any, *, seeds: bool = True) -> str:
+    """A checksum of its layers, how they are connected and how it is compiled; as far as the model can tell them.
+
+    Args:
+        model: the model.
+        seeds: whether those of its layers and initializers count.
+    """
+    try:
+        described: Any = json.loads(model.to_json())
+    except Exception:  # a config is the user's own code, and many models have none
+        shapes = [(type(layer).__name__, [tuple(w.shape) for w in layer.weights]) for layer in model.layers]
+        described = [shapes, str(model.loss), str(model.optimizer.get_config())]
+    # Keras numbers layers through the life of a process: what is "dense_3" here is "dense" when the command is run again. So
+    # names count by where they come first.
+    numbers: dict[str, int] = {}
+
+    def renamed(text: str) -> str:
+        return re.sub(r"_[0-9]+$", "", text) + f"#{numbers.setdefault(text, len(numbers))}"
+
+    def walk(node: Any) -> Any:
+        if isinstance(node, dict):
+            counted = {k: v for k, v in node.items() if seeds or k != "seed"}
+            return {k: renamed(v) if k == "name" and isinstance(v, str) else walk(v) for k, v in counted.items()}
+        if isinstance(node, list):
+            if node and isinstance(node[0], str) and node[0] in numbers:  # a reference: [layer, node, tensor]
+                return [renamed(node[0]), *map(walk, node[1:])]
+            return [walk(each) for each in node]
+        return node
+
+    return f"{zlib.crc32(json.dumps(walk(described), default=str).encode()):08x}"

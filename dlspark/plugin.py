@@ -1,0 +1,99 @@
+"""Everything that a plug-in may import of dlspark; docs/backends.md and CONTRIBUTING.md show how it is used."""
+
+from __future__ import annotations
+
+from dlspark.backend import Backend, Capabilities, LaunchBackend, WorkerFunction, watched
+from dlspark.data import Feed, num_steps
+from dlspark.driver import RunMonitor
+from dlspark.errors import ConfigError, MissingDependencyError, WorkerError
+from dlspark.job import (
+    MODEL_FILE,
+    PAYLOAD_FILE,
+    FitResult,
+    TrainJob,
+    WorkerReport,
+    WorkerResult,
+    load_job,
+    load_payload,
+    versions,
+)
+from dlspark.mends import tensorflow_context
+from dlspark.mends.horovod_connections import ending_connections
+from dlspark.mends.horovod_rendezvous import stopped_rendezvous
+from dlspark.mends.horovod_signals import own_signals
+from dlspark.spark import cancellable, check_cluster, driver_host, get_session, is_local, own_gpus, task_resources
+from dlspark.storage import Checkpoints, Position, Store
+from dlspark.wire import Endpoint, Reporter
+from dlspark.worker import (
+    WorkerSession,
+    callback_arrays,
+    capture,
+    describe_device,
+    environment,
+    load_model,
+    moving,
+    own_threads,
+    reporting,
+    restore_callbacks,
+    resumed,
+    save_trained,
+    set_weights,
+    train,
+    worker_environment,
+    worker_report,
+)
+
+__all__ = [
+    "MODEL_FILE",
+    "PAYLOAD_FILE",
+    "Backend",
+    "Capabilities",
+    "Checkpoints",
+    "ConfigError",
+    "Endpoint",
+    "Feed",
+    "FitResult",
+    "LaunchBackend",
+    "MissingDependencyError",
+    "Position",
+    "Reporter",
+    "RunMonitor",
+    "Store",
+    "TrainJob",
+    "WorkerError",
+    "WorkerFunction",
+    "WorkerReport",
+    "WorkerResult",
+    "WorkerSession",
+    "callback_arrays",
+    "cancellable",
+    "capture",
+    "check_cluster",
+    "describe_device",
+    "driver_host",
+    "ending_connections",
+    "environment",
+    "get_session",
+    "is_local",
+    "load_job",
+    "load_model",
+    "load_payload",
+    "moving",
+    "num_steps",
+    "own_gpus",
+    "own_signals",
+    "own_threads",
+    "reporting",
+    "restore_callbacks",
+    "resumed",
+    "save_trained",
+    "set_weights",
+    "stopped_rendezvous",
+    "task_resources",
+    "tensorflow_context",
+    "train",
+    "versions",
+    "watched",
+    "worker_environment",
+    "worker_report",
+]

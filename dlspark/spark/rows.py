@@ -1,0 +1,250 @@
+"""From a Spark DataFrame to shards: every executor writes its own rows, and the driver sees only counts and names."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from dlspark._require import require
+from dlspark.data import SHARD_BYTES, ShardedRows, ShardWriter, Structure, columns_of, quoted
+from dlspark.errors import ConfigError, DataError, did_you_mean
+from dlspark.storage import Store
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame
+    from pyspark.sql.types import DataType
+
+Columns = dict[str, NDArray[Any]]
+"""Arrays of equally many rows, by the name of the column."""
+
+Read = Callable[[pa.RecordBatch], Iterator[Columns]]
+
+_SUMMARY = "partition int, file string, rows long, size_bytes long, columns string, error string"
+
+
+def write_dataframe(
+    store: Store,
+    name: str,
+    df: DataFrame,
+    *,
+    features: Structure = "features",
+    label: Structure | None = "label",
+    sample_weight: Structure | None = None,
+    num_classes: int | None = None,
+    classes: Sequence[str] = (),
+) -> ShardedRows:
+    """Write the rows of a DataFrame as shards into the folder ``name`` of ``store``, which executors must reach.
+
+    There is one file per partition that has rows, in the order of the partitions, rows in the order that Spark gives
+    them. So the order is as deterministic as the DataFrame's: fixed after `orderBy` or for files read as they are, not
+    after a `repartition` without sort. The plan runs once.
+
+    Args:
+        store: where. On a cluster it must be one that all executors reach.
+        name: the folder in it; what it held is removed.
+        df: columns of booleans or numbers, arrays of them (nested at will, the same shape in every row), or Spark ML
+            vectors, which become float32.
+        features: the columns of the model's input: a name, or a tuple or dict of names for a model of many inputs. To
+            make one input of many columns, use Spark's VectorAssembler.
+        label: the columns of the target; None when there is none.
+        sample_weight: the columns of the weights; None when all rows weigh the same.
+        num_classes: passed on to the result.
+        classes: passed on to the result.
+
+    Raises:
+        ConfigError: a column that is not there or of a type that is none of the above, or a store that executors wrote
+            to and this process cannot see.
+        DataError: no rows, a null, or arrays whose shapes differ between rows; the message names the column. Nothing
+            is left in the store.
+    """
+    require("pandas", install="dlspark[spark]", purpose="Reading a Spark DataFrame")
+    structures = tuple(_tuples(structure) for structure in (features, label, sample_weight))
+    names = tuple(dict.fromkeys(column for structure in structures for column in columns_of(structure)))
+    # By number: a name with a dot in it is read as a field of a struct somewhere down in mapInArrow.
+    selected = df.select(*[_plain(df, column).alias(f"c{number}") for number, column in enumerate(names)])
+    written = write_columns(store, name, selected, partial(_arrays, names=names))
+    return replace(
+        written,
+        x=structures[0],
+        y=structures[1],
+        sample_weight=structures[2],
+        num_classes=num_classes,
+        classes=tuple(classes),
+    )
+
+
+def write_columns(store: Store, name: str, df: DataFrame, read: Read) -> ShardedRows:
+    """Write what ``read`` makes of the rows of a DataFrame, as `write_dataframe` does; the result names no columns.
+
+    Args:
+        store: where. On a cluster it must be one that all executors reach.
+        name: the folder in it; what it held is removed.
+        df: the rows.
+        read: runs in the executors, and gives columns by name for every Arrow batch, in one part or several.
+
+    Raises:
+        ConfigError, DataError: see `write_dataframe`; a DataError that ``read`` raises arrives here.
+    """
+    folder = store.child(name)
+    folder.delete_all()
+    try:
+        task = partial(_write_partition, read=read, uri=folder.uri, run=uuid.uuid4().hex[:8])
+        summaries = sorted(df.mapInArrow(task, _SUMMARY).collect(), key=lambda row: row.partition)
+        _check(folder, summaries)
+    except BaseException:
+        folder.delete_all()
+        raise
+    files = tuple(row.file for row in summaries)
+    for left in set(folder.list()) - set(files):  # of attempts that failed or were overtaken
+        folder.delete(left, missing_ok=True)
+    return ShardedRows(
+        uri=folder.uri,
+        files=files,
+        rows_per_file=tuple(row.rows for row in summaries),
+        x=(),
+        y=None,
+    )
+
+
+def _plain(df: DataFrame, name: str) -> Any:
+    """The column as what Arrow carries: a Spark ML vector becomes an array of float32."""
+    from pyspark.ml.functions import vector_to_array
+    from pyspark.ml.linalg import VectorUDT
+    from pyspark.sql import functions as F
+    from pyspark.sql.types import ArrayType, BooleanType, NumericType
+
+    if name not in df.columns:
+        raise ConfigError(f"Expected a column of the DataFrame: received {name!r}. {did_you_mean(name, df.columns)}")
+    column = F.col(quoted(name))
+    kind: DataType = df.schema[name].dataType
+    if isinstance(kind, VectorUDT):
+        return vector_to_array(column, "float32")
+    element = kind
+    while isinstance(element, ArrayType):
+        element = element.elementType
+    if not isinstance(element, (BooleanType, NumericType)) or element.typeName() == "decimal":
+        raise ConfigError(
+            f"Expected numbers, arrays of numbers or vectors in column {name!r}: it is of type {kind.simpleString()}. "
+            "Index texts with Spark's StringIndexer, cast decimals to double, prepare images with prepare_images."
+        )
+    return column
+
+
+def _write_partition(batches: Iterable[pa.RecordBatch], *, read: Read, uri: str, run: str) -> Iterator[pa.RecordBatch]:
+    """In an executor: write one file and yield one row about it, or about what is wrong with its rows."""
+    from pyspark import TaskContext
+
+    context = TaskContext.get()
+    number = context.partitionId()
+    # Another attempt of the same task writes another file; only what a successful task reports is ever referenced.
+    name = f"part-{number:05d}-{run}-{context.taskAttemptId()}.arrow"
+    summary: dict[str, Any] = {
+        "partition": number,
+        "file": None,
+        "rows": 0,
+        "size_bytes": 0,
+        "columns": None,
+        "error": None,
+    }
+    try:
+        written = _write_batches(Store(uri), name, (part for batch in batches if batch.num_rows for part in read(batch)))
+    except DataError as error:  # told as data: a task that raises would be tried again, and fail again
+        summary["error"] = str(error)
+    else:
+        summary.update(written or {})
+    if summary["file"] or summary["error"]:
+        yield pa.RecordBatch.from_pylist([summary], schema=_summary_schema())
+
+
+def _write_batches(store: Store, name: str, parts: Iterator[Columns]) -> dict[str, Any] | None:
+    first = next(parts, None)
+    if first is None:
+        return None
+    shapes: dict[str, Any] = {}
+    with store.open_writer(name) as path, ShardWriter(path, name) as writer:
+        pending: list[Columns] = []
+        pending_bytes = 0
+        for arrays in chain([first], parts):
+            for key, array in arrays.items():
+                if shapes.setdefault(key, [str(array.dtype), *array.shape[1:]]) != [str(array.dtype), *array.shape[1:]]:
+                    raise _unequal(key, shapes[key][1:], array.shape[1:])
+            pending.append(arrays)
+            pending_bytes += sum(array.nbytes for array in arrays.values())
+            if pending_bytes >= SHARD_BYTES:  # few large record batches are faster to read than many small ones
+                _flush(writer, pending)
+                pending_bytes = 0
+        _flush(writer, pending)
+    info = writer.close()
+    return {"file": name, "rows": info.rows, "size_bytes": info.size_bytes, "columns": json.dumps(shapes)}
+
+
+def _arrays(batch: pa.RecordBatch, *, names: tuple[str, ...]) -> Iterator[Columns]:
+    yield {name: _array(name, column) for name, column in zip(names, batch.columns, strict=True)}
+
+
+def _flush(writer: ShardWriter, pending: list[Columns]) -> None:
+    if pending:
+        writer.write({key: np.concatenate([arrays[key] for arrays in pending]) for key in pending[0]})
+        pending.clear()
+
+
+def _array(name: str, column: pa.Array) -> NDArray[Any]:
+    """Shape (rows, ...) from a column of numbers or of nested lists, all of one shape."""
+    shape = [len(column)]
+    while True:
+        if column.null_count:
+            raise DataError(f"Expected a value in every row of column {name!r}: there are nulls. Drop or fill them first.")
+        if not (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
+            break
+        lengths = np.unique(np.diff(column.offsets.to_numpy()))
+        if len(lengths) != 1 or lengths[0] == 0:
+            raise _unequal(name, [int(lengths[0])], [int(lengths[-1])])
+        shape.append(int(lengths[0]))
+        column = column.flatten()
+    return column.to_numpy(zero_copy_only=False).reshape(shape)
+
+
+def _unequal(name: str, one: Sequence[int], other: Sequence[int]) -> DataError:
+    return DataError(
+        f"Expected arrays of one shape in all rows of column {name!r}, with at least one element: "
+        f"received {tuple(one)} and {tuple(other)}."
+    )
+
+
+def _check(folder: Store, summaries: Sequence[Any]) -> None:
+    for row in summaries:
+        if row.error is not None:
+            raise DataError(row.error)
+    if not summaries:
+        raise DataError("Expected a DataFrame with at least one row: it is empty.")
+    expected = json.loads(summaries[0].columns)
+    there = set(folder.list())
+    for row in summaries:
+        for key, found in json.loads(row.columns).items():
+            if found != expected[key]:
+                raise _unequal(key, expected[key][1:], found[1:])
+        if row.file not in there:
+            raise ConfigError(
+                f"Expected a store that the driver and all executors share: {row.file!r}, which an executor wrote into "
+                f"{folder.uri!r}, is not visible here. Use a shared folder or an object store."
+            )
+
+
+def _summary_schema() -> pa.Schema:
+    kinds: Mapping[str, pa.DataType] = {"int": pa.int32(), "long": pa.int64(), "string": pa.string()}
+    return pa.schema([(key, kinds[kind]) for key, kind in (part.split() for part in _SUMMARY.split(", "))])
+
+
+def _tuples(structure: Any) -> Any:
+    if isinstance(structure, dict):
+        return {key: _tuples(part) for key, part in structure.items()}
+    return tuple(_tuples(part) for part in structure) if isinstance(structure, (list, tuple)) else structure

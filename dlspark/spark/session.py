@@ -1,0 +1,155 @@
+"""The Spark session: found or started with what it needs (a Java, this Python, quiet logs), and counted in slots.
+
+A slot is room for one task: ``spark.task.cpus`` cores of an executor. A worker takes one.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dlspark._require import require
+from dlspark.errors import ConfigError, DataError, DlsparkError
+from dlspark.spark.java import find_java
+from dlspark.worker import environment
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+logger = logging.getLogger(__name__)
+
+ARROW_ROWS = 500
+"""Rows that a session started here hands to Python at a time: 100 MB of images of 200 kB, where Spark's 10,000 are 2 GB."""
+
+_LOOPBACK = "127.0.0.1"
+# Errors only. A failed task's error reaches the driver as an exception, so the two that log it as well are silenced;
+# the gateway's level is what Spark compares the root's with before it says "Setting default log level".
+_QUIET_LOGS = """\
+rootLogger.level = error
+logger.gateway.name = org.apache.spark.api.python.PythonGatewayServer
+logger.gateway.level = error
+logger.executor.name = org.apache.spark.executor.Executor
+logger.executor.level = fatal
+logger.tasks.name = org.apache.spark.scheduler.TaskSetManager
+logger.tasks.level = fatal
+rootLogger.appenderRef.stderr.ref = stderr
+appender.stderr.type = Console
+appender.stderr.name = stderr
+appender.stderr.target = SYSTEM_ERR
+appender.stderr.layout.type = PatternLayout
+appender.stderr.layout.pattern = %d{HH:mm:ss} %p %c{1}: %m%n%ex
+"""
+
+
+def local_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def get_session(num_workers: int = 1, *, app_name: str = "dlspark") -> SparkSession:
+    """The active Spark session as it is, or else a new local one with ``num_workers`` slots.
+
+    An active session is never reconfigured, and neither is the one of ``spark-submit``. A session started here runs
+    ``local[num_workers]`` in this process' own Python, listens on the loopback address only, has no web page, logs errors
+    only, and hands rows to Python in Arrow batches of `ARROW_ROWS`. The environment variables that starting takes are
+    restored afterwards.
+
+    Args:
+        num_workers: slots of a session started here. Whether a session has enough is what `require_slots` checks.
+        app_name: name of a session started here.
+
+    Raises:
+        ConfigError: no fitting Java was found, or ``num_workers`` is not a positive integer.
+        MissingDependencyError: pyspark is not installed.
+    """
+    if not isinstance(num_workers, int) or num_workers < 1:
+        raise ConfigError(f"Expected num_workers as an integer of at least 1: received {num_workers!r}.")
+    require("pyspark", install="dlspark[spark]", purpose="Running on Spark")
+    from pyspark import SparkContext
+    from pyspark.sql import SparkSession
+
+    active = SparkSession.getActiveSession()
+    if active is not None:
+        return active
+    builder = SparkSession.builder.appName(app_name)
+    # A context without an active session: another thread's session. A gateway: spark-submit chose master and settings.
+    if SparkContext._active_spark_context is not None or "PYSPARK_GATEWAY_PORT" in os.environ:
+        return builder.getOrCreate()
+    settled = {
+        "JAVA_HOME": str(find_java()),
+        "PYSPARK_PYTHON": sys.executable,
+        "PYSPARK_DRIVER_PYTHON": sys.executable,
+        "SPARK_LOCAL_IP": _LOOPBACK,
+    }
+    with environment(**settled), tempfile.TemporaryDirectory(prefix="dlspark-") as folder:
+        log_settings = Path(folder, "log4j2.properties")
+        log_settings.write_text(_QUIET_LOGS)
+        settings = {
+            "spark.driver.host": _LOOPBACK,
+            "spark.driver.bindAddress": _LOOPBACK,
+            # Spark's 1 GiB is too little for a local session: driver and executors share it, and an engine that averages
+            # on the driver passes three times the weights of every worker through it (ResNet50 with Adam: 300 MB each).
+            "spark.driver.memory": f"{_driver_memory_mib()}m",
+            "spark.driver.extraJavaOptions": f"-Dlog4j2.configurationFile={log_settings.as_uri()}",
+            "spark.sql.shuffle.partitions": str(2 * num_workers),  # the default of 200 is for clusters
+            "spark.sql.execution.arrow.maxRecordsPerBatch": str(ARROW_ROWS),
+            "spark.ui.enabled": "false",
+            "spark.ui.showConsoleProgress": "false",
+        }
+        for key, value in settings.items():
+            builder = builder.config(key, value)
+        logger.info("starting Spark: local[%d]", num_workers)
+        return builder.master(f"local[{num_workers}]").getOrCreate()
+
+
+def _driver_memory_mib() -> int:
+    """A quarter of this machine's memory, from 1 to 8 GiB."""
+    import psutil
+
+    return int(min(max(psutil.virtual_memory().total // 4, 1 << 30), 8 << 30)) >> 20
+
+
+def session_master(spark: SparkSession) -> str:
+    """The master's URL: ``local[2]``, ``spark://host:7077``, ``yarn``, ``k8s://…``."""
+    return str(context_of(spark).master)
+
+
+def is_local(spark: SparkSession) -> bool:
+    """Whether all tasks run inside the driver's own JVM. ``local-cluster[…]`` has executors, and is not local."""
+    return re.match(r"local(\[|$)", session_master(spark)) is not None
+
+
+@contextmanager
+def told_plainly() -> Iterator[None]:
+    """Turn a job's failure back into the `DataError` that a task raised, without the JVM's hundred lines around it."""
+    try:
+        yield
+    except DlsparkError:
+        raise
+    except Exception as error:
+        told = re.search(r"(?:^|[:\]] )dlspark\.errors\.DataError: (.*)$", str(error), re.MULTILINE)
+        if told is None:
+            raise
+        raise DataError(told[1]) from error
+
+
+def context_of(spark: SparkSession) -> Any:
+    """The session's SparkContext.
+
+    Raises:
+        ConfigError: a Spark Connect session, which has none.
+    """
+    try:
+        return spark.sparkContext
+    except Exception as error:
+        raise ConfigError(
+            f"Expected a classic Spark session, with a SparkContext: received {type(spark).__module__}.SparkSession. "
+            "Spark Connect cannot run the barrier and RDD jobs that training takes."
+        ) from error

@@ -1,0 +1,209 @@
+"""The page of a study: data, warnings, learning curves, the table of models, what each tells apart, and how long it took."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from dlspark.evaluation import ScoreTable
+from dlspark.report import Page, new_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SCORES = ("accuracy", "weighted_precision", "weighted_recall", "weighted_f1", "balanced_accuracy", "auroc_micro")
+"""Those of the table of models, in its order."""
+
+_STYLES = ("-", "--", "-.", ":")
+
+
+def model_table(split: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
+    """Columns and rows: a row for each model; the best one is marked."""
+    rows = []
+    for name, found in split["models"].items():
+        scores = [found["scores"][score]["value"] for score in SCORES]
+        rows.append([name, *scores, "best" if name == split["best"] else ""])
+    return ["model", *(name.replace("_", " ") for name in SCORES), ""], rows
+
+
+def first_table(split: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
+    """Columns and rows: for each model recall and F1 of the classes to look at first."""
+    rows = []
+    for name, found in split["models"].items():
+        of_class = {of["name"]: of for of in found["by_class"]}
+        rows.append([name, *(of_class[each][score]["value"] for each in split["first"] for score in ("recall", "f1"))])
+    return ["model", *(f"{score} {name}" for name in split["first"] for score in ("recall", "f1"))], rows
+
+
+def study_figures(split: Mapping[str, Any]) -> dict[str, Figure]:
+    """Groups by class, learning curves and the variance explained, of what there is."""
+    found = {}
+    if split["data"]["split"]["groups"]:
+        found["groups by class"] = groups_by_class(split["data"])
+    if any(phase["history"] for phase in split["networks"].values()):
+        found["learning curves"] = learning_curves(split["networks"])
+    explained = {name: fit["explained"] for name, fit in split["fits"].items() if fit["explained"]}
+    if explained:
+        found["variance explained"] = variance_explained(explained)
+    return found
+
+
+def groups_by_class(data: Mapping[str, Any]) -> Figure:
+    """How many patients, lesions and the like have images of each class, the parts beside one another."""
+    classes, parts = data["classes"], data["split"]["parts"]
+    figure = new_figure(8, 0.9 + 0.25 * len(classes) * len(parts))
+    axis: Any = figure.subplots()
+    height = 0.8 / len(parts)
+    for number, (name, part) in enumerate(parts.items()):
+        places = [row + (number - (len(parts) - 1) / 2) * height for row in range(len(classes))]
+        bars = axis.barh(
+            places, [part.get("groups_by_class", {}).get(each, 0) for each in classes], height * 0.9, label=name
+        )
+        axis.bar_label(bars, padding=3)
+    axis.set_yticks(range(len(classes)), classes)
+    axis.invert_yaxis()
+    axis.margins(x=0.1)  # room for the numbers
+    axis.set(xlabel="groups", title="Groups by class")
+    figure.legend(loc="outside right upper", frameon=False)
+    return figure
+
+
+def learning_curves(networks: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """Loss and accuracy by epoch, of training and, where there is some, validation; phases follow one another."""
+    whole: dict[str, dict[str, list[float]]] = {}
+    for name, network in networks.items():
+        curves = whole.setdefault(name.partition(" phase ")[0], {})
+        for key, values in network["history"].items():
+            curves.setdefault(key, []).extend(float("nan") if value is None else value for value in values)
+    figure = new_figure(10, 4)
+    for axis, metric in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
+        for number, (name, curves) in enumerate(whole.items()):
+            for style, key, told in (("-", metric, name), ("--", f"val_{metric}", f"{name}, validation")):
+                if key in curves:
+                    epochs = range(1, len(curves[key]) + 1)
+                    axis.plot(epochs, curves[key], style, color=f"C{number}", marker="o", markersize=3, label=told)
+        axis.set(xlabel="epoch", title=metric)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.grid(color="#eeeeee")
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right upper", frameon=False)
+    return figure
+
+
+def variance_explained(explained: Mapping[str, Sequence[float]]) -> Figure:
+    """What the first components hold together, of the variance of the standardised features."""
+    figure = new_figure(8, 4)
+    axis: Any = figure.subplots()
+    for number, (name, parts) in enumerate(explained.items()):
+        together = [sum(parts[: end + 1]) for end in range(len(parts))]
+        axis.plot(range(1, len(parts) + 1), together, linestyle=_STYLES[number % 4], marker=".", label=name)
+    axis.set(xlabel="principal components", ylabel="variance explained", ylim=(0, 1.01), title="Variance explained")
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.grid(color="#eeeeee")
+    figure.legend(loc="outside right upper", frameon=False)
+    return figure
+
+
+def study_page(
+    document: Mapping[str, Any],
+    figures: Mapping[str, Mapping[str, Figure]],
+    *,
+    explored: Mapping[str, bytes],
+    parts: Mapping[str, Sequence[ScoreTable]],
+) -> Page:
+    """All of a study.
+
+    Args:
+        document: what is in ``study.json``.
+        figures: for every split, name to figure: what `study_figures` drew, and any others, whose names say what they show.
+        explored: PNG files of the data, by what they show.
+        parts: for every split, the scores of its best model by the columns that were asked for.
+    """
+    page = Page(f"Study {document['name']}")
+    page.text(f"Run by: {document['command']}" if document["command"] else f"Made from {document['file']}.")
+    for warning in document["warnings"]:
+        page.warning(warning)
+    for name, split in document["splits"].items():
+        _add_split(page, name, split, figures[name], parts[name])
+    _add_data(page, next(iter(document["splits"].values())), explored)
+    page.heading("Times")
+    page.table(["step", "of", "seconds", ""], [_step(step) for step in document["steps"]])
+    page.text(f"{document['seconds']:,.0f} s in all.")
+    page.heading("Versions")
+    page.table(["package", "version"], sorted(document["versions"].items()))
+    return page
+
+
+def _add_data(page: Page, split: Mapping[str, Any], explored: Mapping[str, bytes]) -> None:
+    """What was counted, which is the same in all splits but for the parts."""
+    page.heading("Data")
+    classes = split["data"]["classes"]
+    for column, values in split["explored"]["counts"].items():
+        if column != "part":
+            counted = [[value, *(of[each] for each in classes), sum(of.values())] for value, of in values.items()]
+            page.table([column, *classes, "all"], counted)
+    for told, picture in explored.items():
+        page.picture(picture, told)
+
+
+def _add_split(
+    page: Page, name: str, split: Mapping[str, Any], figures: Mapping[str, Figure], parts: Sequence[ScoreTable]
+) -> None:
+    page.heading(f"Split {name}: models on the test part")
+    page.table(*model_table(split))
+    if split["first"]:
+        page.table(*first_table(split))
+    if len(split["models"]) > 1:
+        page.text("The best is chosen on these same rows, so what it would reach on others is somewhat less.")
+    intervals = [
+        [model, *(_interval(found["scores"][score]) for score in ("accuracy", "weighted_f1", "auroc_micro"))]
+        for model, found in split["models"].items()
+    ]
+    page.table(["95 % intervals", "accuracy", "weighted f1", "auroc micro"], intervals)
+    classes = split["data"]["classes"]
+    for score in ("recall", "f1"):
+        page.heading(f"Split {name}: {score} by class")
+        scores = [
+            [model, *({of["name"]: of[score]["value"] for of in found["by_class"]}[each] for each in classes)]
+            for model, found in split["models"].items()
+        ]
+        page.table(["model", *classes], scores)
+    for table in parts:
+        page.heading(f"Split {name}: {split['best']} {table.title}")
+        page.table(table.columns, table.rows)
+    page.heading(f"Split {name}: data")
+    _add_counts(page, split["data"]["split"]["parts"], classes)
+    groups = split["data"]["split"]["groups"]
+    page.text(
+        f"{split['data']['rejected']:,} images could not be used. "
+        + (f"{groups['torn']:,} of {groups['of']:,} groups are in more than one part." if groups else "There are no groups.")
+    )
+    if split["fits"]:
+        page.heading(f"Split {name}: classifiers")
+        page.table(
+            ["classifier", "inputs", "parameters", "tried", "seconds"], [_fit(*item) for item in split["fits"].items()]
+        )
+    page.heading(f"Split {name}: pictures")
+    for told, figure in figures.items():
+        page.text(f"{told[0].upper()}{told[1:]}:")
+        page.picture(figure, f"{told}, split {name}")
+
+
+def _add_counts(page: Page, parts: Mapping[str, Any], classes: Sequence[str]) -> None:
+    """Images of each class in each part, and groups where there are some."""
+    grouped = {name: of["groups_by_class"] for name, of in parts.items() if "groups_by_class" in of}
+    columns = ["class", *(f"{name} images" for name in parts), *(f"{name} groups" for name in grouped)]
+    counts = [of["by_class"] for of in parts.values()] + list(grouped.values())
+    page.table(columns, [[each, *(of.get(each, 0) for of in counts)] for each in classes])
+
+
+def _fit(name: str, fit: Mapping[str, Any]) -> list[Any]:
+    parameters = ", ".join(f"{key} {value}" for key, value in fit["params"].items())
+    return [name, fit["inputs"], parameters, len(fit["tried"]) or None, fit["seconds"]]
+
+
+def _step(step: Mapping[str, Any]) -> list[Any]:
+    return [step["kind"], step["name"], step["seconds"], "kept from before" if step["kept"] else ""]
+
+
+def _interval(score: Mapping[str, Any]) -> str:
+    return "" if score["low"] is None else f"{score['low']:.3f} – {score['high']:.3f}"

@@ -1,0 +1,38 @@
+"""What runs in a worker."""
+
+from __future__ import annotations
+
+from dlspark.worker.callbacks import callback_arrays, moving, restore_callbacks
+from dlspark.worker.device import describe_device, own_threads, worker_report
+from dlspark.worker.entry import build, load_model, reporting, resumed, run_worker, worker_environment
+from dlspark.worker.gradient_sync import check_mergeable
+from dlspark.worker.loop import train
+from dlspark.worker.model_state import capture, give_back, load_trained, save_trained, set_weights, weight_shapes
+from dlspark.worker.process import environment, random_states
+from dlspark.worker.session import WorkerSession
+
+__all__ = [
+    "WorkerSession",
+    "build",
+    "callback_arrays",
+    "capture",
+    "check_mergeable",
+    "describe_device",
+    "environment",
+    "give_back",
+    "load_model",
+    "load_trained",
+    "moving",
+    "own_threads",
+    "random_states",
+    "reporting",
+    "restore_callbacks",
+    "resumed",
+    "run_worker",
+    "save_trained",
+    "set_weights",
+    "train",
+    "weight_shapes",
+    "worker_environment",
+    "worker_report",
+]

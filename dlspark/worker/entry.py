@@ -1,0 +1,158 @@
+"""run_worker(): what every engine runs in every worker, around the only training loop."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from dlspark.data import Feed
+from dlspark.errors import ConfigError, RunInterruptedError
+from dlspark.job import MODEL_FILE, Payload, TrainJob, WorkerResult, load_job, load_payload, versions
+from dlspark.storage import Checkpoints, Store
+from dlspark.wire import Endpoint, Reporter, failure_fields
+from dlspark.worker.callbacks import Start
+from dlspark.worker.device import describe_device, worker_report
+from dlspark.worker.gradient_sync import check_mergeable
+from dlspark.worker.heartbeat import Pulse
+from dlspark.worker.loop import train
+from dlspark.worker.model_state import restore, save_trained, set_weights
+from dlspark.worker.process import environment, random_states
+from dlspark.worker.session import WorkerSession
+
+
+def run_worker(job_uri: str, endpoint: Endpoint, session: WorkerSession) -> WorkerResult:
+    """Train this worker's part of the job and, on rank 0, leave the trained variables in the store.
+
+    Args:
+        job_uri: the run's folder in the store, where the driver has put job, payload and model.
+        endpoint: where to report.
+        session: what the engine gives this worker.
+
+    Raises:
+        Exception: whatever went wrong here, after it was reported to the driver with its traceback.
+    """
+    position: dict[str, Any] = {}
+    with reporting(endpoint, session.rank, position) as reporter:
+        job = load_job(job_uri)
+        with worker_environment(job, session.rank):
+            return _run(job, load_payload(job), reporter, session, position)
+
+
+@contextmanager
+def worker_environment(job: TrainJob, rank: int) -> Iterator[None]:
+    """What a worker's code sees: KERAS_BACKEND, and its rank as DLSPARK_RANK. Everything is put back after the block."""
+    with environment(KERAS_BACKEND=job.keras_backend, DLSPARK_RANK=str(rank)), random_states():
+        yield
+
+
+@contextmanager
+def reporting(endpoint: Endpoint, rank: int, position: dict[str, Any]) -> Iterator[Reporter]:
+    """A connection to the driver, which hears of life in the block and of whatever goes wrong there before it is raised.
+
+    Args:
+        endpoint: where to report.
+        rank: this worker.
+        position: kept up to date by ``train``; part of every heartbeat and of the report of a failure.
+    """
+    reporter = endpoint.connect(rank)
+    try:
+        reporter.send("connected", pid=os.getpid(), host=socket.gethostname())
+        with Pulse(reporter, endpoint, rank, position):
+            yield reporter
+    except RunInterruptedError:
+        reporter.send("interrupted")
+        raise
+    except BaseException as error:
+        place = {name: position[name] for name in ("epoch", "step") if name in position}
+        reporter.send("failed", host=socket.gethostname(), **place, **failure_fields(error))
+        raise
+    finally:
+        reporter.close()
+
+
+def _run(
+    job: TrainJob, payload: Payload, reporter: Reporter, session: WorkerSession, position: dict[str, Any]
+) -> WorkerResult:
+    started = time.perf_counter()
+    import keras
+
+    device = describe_device(session)
+    reporter.send("started", pid=os.getpid(), host=socket.gethostname(), device=device)
+    if keras.backend.backend() != job.keras_backend:
+        raise ConfigError(
+            f"The job needs the Keras backend {job.keras_backend!r}; this process on {socket.gethostname()} has already "
+            f"loaded Keras with {keras.backend.backend()!r}. Start a new Spark session."
+        )
+    keras.utils.set_random_seed(job.seed + session.rank)
+    model = load_model(job, payload)
+    if session.exchanges:
+        check_mergeable(model)
+        set_weights(model, session.broadcast(model.get_weights()))
+        if model.jit_compile and not session.compiles:
+            reporter.send("note", text="jit_compile is off: this engine's collective cannot be compiled")
+            model.jit_compile = False
+    trained = train(
+        job,
+        model,
+        session,
+        reporter,
+        callbacks=payload.callbacks,
+        epochs=range(job.epochs),
+        position=position,
+        start=resumed(job, model),
+        checkpoints=Checkpoints(Store(job.uri)) if job.checkpoints else None,
+    )
+    if session.rank == 0:
+        save_trained(Store(job.uri), model)
+    report = worker_report(session.rank, device=device, trained=trained, seconds=time.perf_counter() - started)
+    reporter.send("done", seconds=report.seconds, rows=report.rows)
+    return WorkerResult(report=report, history=trained.history, epoch_seconds=trained.epoch_seconds, versions=versions())
+
+
+def resumed(job: TrainJob, model: Any) -> Start:
+    """The start of the job, after ``model`` was given what the checkpoint holds that the job goes on from.
+
+    Raises:
+        DataError: the checkpoint is of another model, or not whole.
+    """
+    if job.resume_from is None:
+        return Start()
+    checkpoints = Checkpoints(Store(job.uri))
+    start = Start(checkpoints.position(job.resume_from), checkpoints.load(job.resume_from))
+    restore(model, start.arrays)
+    return start
+
+
+def load_model(job: TrainJob, payload: Payload) -> Any:
+    """The job's compiled model, with the weights that the driver's has, from its file or from the user's builder."""
+    import keras
+
+    if job.from_builder:
+        before = keras.config.dtype_policy()
+        keras.config.set_dtype_policy(job.dtype_policy)
+        try:
+            model = payload.builder()
+        finally:
+            keras.config.set_dtype_policy(before)
+        if not model.built:
+            build(model, job)
+        set_weights(model, payload.initial_weights)
+        return model
+    with keras.saving.custom_object_scope(payload.custom_objects or {}), warnings.catch_warnings():
+        if not payload.optimizer_built:  # the file holds no state of the optimizer, and Keras warns that it finds none
+            warnings.filterwarnings("ignore", message="Skipping variable loading for optimizer")
+        return keras.saving.load_model(Store(job.uri).local_file(MODEL_FILE), safe_mode=True)
+
+
+def build(model: Any, job: TrainJob) -> None:
+    """Create the variables of a model that waits for its first input."""
+    import keras
+
+    with Feed(job.train, batch_size=1) as feed:
+        x, _, _ = keras.utils.unpack_x_y_sample_weight(feed.batch(0, None))
+    model(keras.tree.map_structure(keras.ops.convert_to_tensor, x), training=False)

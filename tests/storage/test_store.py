@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import errno
+import os
+import pickle
+import subprocess
+import sys
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from dlspark.errors import ConfigError, DlsparkError, MissingDependencyError
+from dlspark.storage.store import Store, StoreError
+
+
+@pytest.fixture(params=["local", "remote"])
+def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return Store(tmp_path / "runs" if request.param == "local" else f"memory://{uuid.uuid4().hex}/runs")
+
+
+def leftovers(folder: Path) -> list[str]:
+    return [name for name in os.listdir(folder) if name.startswith(".")]
+
+
+def test_local_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert Store("a/../b").uri == str(tmp_path / "b")
+    assert Store(Path("b")) == Store("b/") == Store((tmp_path / "b").as_uri())
+    assert Store("b").is_local
+    assert not Store("memory://bucket/b").is_local
+    assert Store("memory://bucket/b/").uri == "memory://bucket/b"
+
+
+def test_files_come_and_go(store: Store) -> None:
+    assert store.list() == ()
+    assert not store.exists("a")
+    store.write_bytes("a", b"one")
+    store.write_json("deep/down/b.json", {"é": [1, 2.5, None]})
+    assert store.exists("a")
+    assert store.exists("deep")
+    assert store.read_bytes("a") == b"one"
+    assert store.size("a") == 3
+    assert store.read_json("deep/down/b.json") == {"é": [1, 2.5, None]}
+    assert store.list() == ("a", "deep")
+    assert store.child("deep", "down").list() == ("b.json",)
+    store.write_bytes("a", b"three")
+    assert store.read_bytes("a") == b"three"
+    store.delete("a")
+    assert store.list() == ("deep",)
+    store.delete_all()
+    store.delete_all()
+    assert store.list() == ()
+
+
+def test_missing_files_are_named(store: Store) -> None:
+    for action in (store.read_bytes, store.size, store.local_file, store.delete):
+        with pytest.raises(StoreError, match="nothing-here"):
+            action("nothing-here")
+    store.delete("nothing-here", missing_ok=True)
+    with pytest.raises(OSError):  # the matching builtin
+        store.read_bytes("nothing-here")
+
+
+def test_broken_json_is_named(store: Store) -> None:
+    store.write_bytes("a.json", b'{"half": ')
+    with pytest.raises(StoreError, match=r"a\.json"):
+        store.read_json("a.json")
+
+
+@pytest.mark.parametrize("name", ["", "/etc/passwd", "../up", "a/../../up", "a//b", "./a"])
+def test_names_stay_inside(store: Store, name: str) -> None:
+    with pytest.raises(ConfigError, match="relative name"):
+        store.write_bytes(name, b"")
+
+
+def test_a_writer_publishes_all_or_nothing(store: Store) -> None:
+    with store.open_writer("x/model") as path:
+        path.write_bytes(b"old")
+        assert not store.exists("x/model")
+    with suppress(ZeroDivisionError), store.open_writer("x/model") as path:
+        path.write_bytes(b"half of the n")
+        raise ZeroDivisionError
+    assert store.read_bytes("x/model") == b"old"
+    assert store.child("x").list() == ("model",)
+    assert not path.exists()
+
+
+def test_a_killed_writer_leaves_the_old_file(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.write_bytes("model", b"old")
+    code = (
+        "import os, sys; from dlspark.storage.store import Store\n"
+        "with Store(sys.argv[1]).open_writer('model') as path:\n"
+        "    path.write_bytes(b'half'); os.kill(os.getpid(), 9)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], timeout=60, check=False).returncode == -9
+    assert store.read_bytes("model") == b"old"
+    assert store.list() == ("model",)
+
+
+def test_a_full_disk_names_path_and_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    store = Store(tmp_path)
+    store.write_bytes("model", b"old")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StoreError, match=r"1,234 bytes.*model.*No space left"):
+        store.write_bytes("model", bytes(1234))
+    monkeypatch.undo()
+    assert store.read_bytes("model") == b"old"
+    assert leftovers(tmp_path) == []
+
+
+def test_local_file_of_a_local_store_is_the_file_itself(tmp_path: Path) -> None:
+    Store(tmp_path).write_bytes("a", b"one")
+    assert Store(tmp_path).local_file("a") == tmp_path / "a"
+
+
+def test_a_remote_file_is_copied_once_and_again_when_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    store = Store(f"memory://{uuid.uuid4().hex}/data")
+    store.write_bytes("shard", b"one")
+    with ThreadPoolExecutor(4) as pool:
+        paths = set(pool.map(store.local_file, ["shard"] * 8))
+    (path,) = paths
+    assert path.read_bytes() == b"one"
+    assert path.is_relative_to(tmp_path / "dlspark")
+    copied = path.stat().st_ino  # the time of a copy says when it was used
+    assert store.local_file("shard").stat().st_ino == copied
+    store.write_bytes("shard", b"two")
+    assert store.local_file("shard").read_bytes() == b"two"
+    assert leftovers(path.parent) == []
+
+
+@pytest.mark.parametrize("uri", ["ftp://me:hunter2@host/runs", "https://host/runs?X-Amz-Signature=hunter2"])
+def test_secrets_are_refused_and_not_repeated(uri: str) -> None:
+    with pytest.raises(ConfigError, match="password") as caught:
+        Store(uri)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_uris_that_cannot_be() -> None:
+    for uri in ("", "memory://", "nosuchprotocol://bucket/runs"):
+        with pytest.raises(ConfigError):
+            Store(uri)
+
+
+@pytest.mark.skipif(find_spec("gcsfs") is not None, reason="gcsfs is installed, and this is about its absence")
+def test_a_missing_protocol_package_is_named() -> None:
+    with pytest.raises(MissingDependencyError, match="gcsfs"):
+        Store("gs://bucket/runs")
+
+
+def test_it_is_small_plain_data(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    assert pickle.loads(pickle.dumps(store)) == store
+    assert len(pickle.dumps(store)) < 300
+    assert hash(store) == hash(Store(tmp_path))
+    with pytest.raises(AttributeError):
+        store.uri = "elsewhere"  # type: ignore[misc]
+    assert issubclass(StoreError, DlsparkError)
+    error = StoreError("told")
+    assert str(pickle.loads(pickle.dumps(error))) == "told"

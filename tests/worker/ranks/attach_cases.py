@@ -1,0 +1,173 @@
+"""What every rank of tests/test_attach.py runs: models, and a training loop around an exchange between processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+
+from dlspark.data.feed import Feed
+from dlspark.data.shards import ShardedRows
+from dlspark.testing import toys
+from dlspark.worker.gradient_sync import attached
+from dlspark.worker.session import WorkerSession
+
+BATCH = 17
+
+
+class ListSession(WorkerSession):
+    """Adds what all ranks bring, in rank order, so that everybody gets the same bits."""
+
+    def __init__(self, rank: int, world_size: int, box: Any, barrier: Any) -> None:
+        super().__init__(rank, world_size)
+        self._box = box
+        self._barrier = barrier
+
+    def sum(self, tensors: Sequence[Any]) -> list[Any]:
+        import tensorflow as tf
+
+        totals = tf.nest.flatten(tf.numpy_function(self._exchange, list(tensors), [t.dtype for t in tensors]))
+        return [tf.ensure_shape(total, tensor.shape) for total, tensor in zip(totals, tensors, strict=True)]
+
+    def _exchange(self, *mine: Any) -> list[Any]:
+        self._box[self.rank] = mine
+        self._barrier.wait(60)
+        totals = [np.sum(parts, axis=0) for parts in zip(*self._box[: self.world_size], strict=True)]
+        self._barrier.wait(60)
+        return totals
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a rank ends with."""
+
+    weights: list[Any]
+    history: dict[str, list[float]]
+    replaced: set[str]  # methods of model and optimizer that are still ours
+
+
+def train(
+    case: str, rank: int, world_size: int, box: Any, barrier: Any, rows: ShardedRows, validation: ShardedRows, options: Any
+) -> Trained:
+    """Train ``case`` as ``rank``."""
+    model = CASES[case]()
+    part = {"batch_size": BATCH, "rank": rank, "world_size": world_size}
+    with Feed(rows, seed=1, **part) as feed, Feed(validation, **part) as val_feed:
+        last = {"train": feed.part_rows(feed.steps - 1), "test": val_feed.part_rows(val_feed.steps - 1)}
+        epoch = keras.callbacks.LambdaCallback(on_epoch_begin=lambda number, logs: setattr(feed, "epoch", number))
+        with attached(model, ListSession(rank, world_size, box, barrier), last.__getitem__) as passes:
+            history = model.fit(
+                feed.dataset(),
+                validation_data=val_feed.dataset(),
+                epochs=options.get("epochs", 2),
+                callbacks=[passes, epoch, *callbacks_of(case, rank)],
+                shuffle=False,
+                class_weight=options.get("class_weight"),
+                verbose=0,
+            ).history
+    ours = {"train_step", "test_step", "get_metrics_result", "apply", "_get_metrics_result_or_logs"}
+    replaced = ours & (set(vars(model)) | set(vars(model.optimizer)))
+    model.fit(*toys.separable(32), verbose=0, epochs=0)  # and it can still be asked to train, alone
+    return Trained(model.get_weights(), history, replaced)
+
+
+def callbacks_of(case: str, rank: int) -> list[Any]:
+    if case == "callbacks decide alike":
+        return [
+            keras.callbacks.EarlyStopping("val_loss", min_delta=1.0, patience=1),
+            keras.callbacks.ReduceLROnPlateau("val_loss", min_delta=1.0, patience=0, factor=0.1),
+        ]
+    if case == "weights that differ" and rank == 1:
+        return [keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: None), Strays()]
+    return []
+
+
+class Strays(keras.callbacks.Callback):  # type: ignore[misc]
+    """Changes this rank's weights behind everybody's back."""
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self.model.layers[-1].bias.assign([9.0, 9.0, 9.0])
+
+
+def embedding_classifier() -> Any:
+    """Its embedding's gradient is sparse."""
+    keras.utils.set_random_seed(1)
+    inputs = keras.Input((8,))
+    whole = keras.ops.clip(keras.ops.cast(inputs * 3 + 10, "int32"), 0, 19)
+    x = keras.layers.Flatten()(keras.layers.Embedding(20, 4)(whole))
+    model = keras.Model(inputs, keras.layers.Dense(3, activation="softmax")(x))
+    model.compile(keras.optimizers.Adam(0.01), "sparse_categorical_crossentropy", metrics=["accuracy"])
+    return model
+
+
+class OwnStep(keras.Model):  # type: ignore[misc]
+    """A custom train_step with an optimizer of its own and a log that is no metric."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dense = keras.layers.Dense(3, activation="softmax")
+        self.other_optimizer = keras.optimizers.SGD(0.05)
+
+    def call(self, inputs: Any) -> Any:
+        return self.dense(inputs)
+
+    def train_step(self, data: Any) -> dict[str, Any]:
+        import tensorflow as tf
+
+        x, y = data
+        with tf.GradientTape() as tape:
+            loss = keras.ops.mean(keras.losses.sparse_categorical_crossentropy(y, self(x, training=True)))
+        gradients = tape.gradient(loss, self.trainable_variables)
+        self.other_optimizer.apply(gradients, self.trainable_variables)
+        return {"own_loss": loss}
+
+
+def own_step_model() -> Any:
+    keras.utils.set_random_seed(1)
+    model = OwnStep()
+    model(np.zeros((1, 8), np.float32))  # creates the variables
+    model.other_optimizer.build(model.trainable_variables)
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    return model
+
+
+def batch_norm_model() -> Any:
+    keras.utils.set_random_seed(1)
+    frozen = keras.layers.Dense(8, name="frozen")
+    frozen.trainable = False
+    layers = [keras.layers.Input((8,)), frozen, keras.layers.BatchNormalization(), keras.layers.Dense(3)]
+    model = keras.Sequential([*layers, keras.layers.Softmax()])
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    return model
+
+
+def mixed_precision_model() -> Any:
+    """Loss scaling: the outermost optimizer must see the global gradient."""
+    keras.utils.set_random_seed(1)
+    layers = [keras.layers.Dense(16, activation="relu", dtype="mixed_float16"), keras.layers.Dense(3, dtype="float32")]
+    model = keras.Sequential([keras.layers.Input((8,)), *layers, keras.layers.Softmax(dtype="float32")])
+    optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.05), initial_scale=64.0)
+    model.compile(optimizer, "sparse_categorical_crossentropy")
+    return model
+
+
+CASES: dict[str, Callable[[], Any]] = {
+    "momentum, clipping, regularisation": toys.dense_classifier,
+    "adamw": lambda: toys.dense_classifier(keras.optimizers.AdamW(0.01, weight_decay=0.1)),
+    "accumulation": lambda: toys.dense_classifier(keras.optimizers.SGD(0.1, gradient_accumulation_steps=2)),
+    "ema": lambda: toys.dense_classifier(keras.optimizers.SGD(0.1, use_ema=True, ema_momentum=0.9)),
+    "schedule": lambda: toys.dense_classifier(
+        keras.optimizers.SGD(keras.optimizers.schedules.ExponentialDecay(0.1, 3, 0.5))
+    ),
+    "steps_per_execution": lambda: toys.dense_classifier(steps_per_execution=3),
+    "run_eagerly": lambda: toys.dense_classifier(run_eagerly=True),
+    "sparse gradients": embedding_classifier,
+    "custom train_step": own_step_model,
+    "callbacks decide alike": toys.dense_classifier,
+    "weights that differ": toys.dense_classifier,
+    "batch norm": batch_norm_model,
+    "mixed precision": mixed_precision_model,
+}
