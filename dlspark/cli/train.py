@@ -26,9 +26,7 @@ def add_parser(commands: Any) -> None:
     """Add ``train``."""
     parser = add_command(commands, "train", summary="train a classifier on a prepared dataset", example=_EXAMPLE, run=run)
     parser.add_argument("data", metavar="DATA", help="folder or URI of a prepared dataset")
-    parser.add_argument(
-        "--out", metavar="FOLDER", required=True, help=f"where model.keras and {HISTORY} go, or a URI"
-    )
+    parser.add_argument("--out", metavar="FOLDER", required=True, help=f"where model.keras and {HISTORY} go, or a URI")
     parser.add_argument("--overwrite", action="store_true", help="replace the model of an earlier run there")
     group = parser.add_argument_group("where it trains")
     group.add_argument("--backend", default="local", help="see `dlspark backends` (default: local)")
