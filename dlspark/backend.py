@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 from dlspark.driver import RunMonitor
 from dlspark.errors import ConfigError, did_you_mean
-from dlspark.job import FitResult, TrainJob, WorkerResult
+from dlspark.job import FitResult, JobSettings, TrainJob, WorkerResult
 from dlspark.worker import WorkerSession, run_worker
 
 WorkerFunction = Callable[[WorkerSession], WorkerResult]
@@ -40,6 +40,25 @@ class Capabilities:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Engine:
+    """What a backend runs on. The preflight, ``dlspark doctor``, the contract and the benchmarks read it here only.
+
+    Attributes:
+        packages: distributions of the engine and the plug-in, which driver and executors must have in equal versions.
+        modules: heavy modules of the engine, which importing the plug-in must not load.
+        environment: variables that a launch sets in its processes and puts back.
+        barrier: it needs all its Spark tasks at once, in one stage.
+        open_ports: what listens on executors during a run without asking who connects, for warnings; empty for nothing.
+    """
+
+    packages: tuple[str, ...] = ()
+    modules: tuple[str, ...] = ()
+    environment: tuple[str, ...] = ()
+    barrier: bool = False
+    open_ports: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class NoOptions:
     """The options of a backend that has none."""
 
@@ -47,12 +66,13 @@ class NoOptions:
 class Backend(ABC):
     """Carries out a job.
 
-    Subclasses set ``name`` and ``capabilities``, and ``options_type``, a frozen keyword-only dataclass that checks its
-    values in ``__post_init__``. ``__init__`` stores the options and does nothing else, save that it takes back on the
-    instance, by ``capabilities`` of its own, what the class promises and these options cannot keep.
+    Subclasses set ``name``, ``capabilities`` and ``engine``, and ``options_type``, a frozen keyword-only dataclass that
+    checks its values in ``__post_init__``. ``__init__`` stores the options and does nothing else. If these options cannot
+    keep what the class promises, it sets narrower ``capabilities`` on the instance.
     """
 
     name: ClassVar[str]
+    engine: ClassVar[Engine] = Engine()
     options_type: ClassVar[type] = NoOptions
     capabilities: Capabilities
 
@@ -76,11 +96,15 @@ class Backend(ABC):
                 raise ConfigError(f"Backend {cls.name!r} has no option {name!r}. {did_you_mean(name, known)}")
         return cls(cls.options_type(**options))
 
-    def check(self, job: TrainJob) -> None:  # noqa: B027 - optional, not abstract
-        """Refuse a job that cannot work, before any work starts: in under a second, where Python runs on the executors.
+    def check(self, settings: JobSettings, uri: str) -> None:  # noqa: B027 - optional, not abstract
+        """Refuse a job that cannot work, before any work starts: in under a second if the executors' Python runs already.
+
+        Args:
+            settings: what is asked of the run. Its data may not have been written yet.
+            uri: the run's folder of the store, which all workers must reach.
 
         Raises:
-            ConfigError: it cannot work here; the message says what would.
+            ConfigError: the job cannot work here; the message says what would.
         """
 
     @abstractmethod

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dlspark.backend import Backend, Capabilities, LaunchBackend, WorkerFunction, watched
+from dlspark.backend import Backend, Capabilities, Engine, LaunchBackend, WorkerFunction, watched
 from dlspark.data import Feed, num_steps
 from dlspark.driver import RunMonitor
 from dlspark.errors import ConfigError, MissingDependencyError, WorkerError
@@ -10,6 +10,7 @@ from dlspark.job import (
     MODEL_FILE,
     PAYLOAD_FILE,
     FitResult,
+    JobSettings,
     TrainJob,
     WorkerReport,
     WorkerResult,
@@ -51,8 +52,10 @@ __all__ = [
     "Checkpoints",
     "ConfigError",
     "Endpoint",
+    "Engine",
     "Feed",
     "FitResult",
+    "JobSettings",
     "LaunchBackend",
     "MissingDependencyError",
     "Position",

@@ -11,18 +11,16 @@ from contextlib import contextmanager
 from os import PathLike
 from typing import Any
 
-import cloudpickle
-
 from dlspark._require import choice, whole_number
 from dlspark.backend import Backend
 from dlspark.data import ShardedRows
 from dlspark.driver import EventLog, as_rows, checks, pickled_payload, runs, save_model, take_model
 from dlspark.errors import ConfigError, WorkerError
-from dlspark.job import JOB_FILE, PAYLOAD_FILE, FitResult, TrainJob, Verbosity, load_job, versions
+from dlspark.job import IDENTITY_FILE, PAYLOAD_FILE, FitResult, JobSettings, TrainJob, Verbosity, load_job
 from dlspark.registry import load_backend
-from dlspark.storage import Checkpoints, Store, checksum, lease
+from dlspark.storage import Checkpoints, Store, lease
 from dlspark.timeouts import Timeouts
-from dlspark.worker import build, check_mergeable, give_back, load_trained, weight_shapes
+from dlspark.worker import build, check_mergeable, give_back, load_trained, save_initial_weights, weight_shapes
 
 logger = logging.getLogger(__name__)
 
@@ -135,16 +133,15 @@ class Trainer:
         if validation_data is not None:
             checks.rows("validation_data", validation_data, model, batch_size, self.num_workers)
         checks.class_weight(class_weight, model)
+        payload = pickled_payload(builder, callbacks)
 
         import keras
 
-        job = TrainJob(
-            uri="",
+        settings = JobSettings(
             num_workers=self.num_workers,
             epochs=epochs,
             batch_size=batch_size,
             seed=seed,
-            train=_NOT_YET,
             class_weight=class_weight,
             keras_backend=keras.backend.backend(),
             verbose=verbose,
@@ -155,35 +152,21 @@ class Trainer:
             checkpoint_steps=self.checkpoint_steps,
             keep_events=self.store is not None,
         )
-        with self._run(lambda: self._identity(job, model, data, validation_data, callbacks), resume=resume) as (
-            store,
-            resumed,
-        ):
-            job = dataclasses.replace(job, uri=store.uri)
-            payload = pickled_payload(builder, model, callbacks)  # first: it needs no session
-            self._backend.check(job)
-            if resumed:
-                job = self._as_it_was(job, store, model)
-            else:
-                job = dataclasses.replace(
-                    job,
-                    train=as_rows("data", data, store, "train", model),
-                    validation=None
-                    if validation_data is None
-                    else as_rows("validation_data", validation_data, store, "val", model),
-                )
-                for name, rows in (("data", job.train), ("validation_data", job.validation)):
-                    if rows is not None:
-                        checks.rows(name, rows, model, batch_size, self.num_workers)
-            if not model.built:
-                build(model, job)
-                payload = pickled_payload(builder, model, callbacks)
-            if builder is None and not resumed:
-                save_model(store, model)
+
+        def identity() -> runs.Identity:
+            backend = self._backend
+            return runs.identity(settings, backend.name, backend.options, model, data, validation_data, callbacks)
+
+        with self._run_folder(identity, resume=resume) as (store, resumed):
+            self._backend.check(settings, store.uri)
             store.write_bytes(PAYLOAD_FILE, payload)
-            store.write_bytes(JOB_FILE, cloudpickle.dumps(job))
+            if resumed:
+                job = _resumed_job(settings, store, model)
+            else:
+                job = _new_job(settings, store, model, data, validation_data)
+            job.save()
             preparation_seconds = time.perf_counter() - started
-            result = self._fit_with_restarts(job, store, model)
+            result = self._launch_with_restarts(job, store, model)
             weights, optimizer_state = load_trained(store)
             if [tuple(w.shape) for w in weights] != [tuple(v.shape) for v in model.weights]:
                 raise ConfigError("The trained weights do not fit the model: it was changed while it was being trained.")
@@ -197,7 +180,7 @@ class Trainer:
         give_back(model, weights, optimizer_state)  # last: whatever fails before leaves the model as it was
         return dataclasses.replace(result, weights=model.get_weights(), model=model)
 
-    def _fit_with_restarts(self, job: TrainJob, store: Store, model: Any) -> FitResult:
+    def _launch_with_restarts(self, job: TrainJob, store: Store, model: Any) -> FitResult:
         """Ask the backend, and ask again after a failure, from the last checkpoint, as often as is allowed."""
         restarts = 0
         while True:
@@ -221,7 +204,7 @@ class Trainer:
             if job.keep_events:
                 with EventLog(store) as events:
                     events.add({"kind": "restart", "rank": None, "number": restarts, "from": latest})
-            store.write_bytes(JOB_FILE, cloudpickle.dumps(job))
+            job.save()
             self._wait_until_possible(job)
 
     def _wait_until_possible(self, job: TrainJob) -> None:
@@ -229,49 +212,15 @@ class Trainer:
         deadline = time.monotonic() + self.timeouts.launch_seconds
         while True:
             try:
-                return self._backend.check(job)
+                return self._backend.check(job, job.uri)
             except ConfigError:
                 if time.monotonic() > deadline:
                     raise
             time.sleep(_POLL_SECONDS)
 
-    def _identity(
-        self, job: TrainJob, model: Any, data: Any, validation_data: Any, callbacks: Sequence[Any]
-    ) -> runs.Identity:
-        """What a run must have in common with one that did not finish, to go on with it."""
-        return {
-            "backend": self._backend.name,
-            "options": dataclasses.asdict(self._backend.options),
-            "workers": job.num_workers,
-            "epochs": job.epochs,
-            "batch_size": job.batch_size,
-            "seed": job.seed,
-            "class_weight": None if job.class_weight is None else {str(k): float(v) for k, v in job.class_weight.items()},
-            "keras_backend": job.keras_backend,
-            "dtype_policy": job.dtype_policy,
-            "callbacks": runs.identity_of_callbacks(callbacks),
-            "model": runs.identity_of_model(model),
-            "initial_weights": checksum(model.get_weights()),
-            "data": runs.identity_of_data(data),
-            "validation_data": runs.identity_of_data(validation_data),
-            "versions": versions(),
-        }
-
-    def _as_it_was(self, job: TrainJob, store: Store, model: Any) -> TrainJob:
-        """The job of the run that is resumed, with its data, and with how this fit wants it to be run.
-
-        Raises:
-            DataError: none of its checkpoints fits the model.
-        """
-        latest = Checkpoints(store).latest(weight_shapes(model))
-        before = load_job(store.uri)
-        if latest:
-            logger.warning("Resuming the run in %s from checkpoint %s.", store.uri, latest)
-        return dataclasses.replace(job, train=before.train, validation=before.validation, resume_from=latest)
-
     @contextmanager
-    def _run(self, identity: Callable[[], runs.Identity], *, resume: bool) -> Iterator[tuple[Store, bool]]:
-        """(a run's folder, whether it was there): in the user's store, where it stays, or a temporary one, which goes."""
+    def _run_folder(self, identity: Callable[[], runs.Identity], *, resume: bool) -> Iterator[tuple[Store, bool]]:
+        """(a run's folder, whether its run is resumed): in the user's store, or a temporary one."""
         if self.store is None:
             with tempfile.TemporaryDirectory(prefix="dlspark-") as folder:
                 yield Store(folder), False
@@ -282,12 +231,58 @@ class Trainer:
         try:
             with lease(run):
                 if found is None:
-                    run.write_json(runs.IDENTITY_FILE, mine)
+                    run.write_json(IDENTITY_FILE, mine)
                 yield run, found is not None
         except BaseException:
             runs.forget_if_refused(run)
             raise
 
 
+def _new_job(settings: JobSettings, store: Store, model: Any, data: Any, validation_data: Any) -> TrainJob:
+    """Write data and model into a new run's folder; the job that names them."""
+    limits = {"batch_size": settings.batch_size, "num_workers": settings.num_workers}
+    train = as_rows("data", data, store, "train", model, **limits)
+    validation = None
+    if validation_data is not None:
+        validation = as_rows("validation_data", validation_data, store, "val", model, **limits)
+    _prepare_model(settings, store, model, train)
+    if not settings.from_builder:
+        save_model(store, model)
+    return TrainJob(
+        **vars(settings),
+        uri=store.uri,
+        train=train,
+        validation=validation,
+        optimizer_built=bool(model.optimizer.built),
+    )
+
+
+def _resumed_job(settings: JobSettings, store: Store, model: Any) -> TrainJob:
+    """The job of an unfinished run, with its data and its model, from its newest checkpoint, under these settings.
+
+    Raises:
+        DataError: none of its checkpoints fits the model.
+    """
+    before = load_job(store.uri)
+    _prepare_model(settings, store, model, before.train)
+    latest = Checkpoints(store).latest(weight_shapes(model))
+    if latest:
+        logger.warning("Resuming the run in %s from checkpoint %s.", store.uri, latest)
+    return TrainJob(
+        **vars(settings),
+        uri=store.uri,
+        train=before.train,
+        validation=before.validation,
+        optimizer_built=before.optimizer_built,
+        resume_from=latest,
+    )
+
+
+def _prepare_model(settings: JobSettings, store: Store, model: Any, rows: ShardedRows) -> None:
+    if not model.built:
+        build(model, rows)
+    if settings.from_builder:
+        save_initial_weights(store, model)
+
+
 _POLL_SECONDS = 0.5
-_NOT_YET = ShardedRows(uri="", files=(), rows_per_file=(), x="x", y="y")

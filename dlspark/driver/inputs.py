@@ -39,32 +39,32 @@ def take_model(model_or_builder: Any, seed: int) -> tuple[Callable[[], Any] | No
     return builder, model
 
 
-def pickled_payload(builder: Any, model: Any, callbacks: Sequence[Any]) -> bytes:
-    """The payload, pickled by value.
+def pickled_payload(builder: Callable[[], Any] | None, callbacks: Sequence[Any]) -> bytes:
+    """What only Python can carry to the workers, pickled by value and together, so that callbacks may share objects.
 
     Raises:
-        ConfigError: something cannot be pickled; it is named.
+        ConfigError: something cannot be pickled; the message names it.
     """
     import keras
 
-    named = [("The builder", builder), *((f"Callback {type(c).__name__}", c) for c in callbacks)]
-    for name, value in named:
-        try:
-            cloudpickle.dumps(value)
-        except Exception as error:  # pickling runs the object's own code: anything may come out
-            raise ConfigError(
-                f"{name} cannot be sent to workers: {type(error).__name__}: {error}. Keep locks, files, sessions and "
-                "models out of it; open them where it runs (in on_train_begin, or inside the builder)."
-            ) from error
-    weights = tuple(model.get_weights()) if builder is not None else ()
-    payload = Payload(
-        callbacks=tuple(callbacks),
-        builder=builder,
-        custom_objects=dict(keras.saving.get_custom_objects()),
-        initial_weights=weights,
-        optimizer_built=bool(model.optimizer.built),
-    )
-    return cloudpickle.dumps(payload)
+    payload = Payload(tuple(callbacks), builder, dict(keras.saving.get_custom_objects()))
+    try:
+        return cloudpickle.dumps(payload)
+    except Exception as error:  # pickling runs the object's own code: anything may be raised
+        parts = [("The builder", builder), *((f"Callback {type(c).__name__}", c) for c in callbacks)]
+        name = next((name for name, part in parts if not _pickles(part)), "A registered custom object")
+        raise ConfigError(
+            f"{name} cannot be sent to workers: {type(error).__name__}: {error}. Keep locks, files, sessions and "
+            "models out of it; open them where it runs (in on_train_begin, or inside the builder)."
+        ) from error
+
+
+def _pickles(value: Any) -> bool:
+    try:
+        cloudpickle.dumps(value)
+    except Exception:  # as above; the first error of all is the one that is raised
+        return False
+    return True
 
 
 def save_model(store: Store, model: Any) -> None:
@@ -92,8 +92,12 @@ def save_model(store: Store, model: Any) -> None:
                 ) from error
 
 
-def as_rows(name: str, data: Any, store: Store, part: str, model: Any) -> ShardedRows:
-    """``data`` as shards: as they are, or written to the store."""
+def as_rows(name: str, data: Any, store: Store, part: str, model: Any, *, batch_size: int, num_workers: int) -> ShardedRows:
+    """``data``, which `checks.rows` has passed, as shards: as they are, or written to the store as ``part``.
+
+    Raises:
+        ConfigError, DataError: a DataFrame's rows do not fit; they are checked when its executors have written them.
+    """
     if isinstance(data, ShardedRows):
         return data
     if isinstance(data, tuple | list):
@@ -108,7 +112,9 @@ def as_rows(name: str, data: Any, store: Store, part: str, model: Any) -> Sharde
             raise DataError(f"{name} needs feature columns and, last, the label column; it has only {data.columns}.")
         checks.dataframe_labels(name, data, model)
         columns = features[0] if len(features) == 1 else features
-        return write_dataframe(store.child("data"), part, data, features=columns, label=label)
+        rows = write_dataframe(store.child("data"), part, data, features=columns, label=label)
+        checks.rows(name, rows, model, batch_size, num_workers)
+        return rows
     raise DataError(
         f"{name} must be a part of an ImageDataset, a tuple (x, y) of NumPy arrays or a Spark DataFrame; "
         f"a {type(data).__name__} came."

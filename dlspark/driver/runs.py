@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import re
@@ -13,32 +14,29 @@ from typing import Any
 
 from dlspark.data import ShardedRows
 from dlspark.errors import ConfigError
-from dlspark.job import JOB_FILE, WEIGHTS_FILE, FitResult
+from dlspark.job import IDENTITY_FILE, JOB_FILE, RESULT_FILE, WEIGHTS_FILE, FitResult, JobSettings, versions
 from dlspark.storage import Checkpoints, Store, StoreError, checksum, refuse_if_running
 
 logger = logging.getLogger(__name__)
 
-IDENTITY_FILE = "run.json"
-RESULT_FILE = "result.json"
-
 Identity = dict[str, Any]
 
 
-def find(store: Store, identity: Identity) -> Store | None:
-    """The run in ``store`` that a fit of this identity goes on with; None when it begins a new one.
+def find(store: Store, wanted: Identity) -> Store | None:
+    """The run in ``store`` that a fit of this identity resumes; None when it begins a new one.
 
     Raises:
         ConfigError: the same run has finished, or is still running; or the newest one did not finish, can be resumed, and is
             another one, which the message tells by name.
     """
-    identity = json.loads(json.dumps(identity))
+    wanted = json.loads(json.dumps(wanted))
     runs = (store.child(name) for name in sorted(store.list(), reverse=True) if name.startswith("run-"))
     begun = (run for run in runs if run.exists(IDENTITY_FILE) and run.exists(JOB_FILE))
     newest_unfinished: tuple[Store, Identity] | None = None
     for number, run in enumerate(begun):
         theirs = run.read_json(IDENTITY_FILE)  # as JSON has it: no tuples
         finished = run.exists(RESULT_FILE)
-        if theirs == identity:
+        if theirs == wanted:
             if finished:
                 raise ConfigError(_finished(run))
             refuse_if_running(run)
@@ -49,7 +47,7 @@ def find(store: Store, identity: Identity) -> Store | None:
         run, theirs = newest_unfinished
         raise ConfigError(
             f"The run in {run.uri!r} did not finish and can be resumed, but not by this fit, which differs from it: "
-            f"{'; '.join(differences(theirs, identity))}. Run what was run there, or give fit resume=False to begin a new "
+            f"{'; '.join(differences(theirs, wanted))}. Run what was run there, or give fit resume=False to begin a new "
             "run beside it."
         )
     return None
@@ -100,6 +98,30 @@ def differences(before: Identity, now: Identity) -> list[str]:
 def _short(value: Any) -> str:
     text = "absent" if value is None else json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 80 else f"{text[:60]}… ({zlib.crc32(text.encode()):08x})"
+
+
+def identity(
+    settings: JobSettings, backend: str, options: Any, model: Any, data: Any, validation_data: Any, callbacks: Sequence[Any]
+) -> Identity:
+    """What a fit must have in common with an unfinished run to resume it. ``options`` is the backend's dataclass."""
+    weights = settings.class_weight
+    return {
+        "backend": backend,
+        "options": dataclasses.asdict(options),
+        "workers": settings.num_workers,
+        "epochs": settings.epochs,
+        "batch_size": settings.batch_size,
+        "seed": settings.seed,
+        "class_weight": None if weights is None else {str(k): float(v) for k, v in weights.items()},
+        "keras_backend": settings.keras_backend,
+        "dtype_policy": settings.dtype_policy,
+        "callbacks": identity_of_callbacks(callbacks),
+        "model": identity_of_model(model),
+        "initial_weights": checksum(model.get_weights()),
+        "data": identity_of_data(data),
+        "validation_data": identity_of_data(validation_data),
+        "versions": versions(),
+    }
 
 
 def identity_of_data(data: Any) -> Any:

@@ -7,10 +7,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from dlspark.driver import runs
 from dlspark.errors import ConfigError, DataError
 from dlspark.images import ImageDataset
-from dlspark.job import FitResult
+from dlspark.job import RESULT_FILE, FitResult
 from dlspark.ml.network import output_of
 from dlspark.ml.tables import dataset_images, dataset_rows, featurized, read_table, write_table
 from dlspark.model_files import MODEL, load_model
@@ -89,7 +88,7 @@ def train_phase(
                 class_weight=dataset.class_weight() if network["class_weight"] == "balanced" else None,
             )
         else:  # killed between the end of the training and that of the step
-            result = FitResult.from_json(finished.read_bytes(runs.RESULT_FILE).decode())
+            result = FitResult.from_json(finished.read_bytes(RESULT_FILE).decode())
             model.set_weights(load_trained(finished)[0])
         _save(model, folder.store)
     for name in place.list():
@@ -196,7 +195,7 @@ def _finished(place: Store) -> Store | None:
     """The run in a step's folder that has ended well: the step's key says that it can be no other."""
     for name in reversed(place.list()):
         run = place.child(name)
-        if run.exists(runs.RESULT_FILE):
+        if run.exists(RESULT_FILE):
             return run
     return None
 

@@ -19,7 +19,9 @@ from dlspark.plugin import (
     PAYLOAD_FILE,
     Capabilities,
     ConfigError,
+    Engine,
     FitResult,
+    JobSettings,
     LaunchBackend,
     MissingDependencyError,
     Store,
@@ -74,16 +76,23 @@ class HorovodBackend(LaunchBackend):
     """One worker per Spark task, in a fresh process beside the task's own; CPU, or one GPU each from Spark."""
 
     name: ClassVar[str] = "horovod"
+    engine: ClassVar[Engine] = Engine(
+        packages=("dlspark-horovod", "horovod"),
+        modules=("horovod",),
+        environment=("HOROVOD_CYCLE_TIME", "CUDA_VISIBLE_DEVICES"),
+        barrier=True,
+        open_ports="Horovod's gloo",
+    )
     options_type: ClassVar[type] = HorovodOptions
     capabilities = Capabilities(synchronous_gradients=True, exact_rows=True, deterministic=True, resumable=True)
 
-    def check(self, job: TrainJob) -> None:
+    def check(self, settings: JobSettings, uri: str) -> None:
         if importlib.util.find_spec("horovod") is None:
             raise MissingDependencyError(
                 "Backend 'horovod' needs Horovod, which is not installed. Run: python tools/build_horovod.py in a checkout "
                 "of dlspark; it needs a C++ compiler."
             )
-        check_cluster(job, self.name, barrier=True, packages=("dlspark-horovod", "horovod"))
+        check_cluster(settings, uri, backend=self.name, barrier=True, packages=self.engine.packages)
 
     def driver_host(self) -> str:
         return driver_host(get_session())

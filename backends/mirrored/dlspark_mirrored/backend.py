@@ -14,7 +14,9 @@ from typing import ClassVar
 from dlspark.plugin import (
     Capabilities,
     ConfigError,
+    Engine,
     FitResult,
+    JobSettings,
     LaunchBackend,
     TrainJob,
     WorkerError,
@@ -59,11 +61,18 @@ class MirroredBackend(LaunchBackend):
     """One worker per Spark task of a barrier stage; CPU, or one GPU each when Spark schedules them."""
 
     name: ClassVar[str] = "mirrored"
+    engine: ClassVar[Engine] = Engine(
+        packages=("dlspark-mirrored", "spark-tensorflow-distributor"),
+        modules=("spark_tensorflow_distributor",),
+        environment=("TF_CONFIG", "CUDA_VISIBLE_DEVICES"),
+        barrier=True,
+        open_ports="TensorFlow's gRPC",
+    )
     options_type: ClassVar[type] = MirroredOptions
     capabilities = Capabilities(synchronous_gradients=True, exact_rows=True, deterministic=True, resumable=True)
 
-    def check(self, job: TrainJob) -> None:
-        check_cluster(job, self.name, barrier=True, packages=("dlspark-mirrored", "spark-tensorflow-distributor"))
+    def check(self, settings: JobSettings, uri: str) -> None:
+        check_cluster(settings, uri, backend=self.name, barrier=True, packages=self.engine.packages)
 
     def driver_host(self) -> str:
         return driver_host(get_session())
