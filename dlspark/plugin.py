@@ -1,4 +1,4 @@
-"""Everything that a plug-in may import of dlspark; docs/backends.md and CONTRIBUTING.md show how it is used."""
+"""The one module of dlspark that a plug-in imports. CONTRIBUTING.md shows how to write a plug-in."""
 
 from __future__ import annotations
 

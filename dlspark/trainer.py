@@ -1,4 +1,4 @@
-"""Trainer: checks what it is given, puts a job into the store, asks the backend, and gives the weights back."""
+"""Trainer: validate, prepare the inputs, build one job, launch it with restarts, give the weights back."""
 
 from __future__ import annotations
 
@@ -30,19 +30,18 @@ class Trainer:
 
     Args:
         backend: name of an installed backend (``available_backends()`` lists them).
-        num_workers: the world size. Nothing else has to change with it: ``batch_size`` is global and learning rates are
-            never scaled.
+        num_workers: the world size. Nothing else changes with it: ``batch_size`` is global and learning rates are never
+            scaled.
         options: the backend's options by name, or an instance of its ``options_type``.
         store: folder or URI for this trainer's runs, which all workers must reach. A run keeps its checkpoints and events
-            there, and goes on from them when the same fit is called again. None means a temporary folder, and nothing to
-            resume from.
-        max_restarts: how often a fit starts again, from its last checkpoint, after a worker has failed.
+            there; calling the same ``fit`` again resumes it. None uses a temporary folder, and nothing can be resumed.
+        max_restarts: how often a run is restarted from its last checkpoint after a worker has failed.
         timeouts: `Timeouts`, or seconds by name: the bounds of every wait.
-        checkpoint_steps: leave a checkpoint every so many steps too, not at the ends of epochs alone.
+        checkpoint_steps: save a checkpoint every so many steps, in addition to the end of each epoch.
 
     Raises:
-        ConfigError: an unknown backend, option or timeout, or a number that is not one.
-        MissingDependencyError: a backend that is not installed.
+        ConfigError: an unknown backend, option or timeout, or an invalid number.
+        MissingDependencyError: the backend is not installed.
     """
 
     def __init__(
@@ -71,7 +70,7 @@ class Trainer:
         most = self._backend.capabilities.max_workers
         if most is not None and num_workers > most:
             raise ConfigError(
-                f"Backend {backend!r} runs at most {most} worker{'s' * (most > 1)}; num_workers={num_workers} came. Set "
+                f"Expected num_workers of at most {most} for backend {backend!r}; got num_workers={num_workers}. Set "
                 f"num_workers={most}, or choose a backend that runs on Spark, such as 'mirrored'."
             )
 
@@ -89,11 +88,13 @@ class Trainer:
         verbose: Verbosity = "auto",
         resume: bool = True,
     ) -> FitResult:
-        """Train, and give the trained weights to the caller's model.
+        """Train the model on the workers.
 
-        On success the model holds the trained weights and the optimizer's state. On any failure it is bit-identical to
-        what it was. Custom classes must be registered with ``keras.saving.register_keras_serializable``; a model that
-        Keras cannot save (a Lambda layer, a subclass without a config) is given as a builder.
+        Validates everything, writes data and model to the run's folder, builds one job, launches it (again after a
+        failure, if restarts are allowed), and copies the trained weights into the caller's model. On success the model
+        holds the trained weights and the optimizer's state; on any failure it is bit-identical to before. Custom classes
+        must be registered with ``keras.saving.register_keras_serializable``. A model that Keras cannot save (a Lambda
+        layer, a subclass without a config) must be given as a builder.
 
         Args:
             model_or_builder: a compiled Keras model, or a function without arguments that returns one. A builder runs
@@ -104,21 +105,21 @@ class Trainer:
             validation_data: of the same kinds; evaluated after every epoch over all its rows.
             epochs: passes over the data.
             batch_size: the most rows that one step takes, over all workers. Steps are ceil(rows / batch_size).
-            seed: of shuffling, dropout and augmentation. The latter two draw differently on every rank.
-            callbacks: Keras callbacks. Workers run copies of them: ModelCheckpoint, CSVLogger, TensorBoard and those with
-                an attribute ``rank_zero_only = True`` on rank 0 only, others on every rank, with logs over all rows.
+            seed: of shuffling, dropout and augmentation. Dropout and augmentation draw differently on every rank.
+            callbacks: Keras callbacks. Workers run copies of them. ModelCheckpoint, CSVLogger, TensorBoard and callbacks
+                with the attribute ``rank_zero_only = True`` run on rank 0 only; others run on every rank. Their logs are
+                over all rows.
             class_weight: weight of the loss by class index.
-            verbose: 0 silent, 1 live display, 2 plain lines, "auto" whichever fits where stderr goes.
-            resume: go on with the run of the trainer's store that was begun by the same fit and did not finish. False begins
-                a new run beside the older ones.
+            verbose: 0 silent, 1 live display, 2 plain lines, "auto" 1 on a terminal and 2 elsewhere.
+            resume: resume the unfinished run of the same ``fit`` in the trainer's store. False begins a new run beside it.
 
         Raises:
-            ConfigError, DataError: something cannot work; found before any job starts. Also when this very run has finished
-                already, and when another run waits to be resumed.
+            ConfigError, DataError: something cannot work. Raised before any job starts; also if this run has finished
+                already, or if another unfinished run in the store could be resumed.
             StoreError: the store cannot be read or written.
             MissingDependencyError: the backend lacks a package; the message has the command that installs it.
-            WorkerError: a worker failed, more often than ``max_restarts`` allows.
-            RunInterruptedError: SIGTERM came. The run can be resumed, if the trainer has a store.
+            WorkerError: a worker failed more often than ``max_restarts`` allows.
+            RunInterruptedError: the process received SIGTERM. With a store, the run can be resumed.
         """
         started = time.perf_counter()
         epochs = whole_number("epochs", epochs)
@@ -169,7 +170,10 @@ class Trainer:
             result = self._launch_with_restarts(job, store, model)
             weights, optimizer_state = load_trained(store)
             if [tuple(w.shape) for w in weights] != [tuple(v.shape) for v in model.weights]:
-                raise ConfigError("The trained weights do not fit the model: it was changed while it was being trained.")
+                raise ConfigError(
+                    "Expected the model to keep its shapes during fit; got trained weights of other shapes. Do not change "
+                    "the model while it trains."
+                )
             result = dataclasses.replace(
                 result,
                 time_to_first_step_seconds=result.time_to_first_step_seconds + preparation_seconds,
@@ -181,7 +185,7 @@ class Trainer:
         return dataclasses.replace(result, weights=model.get_weights(), model=model)
 
     def _launch_with_restarts(self, job: TrainJob, store: Store, model: Any) -> FitResult:
-        """Ask the backend, and ask again after a failure, from the last checkpoint, as often as is allowed."""
+        """Run the job, and run it again from its last checkpoint after a failure, at most ``max_restarts`` times."""
         restarts = 0
         while True:
             try:
@@ -208,7 +212,7 @@ class Trainer:
             self._wait_until_possible(job)
 
     def _wait_until_possible(self, job: TrainJob) -> None:
-        """Let the cluster replace what it has lost."""
+        """Wait until the cluster has replaced the executors that it lost."""
         deadline = time.monotonic() + self.timeouts.launch_seconds
         while True:
             try:
@@ -220,7 +224,7 @@ class Trainer:
 
     @contextmanager
     def _run_folder(self, identity: Callable[[], runs.Identity], *, resume: bool) -> Iterator[tuple[Store, bool]]:
-        """(a run's folder, whether its run is resumed): in the user's store, or a temporary one."""
+        """Yield the run's folder, in the user's store or a temporary one, and whether its run is resumed."""
         if self.store is None:
             with tempfile.TemporaryDirectory(prefix="dlspark-") as folder:
                 yield Store(folder), False
@@ -239,7 +243,7 @@ class Trainer:
 
 
 def _new_job(settings: JobSettings, store: Store, model: Any, data: Any, validation_data: Any) -> TrainJob:
-    """Write data and model into a new run's folder; the job that names them."""
+    """Write data and model into a new run's folder and return the job that names them."""
     limits = {"batch_size": settings.batch_size, "num_workers": settings.num_workers}
     train = as_rows("data", data, store, "train", model, **limits)
     validation = None
@@ -258,7 +262,7 @@ def _new_job(settings: JobSettings, store: Store, model: Any, data: Any, validat
 
 
 def _resumed_job(settings: JobSettings, store: Store, model: Any) -> TrainJob:
-    """The job of an unfinished run, with its data and its model, from its newest checkpoint, under these settings.
+    """The job of an unfinished run: its data and model, its newest checkpoint, and these settings.
 
     Raises:
         DataError: none of its checkpoints fits the model.

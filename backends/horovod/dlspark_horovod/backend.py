@@ -67,9 +67,9 @@ class HorovodOptions:
 
     def __post_init__(self) -> None:
         if self.cycle_time_ms is not None and self.cycle_time_ms <= 0:
-            raise ConfigError(f"cycle_time_ms must be above 0; {self.cycle_time_ms} came.")
+            raise ConfigError(f"Expected cycle_time_ms above 0; got {self.cycle_time_ms}.")
         if self.start_timeout_seconds is not None and self.start_timeout_seconds < 1:
-            raise ConfigError(f"start_timeout_seconds must be at least 1; {self.start_timeout_seconds} came.")
+            raise ConfigError(f"Expected start_timeout_seconds of at least 1; got {self.start_timeout_seconds}.")
 
 
 class HorovodBackend(LaunchBackend):
@@ -135,10 +135,10 @@ class HorovodBackend(LaunchBackend):
 
 @contextmanager
 def _quiet_spark_thread() -> Iterator[None]:
-    """Keep sixty lines of Java from the console when a run fails.
+    """Hide the sixty lines of Java that a failed run would print.
 
-    Horovod runs the Spark job in a thread of its own and cancels it when a rank has failed; the thread then dies of the
-    cancellation. The failure itself reaches the caller on another way.
+    Horovod runs the Spark job in its own thread and cancels the job when a rank has failed; the thread then raises the
+    cancellation. The failure itself reaches the caller by other means.
     """
     before, others = threading.excepthook, set(threading.enumerate())
 
@@ -158,7 +158,7 @@ def _quiet_spark_thread() -> Iterator[None]:
 
 
 def _rank(function: WorkerFunction, options: HorovodOptions, threads: int, needs_gpu: bool) -> WorkerResult:
-    """Runs in every process that Horovod starts."""
+    """Run in every process that Horovod starts."""
     from horovod.spark.task import get_available_devices
 
     with environment(
