@@ -7,11 +7,11 @@ import json
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import metadata
 from typing import TYPE_CHECKING, Any, Literal
 
 import cloudpickle
 
+from dlspark._require import installed_versions
 from dlspark.data import ShardedRows
 from dlspark.storage import Store
 from dlspark.timeouts import Timeouts
@@ -199,10 +199,4 @@ class FitResult:
 
 def versions() -> dict[str, str]:
     """Version by package of what is installed here, and Python's."""
-    found = {"python": platform.python_version()}
-    for name in _VERSIONS_OF:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    return {"python": platform.python_version(), **installed_versions(_VERSIONS_OF)}

@@ -57,15 +57,11 @@ def describe_backends() -> list[dict[str, Any]]:
 
     ``status`` is "ready", "incomplete" (a package that it requires is missing), "broken" or "not installed".
     """
-    from importlib import metadata
+    from dlspark.registry import BACKENDS, PLUGINS
 
-    from dlspark.registry import GROUP, PLUGINS, available_backends
-
-    installed = available_backends()
-    points = {point.name: point for point in metadata.entry_points(group=GROUP)}
-    found = [_describe(points[name]) for name in installed]
+    found = [_describe(point) for point in BACKENDS.points().values()]
     for name, install in PLUGINS.items():
-        if name not in installed:
+        if name not in BACKENDS:
             found.append({**_blank(name), "status": "not installed", "install": install})
     return sorted(found, key=lambda each: str(each["name"]))
 
@@ -115,16 +111,10 @@ def _requirements(point: EntryPoint) -> tuple[dict[str, str], list[str]]:
 
 
 def _split(names: list[str]) -> tuple[dict[str, str], list[str]]:
-    from importlib import metadata
+    from dlspark._require import installed_versions
 
-    versions: dict[str, str] = {}
-    missing: list[str] = []
-    for name in names:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            missing.append(name)
-    return versions, missing
+    versions = installed_versions(names)
+    return versions, [name for name in names if name not in versions]
 
 
 def _options(options_type: type) -> dict[str, dict[str, Any]]:
