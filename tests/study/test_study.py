@@ -14,8 +14,8 @@ import fsspec
 import pytest
 
 from dlspark.cli.main import main
-from dlspark.study.settings import StudyFile
 from dlspark.study.study import Study
+from dlspark.study.study_file import StudyFile
 from dlspark.testing.cells import cell_files
 
 pytestmark = [pytest.mark.spark, pytest.mark.slow, pytest.mark.timeout(400)]
