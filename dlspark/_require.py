@@ -88,7 +88,7 @@ class Registered(Mapping[str, Any]):
             Exception: the import fails: the module's own error.
         """
         if name not in self:
-            raise ConfigError(f"There is no {self.kind} {name!r}. {did_you_mean(str(name), self)} {advice}".rstrip())
+            raise ConfigError(f"Unknown {self.kind} {name!r}. {did_you_mean(str(name), self)} {advice}".rstrip())
         return self[name]
 
     def __getitem__(self, name: str) -> Any:

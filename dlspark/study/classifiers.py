@@ -132,7 +132,7 @@ def load_classifier(name: str) -> StudyClassifier:
     """
     kind = CLASSIFIERS.find(name)
     if not (isinstance(kind, type) and issubclass(kind, StudyClassifier)):
-        raise ConfigError(f"Expected a subclass of StudyClassifier as entry point {name!r} of {CLASSIFIERS.group}; got {kind!r}.")
+        raise ConfigError(f"Expected the entry point of classifier {name!r} to be a StudyClassifier; got {kind!r}.")
     return kind()
 
 

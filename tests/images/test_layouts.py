@@ -30,7 +30,7 @@ def test_names_and_options() -> None:
     assert find_layout("folders") is find_layout(folders) is folders
     with pytest.raises(ConfigError, match="Layout 'folders' has no options; got csv"):
         find_layout("folders", {"csv": "a.csv"})
-    with pytest.raises(ConfigError, match=r"no layout 'ham1000'. Did you mean 'ham10000'"):
+    with pytest.raises(ConfigError, match=r"Unknown layout 'ham1000'. Did you mean 'ham10000'"):
         find_layout("ham1000")
 
 

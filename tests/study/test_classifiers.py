@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dlspark.errors import ConfigError
-from dlspark.study.classifiers import GROUP, available_classifiers, load_classifier
+from dlspark.study.classifiers import CLASSIFIERS, available_classifiers, load_classifier
 from dlspark.study.study_file import StudyFile
 
 OURS = ["gbt", "logistic_regression", "random_forest"]
@@ -30,7 +30,7 @@ def claim(folder: Path, line: str) -> None:
     info = folder / "dlspark_rival-0.1.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: dlspark-rival\nVersion: 0.1\n")
-    (info / "entry_points.txt").write_text(f"[{GROUP}]\n{line}\n")
+    (info / "entry_points.txt").write_text(f"[{CLASSIFIERS.group}]\n{line}\n")
 
 
 def test_ours_are_found_and_nothing_heavy_is_imported() -> None:
@@ -44,7 +44,7 @@ def test_ours_are_found_and_nothing_heavy_is_imported() -> None:
 
 
 def test_an_unknown_name_lists_the_known() -> None:
-    with pytest.raises(ConfigError, match=r"got 'random_forrest'. Did you mean 'random_forest'"):
+    with pytest.raises(ConfigError, match=r"Unknown classifier 'random_forrest'. Did you mean 'random_forest'"):
         load_classifier("random_forrest")
 
 
@@ -58,7 +58,7 @@ def test_two_that_claim_a_name_are_an_error(tmp_path: Path, monkeypatch: pytest.
 def test_an_entry_point_of_something_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     claim(tmp_path, "path = pathlib:Path")
     monkeypatch.syspath_prepend(str(tmp_path))
-    with pytest.raises(ConfigError, match="Expected a subclass of StudyClassifier"):
+    with pytest.raises(ConfigError, match="to be a StudyClassifier"):
         load_classifier("path")
 
 
