@@ -1,4 +1,4 @@
-"""``dlspark evaluate``: how a trained model does on a part of a prepared dataset."""
+"""``dlspark evaluate``: evaluate a trained model on a part of a prepared dataset."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ def add_parser(commands: Any) -> None:
     parser = add_command(
         commands, "evaluate", summary="loss, metrics, scores and confusion of a model", example=_EXAMPLE, run=run
     )
-    parser.add_argument("model", metavar="MODEL", help="a .keras file, or the folder that `dlspark train` wrote it to")
+    parser.add_argument("model", metavar="MODEL", help="a .keras file, or a folder written by `dlspark train`")
     parser.add_argument("data", metavar="DATA", help="folder or URI of a prepared dataset")
     parser.add_argument("--part", choices=_PARTS, default="test", help="which rows (default: test)")
-    parser.add_argument("--batch-size", metavar="N", type=int, default=32, help="rows at a time (default: 32)")
+    parser.add_argument("--batch-size", metavar="N", type=int, default=32, help="rows in a batch (default: 32)")
     parser.add_argument(
         "--by",
         metavar="NAME,NAME:WIDTH",
         action="extend",
         type=banded_columns,
         default=[],
-        help="columns by whose values scores are told as well; numbers in bands of a width, such as age:20",
+        help="columns for which to show scores by value; numbers in bands of WIDTH, such as age:20",
     )
     parser.add_argument(
-        "--first", metavar="CLASS,CLASS", action="extend", type=words, default=[], help="classes to tell of first"
+        "--first", metavar="CLASS,CLASS", action="extend", type=words, default=[], help="classes to show first"
     )
     parser.add_argument(
         "--bootstrap", metavar="N", type=int, default=1000, help="resamples for the 95 %% intervals (default: 1000; 0: none)"
@@ -54,37 +54,32 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--group",
         metavar="NAME",
-        help="column whose rows are drawn together, or 'none' (default: what the data was split by, or its groups)",
+        help="column whose groups are resampled whole, or 'none' (default: the column of the split, or group)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the resamples (default: 0)")
-    parser.add_argument(
-        "--out", metavar="FOLDER", help=f"where {PAGE}, which needs no network, its pictures and {PREDICTIONS} go"
-    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the resamples (default: 0)")
+    parser.add_argument("--out", metavar="FOLDER", help=f"folder or URI for {PAGE}, its pictures and {PREDICTIONS}")
 
 
 def run(options: argparse.Namespace) -> Report:
-    """Predict in this process, batch by batch; then judge."""
+    """Predict in this process, batch by batch, then evaluate."""
     from dlspark.images import ImageDataset, show_progress
 
     dataset = ImageDataset.open(options.data)
     rows = getattr(dataset, options.part)
     if rows is None:
-        there = ", ".join(part for part in _PARTS if getattr(dataset, part) is not None)
-        raise DataError(f"The dataset at {dataset.uri!r} has no part {options.part!r}; it has: {there}. Choose by --part.")
+        parts = ", ".join(part for part in _PARTS if getattr(dataset, part) is not None)
+        raise DataError(f"Expected a part of {dataset.uri!r}; got {options.part!r}. Choose one with --part: {parts}.")
     for name in options.first:
         if name not in dataset.classes:
-            raise ConfigError(f"--first names no class. {did_you_mean(name, dataset.classes)}")
+            raise ConfigError(f"Expected classes after --first; got {name!r}. {did_you_mean(name, dataset.classes)}")
     group = _group(dataset, options.group)
     columns = _columns(dataset, rows, options, group)
-    _refuse_what_is_missing(options)
+    _check_early(options)
 
-    from dlspark.evaluation import bands, evaluate_predictions, predict_rows, value_texts
+    from dlspark.evaluation import evaluate_predictions, predict_rows, value_texts
     from dlspark.model_files import load_model
 
-    by = {
-        name: value_texts(name, columns[name] if width is None else bands(columns[name], width))
-        for name, width in options.by
-    }
+    by = {name: value_texts(name, columns[name], width) for name, width in options.by}
     with without_noise():
         model = load_model(options.model)
     done = [0]
@@ -102,8 +97,8 @@ def run(options: argparse.Namespace) -> Report:
     return _report(options, dataset, found, columns["id"], evaluation, group)
 
 
-def _refuse_what_is_missing(options: argparse.Namespace) -> None:
-    """Look at what is needed after the predictions, which take long, before them."""
+def _check_early(options: argparse.Namespace) -> None:
+    """Check numbers and packages that are needed only after the predictions, which take long."""
     from dlspark._require import require, whole_number
     from dlspark.evaluation import scores
     from dlspark.report import page
@@ -154,7 +149,7 @@ def _report(
 def _written(
     options: argparse.Namespace, found: Predictions, ids: NDArray[Any], evaluation: Evaluation, facts: dict[str, Any]
 ) -> str:
-    """Write predictions, pictures and, when all else is there, the page; returns its address."""
+    """Write predictions, pictures and finally the page; return its URI."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -181,7 +176,7 @@ def _written(
 
 
 def _group(dataset: ImageDataset, asked: str | None) -> str | None:
-    """The column whose rows are drawn together."""
+    """The column whose groups are resampled whole."""
     if asked == "none":
         return None
     if asked is not None:
@@ -193,14 +188,14 @@ def _group(dataset: ImageDataset, asked: str | None) -> str | None:
 def _columns(
     dataset: ImageDataset, rows: ShardedRows, options: argparse.Namespace, group: str | None
 ) -> dict[str, NDArray[Any]]:
-    """The columns that are needed beside the images, whole."""
+    """The needed columns other than the images."""
     import numpy as np
 
-    told_by = _known(dataset, [name for name, _ in options.by], "--by")
-    for name in told_by:
-        if told_by.count(name) > 1:
-            raise ConfigError(f"--by names {name!r} twice. Choose one width for its bands.")
-    names = ["id", *told_by, *([group] if group else [])]
+    by = _known(dataset, [name for name, _ in options.by], "--by")
+    for name in by:
+        if by.count(name) > 1:
+            raise ConfigError(f"Expected different columns after --by; got {name!r} twice. Choose one width for its bands.")
+    names = ["id", *by, *([group] if group else [])]
     with rows.open() as reader:
         return reader.take(np.arange(rows.rows), list(dict.fromkeys(names)))
 
@@ -209,5 +204,5 @@ def _known(dataset: ImageDataset, names: Sequence[str], flag: str) -> list[str]:
     offered = [name for name in dataset.manifest["columns"] if name not in {"image", "label"}]
     for name in names:
         if name not in offered:
-            raise ConfigError(f"{flag} names no column of the dataset. {did_you_mean(name, offered)}")
+            raise ConfigError(f"Expected a column of the dataset after {flag}; got {name!r}. {did_you_mean(name, offered)}")
     return list(names)

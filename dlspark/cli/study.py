@@ -1,4 +1,4 @@
-"""``dlspark study``: everything from a collection of images to a table of models, as one file describes it."""
+"""``dlspark study``: from a collection of images to a table of models, as described in one file."""
 
 from __future__ import annotations
 
@@ -23,34 +23,34 @@ def add_parser(commands: Any) -> None:
     parser = add_command(
         commands,
         "study",
-        summary="prepare, train, featurize, classify and evaluate as a file says",
+        summary="prepare, train, featurize, classify and evaluate, as described in one file",
         example=_EXAMPLE,
         run=run,
     )
-    parser.add_argument("file", metavar="FILE", help="a study's YAML file, or: init NAME")
+    parser.add_argument("file", metavar="FILE", help="YAML file of a study, or: init NAME")
     parser.add_argument(
-        "name", metavar="NAME", nargs="?", help="after init: ham10000 or cnmc; NAME.yaml is written, with comments"
+        "name", metavar="NAME", nargs="?", help="after init: ham10000 or cnmc, the example to write to NAME.yaml"
     )
-    parser.add_argument("--plan", action="store_true", help="only list the steps, and which of them are kept from before")
+    parser.add_argument("--plan", action="store_true", help="only list the steps, and whether their results are kept")
 
 
 def run(options: argparse.Namespace) -> Report:
-    """Run the study, or go on with it; finished steps are not done again."""
+    """Run a study, or resume it; finished steps are not repeated."""
     if options.file == "init":
         return _init(options.name)
     if options.name is not None:
-        raise ConfigError(f"dlspark study takes one FILE; got {options.name!r} besides. Or write: dlspark study init NAME")
+        raise ConfigError(f"Expected one FILE; got {options.name!r} too. Remove it, or run: dlspark study init NAME")
     from dlspark.study import PAGE, Study, StudyFile
 
     file = StudyFile.read(options.file)
     if file.settings.networks:
         with without_noise():
-            import keras  # noqa: F401 - the study's identity has its backend
+            import keras  # noqa: F401 - the keys of steps contain its backend
     study = Study.of(file)
     if options.plan:
         plan = [[step.kind, step.name, "kept" if kept else "to do"] for step, kept in study.plan()]
         document = {"steps": [dict(zip(("kind", "name", "state"), row, strict=True)) for row in plan]}
-        return Report(document, [Table(["step", "of", "state"], plan)])
+        return Report(document, [Table(["step", "name", "state"], plan)])
     document = study.run(command=["dlspark", *options.arguments])
     return Report(document, _blocks(document, f"{study.store.uri}/{PAGE}"))
 
@@ -59,14 +59,14 @@ def _init(name: str | None) -> Report:
     from dlspark.study import EXAMPLES, example
 
     if name is None:
-        raise ConfigError(f"dlspark study init takes a NAME: {' or '.join(EXAMPLES)}.")
+        raise ConfigError(f"Expected a NAME after init; got none. Use {' or '.join(EXAMPLES)}.")
     text, path = example(name), Path(f"{name}.yaml")
     try:
         with path.open("x", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError:
-        raise ConfigError(f"{str(path)!r} is there already. Move it away, or go to another folder.") from None
-    return Report({"file": str(path)}, [f"{path} is written: read it, and run dlspark study {path}"])
+        raise ConfigError(f"Expected to create {str(path)!r}; it exists already. Move it to another folder.") from None
+    return Report({"file": str(path)}, [f"Wrote {path}. Edit it, then run: dlspark study {path}"])
 
 
 def _blocks(document: dict[str, Any], where: str) -> list[Block]:
@@ -78,6 +78,6 @@ def _blocks(document: dict[str, Any], where: str) -> list[Block]:
         if split["first"]:
             blocks.append(Table(*first_table(split), title=f"split {name}: {', '.join(split['first'])}"))
     kept = sum(step["kept"] for step in document["steps"])
-    facts = {"report": where, "steps": f"{len(document['steps'])}, {kept} of them kept from before"}
+    facts = {"report": where, "steps": f"{len(document['steps'])}, {kept} of them with kept results"}
     facts |= {f"warning {number}": text for number, text in enumerate(document["warnings"], start=1)}
     return [*blocks, Facts(facts)]

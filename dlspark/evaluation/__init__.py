@@ -1,12 +1,11 @@
-"""How good predictions are: scores, intervals, curves, pages."""
+"""Evaluate predictions: scores, intervals, curves, pages."""
 
 from __future__ import annotations
 
 from dlspark.evaluation.evaluation import Evaluation, evaluate_predictions
 from dlspark.evaluation.page import ScoreTable, evaluation_page, intervals_in_words, score_tables
 from dlspark.evaluation.pictures import figures_of
-from dlspark.evaluation.prediction_arrays import bands, value_texts
-from dlspark.evaluation.predictions import Predictions, predict_rows
+from dlspark.evaluation.predictions import Predictions, bands, predict_rows, value_texts
 
 __all__ = [
     "Evaluation",

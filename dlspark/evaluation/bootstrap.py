@@ -1,9 +1,8 @@
-"""Scores of a classifier on many resamples of its rows at once: how far they could have come out otherwise.
+"""Scores on many bootstrap resamples at once, and their percentile intervals.
 
-scikit-learn takes some 65 ms for all scores of one resample of 2,000 rows and seven classes (measured), so a thousand
-would take a minute, and as long again for every column. Here rows are sorted once and a resample is a row of weights;
-what comes out equals scikit-learn's scores with those weights as ``sample_weight``, which tests/ml/test_bootstrap.py
-holds it to.
+scikit-learn takes about 65 ms for all scores of one resample of 2,000 rows and seven classes (measured), so a thousand
+resamples would take a minute, and another minute for every column. Here rows are sorted once, and a resample is a vector
+of weights. The scores equal those of scikit-learn with these weights as ``sample_weight``, as the tests check.
 """
 
 from __future__ import annotations
@@ -17,17 +16,17 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 CONFIDENCE = 0.95
-_CHUNK_ELEMENTS = 2**21  # weights of rows times classes that are in memory at a time, some 16 MB an array
+_CHUNK_ELEMENTS = 2**21  # elements of an array of resamples, rows and classes, about 16 MB
 
 
 def multiplicities(units: NDArray[np.int64], resamples: int, seed: int, chunk: int) -> Iterator[Floats]:
-    """How often each row is drawn, for resamples that draw as many units as there are, with replacement.
+    """How often each row is drawn, in resamples that draw as many units as there are, with replacement.
 
     Args:
-        units: for each row the number of the unit that it is drawn with, from 0: its own, or its group's.
-        resamples: how many in all.
-        seed: of the draw; what is drawn does not depend on ``chunk``.
-        chunk: the most resamples at a time.
+        units: for each row the index of its unit, from 0: a row or a group.
+        resamples: number of resamples in total.
+        seed: of the draw, which does not depend on ``chunk``.
+        chunk: the maximum number of resamples in one array.
 
     Yields:
         Arrays of shape (at most chunk, rows).
@@ -56,14 +55,14 @@ def resampled_scores(
     Args:
         labels: true classes, of shape (rows,).
         predicted: predicted classes, of shape (rows,).
-        probabilities: of shape (rows, num_classes), rows adding up to about 1; None leaves out what needs them.
-        num_classes: how many there are.
-        units: what is drawn together, see `multiplicities`.
-        resamples: how many.
+        probabilities: of shape (rows, num_classes), rows adding up to about 1; None omits scores that need them.
+        num_classes: number of classes.
+        units: see `multiplicities`.
+        resamples: number of resamples.
         seed: of the draw.
 
     Returns:
-        Name to shape (resamples,), or (resamples, num_classes) for what each class has. NaN where a score is undefined.
+        By name, arrays of shape (resamples,), or (resamples, num_classes) for scores by class. NaN where undefined.
     """
     chunk = max(1, _CHUNK_ELEMENTS // (len(labels) * num_classes))
     scores = _Scores(labels, predicted, probabilities, num_classes)
@@ -72,7 +71,7 @@ def resampled_scores(
 
 
 class _Scores:
-    """Scores of weighted rows. What does not depend on the weights is prepared once."""
+    """Scores of weighted rows. Everything that does not depend on the weights is computed once."""
 
     def __init__(
         self, labels: NDArray[np.int64], predicted: NDArray[np.int64], probabilities: Floats | None, num_classes: int
@@ -86,7 +85,7 @@ class _Scores:
             rows = np.arange(len(labels))
             self._rankings = [_Ranking(self._truth[:, c], probabilities[:, c], rows) for c in range(num_classes)]
             self._micro = _Ranking(self._truth.ravel(), probabilities.ravel(), np.repeat(rows, num_classes))
-            # As scikit-learn's log_loss: a probability of 0 counts as the smallest step from 1.
+            # As in scikit-learn's log_loss, which clips probabilities by the machine epsilon.
             eps = np.finfo(np.float64).eps
             self._losses = -np.log(np.clip(summing_to_1(probabilities)[rows, labels], eps, 1 - eps))
 
@@ -121,14 +120,14 @@ class _Scores:
 
 
 class _Ranking:
-    """Items sorted by a score, to tell how well it puts the positive ones first.
+    """Items sorted by a score, for AUROC and average precision.
 
-    Only the running sum of the weights goes over all items; the rest, over runs of equal scores that hold a positive one.
+    Only the cumulative weights cover all items; the rest covers runs of equal scores that contain a positive item.
 
     Args:
         positive: 1 or 0, of shape (items,).
         scores: of shape (items,).
-        rows: the row that weighs each item.
+        rows: the row of each item, whose weight it has.
     """
 
     def __init__(self, positive: Floats, scores: Floats, rows: NDArray[np.int64]) -> None:
@@ -144,7 +143,7 @@ class _Ranking:
     def of(self, weights: Floats) -> tuple[Floats, Floats]:
         """AUROC and average precision, each of shape (resamples,).
 
-        AUROC is the share of pairs in which the positive item has the higher score, ties by half (Mann and Whitney).
+        AUROC is the fraction of pairs in which the positive item has the higher score; ties count half (Mann and Whitney).
         """
         if not self._firsts.size:
             undefined = np.full(len(weights), np.nan)
@@ -163,12 +162,12 @@ class _Ranking:
 
 
 def summing_to_1(probabilities: Floats) -> Floats:
-    """The same without what rounding left in the sums of rows; for losses only, as it may break ties of rankings."""
+    """``probabilities`` divided by the sums of rows. For losses only: rounding may break ties in rankings."""
     return probabilities / probabilities.sum(axis=1, keepdims=True)
 
 
 def interval(values: Floats) -> tuple[float, float] | None:
-    """The percentile interval of `CONFIDENCE` over the resamples in which a score is defined; None if it is in none."""
+    """The percentile interval of `CONFIDENCE` over the resamples where a score is defined; None if there are none."""
     defined = values[~np.isnan(values)]
     if not defined.size:
         return None
@@ -182,6 +181,6 @@ def _ratio(part: Any, whole: Any) -> Floats:
 
 
 def _mean_of_defined(values: Floats) -> Floats:
-    """The mean over classes of those that are not NaN; NaN where all are."""
+    """The mean over classes, ignoring NaN; NaN where all are NaN."""
     defined = ~np.isnan(values)
     return _ratio(np.where(defined, values, 0).sum(axis=1), defined.sum(axis=1).astype(np.float64))

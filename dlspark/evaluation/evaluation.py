@@ -1,6 +1,6 @@
-"""How good predictions are: scores by scikit-learn, their confidence intervals, curves, by class and by any column.
+"""Evaluate predictions: scores by scikit-learn, confidence intervals and curves, by class and by column.
 
-Takes arrays only, so that a network's, a Spark ML model's and an ensemble's predictions are judged alike.
+Takes arrays only, so that networks, Spark ML models and ensembles are evaluated alike.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 from dlspark._require import whole_number
 from dlspark.errors import ConfigError, DataError, did_you_mean
 from dlspark.evaluation.bootstrap import Floats, interval, resampled_scores
-from dlspark.evaluation.prediction_arrays import checked_probabilities, class_indices, in_order, unit_numbers, value_texts
+from dlspark.evaluation.predictions import checked_probabilities, class_indices, in_order, unit_numbers, value_texts
 from dlspark.evaluation.scores import OF_CLASSES, Curve, confusion_matrix, curves_of, scores_of
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A score and its 95 % confidence interval; None is what is undefined, or was not asked for."""
+    """A score and its 95 % confidence interval; None where undefined or not requested."""
 
     value: float | None
     low: float | None = None
@@ -35,12 +35,13 @@ class ClassScores:
 
     Attributes:
         name: of the class.
-        rows: how many are truly of it.
-        predicted: how many were said to be.
-        precision: of the rows said to be of it, the fraction that is; undefined where none was.
-        recall: of its rows, the fraction said to be; undefined where it has none, and so are f1 and the two that follow.
-        f1: the harmonic mean of the two.
-        auroc: how often one of its rows has a higher probability of it than a row of another class.
+        rows: rows of the class.
+        predicted: rows predicted as the class.
+        precision: the fraction of the predicted rows that are of the class; undefined without predicted rows.
+        recall: the fraction of the rows of the class that are predicted as it. This and the other scores are undefined
+            without rows.
+        f1: the harmonic mean of precision and recall.
+        auroc: the probability that a row of the class has a higher predicted probability than a row of another class.
         average_precision: the area under the precision-recall curve, as a sum of steps.
     """
 
@@ -56,24 +57,24 @@ class ClassScores:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What `evaluate_predictions` found; plain data.
+    """The result of `evaluate_predictions`; plain data.
 
     Attributes:
-        rows: how many were judged.
-        groups: how many groups they make; None when rows were drawn one by one.
-        bootstrap: resamples behind the intervals.
+        rows: number of rows.
+        groups: number of groups; None if rows were resampled one by one.
+        bootstrap: number of resamples.
         seed: of the resamples.
-        classes: their names, in the order of the labels unless `reordered`.
-        scores: name to estimate. ``accuracy``; ``weighted_precision``, ``weighted_recall``, ``weighted_f1``, by rows of
-            the class, where a class that is never predicted has precision 0, as with Spark and scikit-learn;
-            ``balanced_accuracy`` (mean recall), ``macro_f1``, ``auroc_macro`` (each class against the rest) and
+        classes: class names, in the order of the labels unless `reordered`.
+        scores: estimates by name. ``accuracy``; ``weighted_precision``, ``weighted_recall`` and ``weighted_f1``, weighted by
+            rows of the class, where a class that is never predicted has precision 0, as in Spark and scikit-learn;
+            ``balanced_accuracy`` (mean recall), ``macro_f1``, ``auroc_macro`` (one class against the rest) and
             ``average_precision_macro``, means over the classes that have rows; ``auroc_micro`` and
             ``average_precision_micro``, over all pairs of row and class; ``log_loss``, in nats.
-        by_class: the same order as ``classes``.
-        confusion: rows by true class (first index) and predicted class (second).
-        roc: a curve for each class that has rows and is not all rows, then ``micro``. Empty without probabilities.
-        precision_recall: the same.
-        by: column to value to the evaluation of the rows that have it, without curves.
+        by_class: in the order of ``classes``.
+        confusion: rows by true class (first index) and predicted class (second index).
+        roc: a curve for each class that has some but not all rows, then ``micro``. Empty without probabilities.
+        precision_recall: like ``roc``.
+        by: evaluations without curves, by column and value.
     """
 
     rows: int
@@ -89,23 +90,23 @@ class Evaluation:
     by: Mapping[str, Mapping[str, Evaluation]] = field(default_factory=dict)
 
     def to_json(self) -> str:
-        """All of it, as JSON."""
+        """The evaluation as JSON."""
         return json.dumps(asdict(self), allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str) -> Evaluation:
-        """The evaluation that `to_json` wrote."""
+        """The inverse of `to_json`."""
         return _from_plain(json.loads(text))
 
     def reordered(self, first: Sequence[str]) -> Evaluation:
-        """The same with the classes ``first`` before the others, in all that is ordered by class.
+        """The same evaluation with the classes ``first`` before the others wherever classes have an order.
 
         Raises:
-            ConfigError: a class that is not there.
+            ConfigError: an unknown class.
         """
         for name in first:
             if name not in self.classes:
-                raise ConfigError(f"Expected a class to put first. {did_you_mean(name, self.classes)}")
+                raise ConfigError(f"Expected a class to put first; got {name!r}. {did_you_mean(name, self.classes)}")
         place = [self.classes.index(name) for name in dict.fromkeys([*first, *self.classes])]
         classes = tuple(self.classes[i] for i in place)
 
@@ -138,53 +139,52 @@ def evaluate_predictions(
     bootstrap: int = 1000,
     seed: int = 0,
 ) -> Evaluation:
-    """Judge predictions.
+    """Evaluate predictions.
 
-    Intervals are the percentiles of a bootstrap: rows, or whole groups where the rows of one patient or lesion are alike,
-    are drawn with replacement, and a score's interval is over those draws in which it is defined. It knows only the rows
-    that there are: where ten of ten are right, it says 1 to 1. Rows of one and the same group give no interval.
+    Intervals are percentiles of a bootstrap, which draws rows with replacement, or whole groups if the rows of a patient or
+    lesion are alike. The interval of a score uses the resamples in which the score is defined. A bootstrap knows no other
+    rows: if ten of ten rows are right, the interval is 1 to 1. Rows of a single group have no interval.
 
-    What is undefined, such as the recall of a class without rows, is None, never 0, and warns of nothing. The same
-    arguments give the same numbers.
+    An undefined score, such as the recall of a class without rows, is None, never 0, without a warning. The same arguments
+    give the same numbers.
 
     Args:
         labels: true classes, integers of shape (rows,).
-        probabilities: of every class, of shape (rows, classes), each row adding up to 1. None where the model gives
-            none: then what needs them is undefined.
-        classes: names of the classes, in the order of the labels.
+        probabilities: of shape (rows, classes), each row adding up to 1. Without them (None) some scores are undefined.
+        classes: class names, in the order of the labels.
         predicted: predicted classes, integers of shape (rows,); None for the most probable ones.
-        groups: the group of each row, of shape (rows,); a row whose group is empty, None or NaN is a group of its own.
-        by: name to values of shape (rows,), at most `MOST_VALUES` different ones; `bands` makes such of numbers.
-        bootstrap: how many resamples; 0 for no intervals.
+        groups: the group of each row, of shape (rows,). A row whose group is empty, None or NaN is a group of its own.
+        by: values of shape (rows,) by column, at most `MOST_VALUES` distinct ones; see `bands` for numbers.
+        bootstrap: number of resamples; 0 for no intervals.
         seed: of the resamples.
 
     Raises:
-        ConfigError: ``bootstrap`` or ``seed`` is no whole number of at least 0.
-        DataError: no rows, shapes that do not fit, labels that are no classes, probabilities that are none, or too many
-            different values in a column.
+        ConfigError: ``bootstrap`` or ``seed`` is no integer of at least 0.
+        DataError: no rows, arrays of different lengths, invalid labels or probabilities, or too many distinct values in a
+            column.
         MissingDependencyError: scikit-learn is not installed.
     """
     whole_number("bootstrap", bootstrap, least=0)
     whole_number("seed", seed, least=0)
     classes = tuple(str(name) for name in classes)
     if len(classes) < 2 or len(set(classes)) < len(classes):
-        raise DataError(f"Expected at least two classes of different names: received {', '.join(classes) or 'none'}.")
+        raise DataError(f"Expected at least two classes of different names; got {', '.join(classes) or 'none'}.")
     truth = class_indices("labels", labels, len(classes))
     rows = len(truth)
     if rows == 0:
-        raise DataError("Expected rows to evaluate: received none.")
+        raise DataError("Expected rows to evaluate; got none.")
     likely = None if probabilities is None else checked_probabilities(probabilities, rows, len(classes))
     if predicted is not None:
         said = class_indices("predicted", predicted, len(classes))
     elif likely is not None:
         said = np.argmax(likely, axis=1)
     else:
-        raise DataError("Expected probabilities or predicted classes: received neither.")
+        raise DataError("Expected probabilities or predicted classes; got neither.")
     units = np.arange(rows) if groups is None else unit_numbers(groups)
     values = {name: value_texts(name, column) for name, column in (by or {}).items()}
     for name, column in (("predicted", said), ("groups", units), *values.items()):
         if column.shape != (rows,):
-            raise DataError(f"Expected {name} of shape ({rows},), as labels: received {column.shape}.")
+            raise DataError(f"Expected {name} of shape ({rows},), as labels; got {column.shape}.")
 
     def judged(chosen: Any) -> Evaluation:
         there, numbers = np.unique(units[chosen], return_inverse=True)

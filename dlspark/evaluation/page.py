@@ -1,4 +1,4 @@
-"""An evaluation as tables, which the command line shows too, and as one page."""
+"""An evaluation as tables, for the command line too, and as one page."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _LIMITS = ("95 % low", "95 % high")
 
 @dataclass(frozen=True)
 class ScoreTable:
-    """Rows under column names."""
+    """A table with a title."""
 
     title: str
     columns: Sequence[str]
@@ -32,11 +32,11 @@ class ScoreTable:
 
 
 def score_tables(evaluation: Evaluation, *, first: Sequence[str] = ()) -> dict[str, ScoreTable]:
-    """``scores``, ``classes``, ``confusion`` and ``by-<column>``.
+    """The tables ``scores``, ``classes``, ``confusion`` and ``by-<column>``.
 
     Args:
-        evaluation: of what.
-        first: classes whose recall is told for every value of a column.
+        evaluation: to show.
+        first: classes whose recall is shown for every value of a column.
     """
     scores = [[name.replace("_", " "), *_numbers(score)] for name, score in evaluation.scores.items()]
     classes = [
@@ -59,9 +59,9 @@ def score_tables(evaluation: Evaluation, *, first: Sequence[str] = ()) -> dict[s
 
 
 def intervals_in_words(evaluation: Evaluation, group: str | None) -> str:
-    """What the intervals are of."""
+    """A description of the intervals."""
     if not evaluation.bootstrap:
-        return "none were asked for"
+        return "none"
     what = f"{evaluation.groups:,} groups ({group})" if group else f"{evaluation.rows:,} rows"
     return f"95 %, by {evaluation.bootstrap:,} resamples of {what}"
 
@@ -74,13 +74,13 @@ def evaluation_page(
     facts: Mapping[str, Any],
     first: Sequence[str] = (),
 ) -> Page:
-    """All of it as one page.
+    """The page of an evaluation.
 
     Args:
         title: of the page.
-        evaluation: of what.
-        figures: what `pictures.figures_of` drew.
-        facts: what else a reader should know, by name: model, data, intervals.
+        evaluation: to show.
+        figures: from `figures_of`.
+        facts: shown at the top by name, such as model, data and intervals.
         first: see `score_tables`.
     """
     page = Page(title)

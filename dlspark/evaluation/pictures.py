@@ -1,4 +1,4 @@
-"""Pictures of an evaluation, in colours that the colour-blind tell apart (Okabe and Ito) and lines that printers do."""
+"""Pictures of an evaluation, with colours for the colour-blind (Okabe and Ito) and line styles for black-and-white print."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C510A")
 _STYLES = ("-", "--", "-.", ":")
-_MOST_NAMED = 4 * len(_COLOURS)  # more curves than these cannot be told apart
+_MOST_NAMED = 4 * len(_COLOURS)  # more curves cannot be told apart
 _LONGEST = 32  # characters of a name
-_MOST_CELLS = 20  # classes of a confusion matrix whose numbers can be read
+_MOST_CELLS = 20  # classes of a confusion matrix with readable numbers
 
 
 def figures_of(evaluation: Evaluation) -> dict[str, Figure]:
-    """Name to figure, in the order of a report: what there is of confusion, recall, ``by-<column>``, roc, precision-recall.
+    """Figures by name, in the order of a report: confusion, recall, ``by-<column>``; with curves also roc, precision-recall.
 
     Raises:
         MissingDependencyError: Matplotlib is not installed.
@@ -37,7 +37,7 @@ def figures_of(evaluation: Evaluation) -> dict[str, Figure]:
 
 
 def confusion(evaluation: Evaluation) -> Figure:
-    """True classes down, predicted ones across; each cell has its rows and their share of the true class."""
+    """The confusion matrix, with rows and the percentage of the true class in each cell."""
     counts = np.array(evaluation.confusion)
     rows = counts.sum(axis=1, keepdims=True)
     shares = np.divide(counts, rows, out=np.zeros(counts.shape), where=rows > 0)
@@ -56,15 +56,15 @@ def confusion(evaluation: Evaluation) -> Figure:
     axis.tick_params(which="minor", length=0)
     if classes <= _MOST_CELLS:
         for (true, said), count in np.ndenumerate(counts):
-            told = f"{count:,}\n{shares[true, said]:.0%}" if rows[true, 0] else "–"
+            text = f"{count:,}\n{shares[true, said]:.0%}" if rows[true, 0] else "–"
             colour = "white" if shares[true, said] > 0.55 else "black"
             weight = "bold" if true == said else "normal"
-            axis.text(said, true, told, ha="center", va="center", fontsize=9, color=colour, fontweight=weight)
+            axis.text(said, true, text, ha="center", va="center", fontsize=9, color=colour, fontweight=weight)
     return figure
 
 
 def recall(evaluation: Evaluation) -> Figure:
-    """The recall of each class, with its interval, and their mean."""
+    """The recall of each class with its interval, and the mean."""
     names = [f"{_shortened(each.name)} ({each.rows:,})" for each in evaluation.by_class]
     figure, axis = _with_intervals(names, [each.recall for each in evaluation.by_class])
     axis.set(xlabel="recall", title="Recall by class (rows)")
@@ -73,7 +73,7 @@ def recall(evaluation: Evaluation) -> Figure:
 
 
 def accuracy_by(evaluation: Evaluation, column: str) -> Figure:
-    """The accuracy for each value of a column, with its interval."""
+    """The accuracy for each value of a column with its interval."""
     parts = evaluation.by[column]
     names = [f"{_shortened(value)} ({part.rows:,})" for value, part in parts.items()]
     figure, axis = _with_intervals(names, [part.scores["accuracy"] for part in parts.values()])
@@ -83,7 +83,7 @@ def accuracy_by(evaluation: Evaluation, column: str) -> Figure:
 
 
 def roc(evaluation: Evaluation) -> Figure:
-    """A curve for each class against the rest, and the micro average."""
+    """ROC curves of each class against the rest, and the micro average."""
     areas = {each.name: each.auroc for each in evaluation.by_class}
     figure, axis = _curves(evaluation.roc, areas, evaluation.scores["auroc_micro"], "area", drawstyle="default")
     axis.plot([0, 1], [0, 1], color="#999999", linewidth=0.8, linestyle=":")
@@ -92,7 +92,7 @@ def roc(evaluation: Evaluation) -> Figure:
 
 
 def precision_recall(evaluation: Evaluation) -> Figure:
-    """The same for precision over recall."""
+    """Precision-recall curves of each class against the rest, and the micro average."""
     areas = {each.name: each.average_precision for each in evaluation.by_class}
     micro = evaluation.scores["average_precision_micro"]
     figure, axis = _curves(evaluation.precision_recall, areas, micro, "average precision", drawstyle="steps-pre")
@@ -101,7 +101,7 @@ def precision_recall(evaluation: Evaluation) -> Figure:
 
 
 def _side(classes: int) -> float:
-    """Inches of a confusion matrix."""
+    """The side of a confusion matrix in inches."""
     return 1.4 + (0.72 * classes if classes <= _MOST_CELLS else min(0.2 * classes, 30))
 
 

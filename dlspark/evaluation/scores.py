@@ -14,15 +14,15 @@ from dlspark.evaluation.bootstrap import Floats, summing_to_1
 
 INSTALL = "dlspark[evaluate]"
 CURVE_POINTS = 400
-"""The most points that are kept of a curve."""
+"""The maximum number of points of a curve."""
 
 OF_CLASSES = ("precision", "recall", "f1", "auroc", "average_precision")
-"""The scores that each class has."""
+"""The scores of a single class."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """The points of a line, from its left end to its right.
+    """The points of a curve, from left to right.
 
     Attributes:
         name: of the class, or "micro" for all classes pooled.
@@ -36,7 +36,7 @@ class Curve:
 
 
 def scores_of(truth: NDArray[np.int64], said: NDArray[np.int64], likely: Floats | None, num_classes: int) -> dict[str, Any]:
-    """Every score by scikit-learn; those of `OF_CLASSES` of shape (classes,). NaN is undefined."""
+    """Every score by scikit-learn; those of `OF_CLASSES` have shape (classes,). NaN where undefined."""
     metrics, everything = _sklearn(), range(num_classes)
     there = np.unique(truth)
     precision, recall, f1, rows = metrics.precision_recall_fscore_support(
@@ -45,7 +45,7 @@ def scores_of(truth: NDArray[np.int64], said: NDArray[np.int64], likely: Floats 
     weighted = metrics.precision_recall_fscore_support(truth, said, average="weighted", zero_division=0)
     found = {
         "accuracy": metrics.accuracy_score(truth, said),
-        # Not balanced_accuracy_score, which warns of classes that are predicted and have no rows.
+        # Not balanced_accuracy_score, which warns about predicted classes without rows.
         "balanced_accuracy": metrics.recall_score(truth, said, labels=there, average="macro"),
         "weighted_precision": weighted[0],
         "weighted_recall": weighted[1],
@@ -78,7 +78,7 @@ def scores_of(truth: NDArray[np.int64], said: NDArray[np.int64], likely: Floats 
 def curves_of(
     truth: NDArray[np.int64], likely: Floats | None, classes: Sequence[str]
 ) -> tuple[tuple[Curve, ...], tuple[Curve, ...]]:
-    """ROC and precision-recall curves: of every class that has rows and is not all rows, then of all classes pooled."""
+    """ROC and precision-recall curves: of each class that has some but not all rows, then of all classes pooled."""
     if likely is None:
         return (), ()
     metrics, one_hot = _sklearn(), np.eye(len(classes), dtype=np.int64)[truth]
@@ -94,10 +94,10 @@ def curves_of(
 
 
 def _thinned(name: str, x: Floats, y: Floats) -> Curve:
-    """At most `CURVE_POINTS` of a curve's points, its ends among them, evenly along its length.
+    """At most `CURVE_POINTS` points of a curve, including its ends, spaced evenly along its length.
 
-    Length is counted as |dx| + |dy|, so a point that is left out is no further from its neighbour that stays than the
-    whole length divided by about their number: about 0.005 for a ROC curve, a pixel or two.
+    Length is the sum of |dx| + |dy|, so a dropped point is at most about length / `CURVE_POINTS` from a kept one: 0.005 for
+    a ROC curve, a pixel or two.
     """
     along = np.concatenate([[0.0], np.cumsum(np.abs(np.diff(x)) + np.abs(np.diff(y)))])
     kept = np.arange(len(x))

@@ -1,4 +1,4 @@
-"""Page: one HTML file that needs no network and no other file, and prints well."""
+"""Page: one self-contained HTML file, for screen and print."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ DOTS_PER_INCH = 110
 
 
 class Page:
-    """Collects headings, texts, tables and pictures, in the order in which they are added. All text is escaped."""
+    """Headings, paragraphs, tables and pictures, in the order in which they are added. All text is escaped."""
 
     def __init__(self, title: str) -> None:
         self._title = title
         self._blocks: list[dict[str, Any]] = []
 
     def heading(self, text: str) -> None:
-        """Begin a section."""
+        """Add a heading."""
         self._blocks.append({"kind": "heading", "text": text})
 
     def text(self, text: str) -> None:
@@ -33,11 +33,11 @@ class Page:
         self._blocks.append({"kind": "text", "text": text})
 
     def warning(self, text: str) -> None:
-        """Add a paragraph that cannot be overlooked."""
+        """Add a highlighted paragraph."""
         self._blocks.append({"kind": "warning", "text": text})
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """Add a table; columns of numbers are aligned to the right, with separators at thousands."""
+        """Add a table; columns of numbers are right-aligned, with thousands separators."""
         numbers = [
             i for i in range(len(columns)) if all(isinstance(row[i], int | float | None) for row in rows) and len(rows) > 0
         ]
@@ -45,7 +45,7 @@ class Page:
         self._blocks.append({"kind": "table", "columns": list(columns), "rows": cells, "numbers": numbers})
 
     def picture(self, figure: Figure | bytes, text: str) -> None:
-        """Add a figure, drawn now, or a PNG file's bytes; ``text`` says what it shows to who cannot see it."""
+        """Add a figure, which is rendered now, or the bytes of a PNG file; ``text`` is the alternative text."""
         data = base64.b64encode(figure if isinstance(figure, bytes) else png(figure)).decode()
         self._blocks.append({"kind": "picture", "text": text, "data": data})
 
@@ -69,7 +69,7 @@ def png(figure: Figure) -> bytes:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """A figure of that many inches that belongs to no window and needs no closing.
+    """A figure with a size in inches, outside pyplot, so that it needs no closing.
 
     Raises:
         MissingDependencyError: Matplotlib is not installed.

@@ -1,9 +1,9 @@
-"""Steps: work whose result is kept in a store, and not done again while nothing that it depends on has changed.
+"""Steps: work whose result is kept in a store and repeated only if something that it depends on has changed.
 
-A step's key is a digest of its settings, of the versions of the packages that decide its result, and of the keys of the
-steps that it needs. Its result lies in a folder of that key and counts when ``result.json`` is there, which is written last.
-So a study that was killed goes on where it was, and a changed setting repeats what hangs on it and nothing else. What
-belongs to other settings stays: setting them back finds it again.
+The key of a step is a digest of its settings, of the versions of the packages that determine its result, and of the keys
+of the steps that it needs. The result is kept in a folder named after the key; it is complete when ``result.json`` exists,
+which is written last. So a killed study resumes after its last finished step, and a changed setting repeats only the steps
+that depend on it. Results of other settings stay, so changing a setting back finds them again.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ class Step:
     """One step.
 
     Attributes:
-        kind: what is done: "prepare", "train", …
-        name: to which of them, for people; of steps of one kind no two have the same.
-        settings: plain data that decides the result.
+        kind: kind of work: "prepare", "train", …
+        name: for display; unique among the steps of one kind.
+        settings: plain data that determines the result.
         run: does the work in a folder of the store and returns plain data about it.
         needs: the steps whose results it uses.
-        packages: those whose versions decide the result; dlspark's own always does.
-        resumes: ``run`` goes on with what it finds in its folder. Others find it empty.
+        packages: packages whose versions determine the result, besides dlspark.
+        resumes: ``run`` resumes from what it finds in its folder; otherwise the folder is emptied first.
     """
 
     kind: str
@@ -59,19 +59,19 @@ class Step:
 
     @cached_property
     def versions(self) -> dict[str, str]:
-        """Of what decides the result."""
+        """Version by package, for those that determine the result."""
         return {name: installed_version(name) or "(not installed)" for name in ("dlspark", *self.packages)}
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a finished step has left.
+    """The result of a finished step.
 
     Attributes:
         store: its folder.
-        document: what its work returned.
-        seconds: how long that took, attempts that failed or were interrupted before included; not those that were killed.
-        versions: under which it ran.
+        document: the plain data that its work returned.
+        seconds: duration, including earlier attempts that failed or were interrupted, but not those that were killed.
+        versions: versions of packages under which it ran.
     """
 
     store: Store
@@ -82,11 +82,11 @@ class Result:
 
 @dataclass(frozen=True)
 class Folder:
-    """Where a step works, and what it needs.
+    """The folder of a step, and the results that it needs.
 
     Attributes:
-        store: the step's own folder.
-        results: those of the steps that it needs, in their order.
+        store: the folder.
+        results: in the order of `Step.needs`.
     """
 
     store: Store
@@ -97,18 +97,18 @@ class KeptSteps:
     """The results of steps in a store.
 
     Args:
-        store: each step has a folder of its own in it. One process at a time may write to it.
+        store: contains one folder for each step. One process at a time may write to it.
     """
 
     def __init__(self, store: Store) -> None:
         self._store = store
 
     def folder(self, step: Step) -> Store:
-        """Where the result of ``step`` is, or will be."""
+        """The folder of ``step``."""
         return self._store.child(f"{step.kind}-{step.key}")
 
     def result(self, step: Step) -> Result | None:
-        """The result of ``step``; None when it has not been finished."""
+        """The result of ``step``; None if it has not finished."""
         folder = self.folder(step)
         if not folder.exists(RESULT):
             return None
@@ -116,11 +116,11 @@ class KeptSteps:
         return Result(folder, kept["document"], kept["seconds"], kept["versions"])
 
     def run(self, steps: Sequence[Step], *, on_step: Callable[[Step, Result, bool], None] | None = None) -> list[Result]:
-        """Do what has not been done.
+        """Run the steps that have no kept result.
 
         Args:
-            steps: each after those that it needs.
-            on_step: called after every step with its result, and whether that had been kept from before.
+            steps: each after the steps that it needs.
+            on_step: called after every step with its result, and whether that was kept already.
         """
         results: dict[str, Result] = {}
         for number, step in enumerate(steps, start=1):
@@ -129,8 +129,8 @@ class KeptSteps:
             if found is None:
                 logger.info("[%d/%d] %s %s …", number, len(steps), step.kind, step.name)
                 found = self._do(step, [results[need.key] for need in step.needs])
-            told = "kept" if kept else f"{found.seconds:.1f} s"
-            logger.info("[%d/%d] %s %s: %s", number, len(steps), step.kind, step.name, told)
+            outcome = "kept" if kept else f"{found.seconds:.1f} s"
+            logger.info("[%d/%d] %s %s: %s", number, len(steps), step.kind, step.name, outcome)
             results[step.key] = found
             if on_step is not None:
                 on_step(step, found, kept)
@@ -148,7 +148,7 @@ class KeptSteps:
             if step.resumes:
                 folder.write_json(ATTEMPTS, {"seconds": before + time.perf_counter() - started})
             raise
-        document = json.loads(json.dumps(returned, allow_nan=False))  # as a later run will find it
+        document = json.loads(json.dumps(returned, allow_nan=False))  # as a later run reads it
         seconds = before + time.perf_counter() - started
         about = {"kind": step.kind, "name": step.name, "settings": dict(step.settings), "versions": step.versions}
         folder.write_json(RESULT, {**about, "seconds": seconds, "document": document})

@@ -1,4 +1,4 @@
-"""Studies: networks and classifiers compared by one file of settings."""
+"""Studies: compare networks and classifiers as described in one file."""
 
 from __future__ import annotations
 

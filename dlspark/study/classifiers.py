@@ -1,7 +1,7 @@
 """Kinds of classifiers that a study can fit on features, found by entry point.
 
-Each kind is one class, registered in the group ``dlspark.study_classifiers`` under the name that a study's file gives as
-``algorithm``. A package adds one with ``my_kind = my_module:MyKind`` in its own entry points.
+Each kind is one class, registered in the group ``dlspark.study_classifiers`` under the name that a study's file uses as
+``algorithm``. A distribution adds a kind with ``my_kind = my_module:MyKind`` in its own entry points.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _COLUMNS = ("featuresCol", "labelCol", "predictionCol", "probabilityCol", "rawPr
 
 
 class StudyClassifier(ABC):
-    """One kind of classifier: how it is built, which parameters it takes, what its model predicts.
+    """One kind of classifier: how to build it, its parameters and the predictions of its model.
 
     Attributes:
         packages: distributions whose versions decide the result of a fit.
@@ -31,30 +31,30 @@ class StudyClassifier(ABC):
 
     @abstractmethod
     def estimator(self) -> Any:
-        """A new classifier of Spark ML. A study's ``params`` and ``grid`` may set any of its params, columns excepted."""
+        """A new Spark ML classifier; ``params`` and ``grid`` of a study may set any of its params except columns."""
 
     def for_classes(self, estimator: Any, num_classes: int) -> Any:
-        """What is fitted: the estimator, or one that contains it where it cannot separate that many classes."""
+        """The estimator, or one that wraps it if it cannot separate this many classes."""
         return estimator
 
     def inputs(self, model: Any) -> int:
-        """How many numbers the fitted model takes for a row."""
+        """The number of inputs of a fitted model."""
         return int(model.numFeatures)
 
     def probabilities(self, model: Any) -> Column:
-        """The column of probabilities, arrays of doubles in the order of the classes, of rows that ``model`` transformed."""
+        """The class probabilities, arrays of doubles, in rows that ``model`` has transformed."""
         from pyspark.ml.functions import vector_to_array
 
         return vector_to_array("probability")
 
     def build(self, params: Mapping[str, Any], *, num_classes: int, features: str, seed: int) -> Any:
-        """What is fitted, with its params set.
+        """An estimator to fit, with its params set.
 
         Args:
-            params: name to value.
-            num_classes: how many classes there are.
+            params: values by name.
+            num_classes: number of classes.
             features: name of the column of vectors; labels are in the column ``label``.
-            seed: used if the estimator has a param ``seed`` and ``params`` does not set it.
+            seed: used if the estimator has a param ``seed`` that ``params`` does not set.
 
         Raises:
             ConfigError: an unknown param, or a value of the wrong type.
@@ -86,7 +86,7 @@ class RandomForest(StudyClassifier):
 
 
 class GradientBoosting(StudyClassifier):
-    """Gradient-boosted trees, which separate two classes; more are separated one-vs-rest, by a booster for each class."""
+    """Gradient-boosted trees; one-vs-rest for more than two classes."""
 
     def estimator(self) -> Any:
         from pyspark.ml.classification import GBTClassifier
@@ -104,7 +104,7 @@ class GradientBoosting(StudyClassifier):
         return super().inputs(model.models[0] if hasattr(model, "models") else model)
 
     def probabilities(self, model: Any) -> Column:
-        """One-vs-rest has none: each class gets its booster's probability divided by the sum of all.
+        """The probability of each class; for one-vs-rest each booster's probability divided by their sum.
 
         A booster's probability is 1 / (1 + exp(-2·margin)), as in Spark's GBTClassificationModel.
         """
@@ -124,11 +124,11 @@ def available_classifiers() -> list[str]:
 
 
 def load_classifier(name: str) -> StudyClassifier:
-    """The kind of classifier ``name``.
+    """The kind of classifier registered as ``name``.
 
     Raises:
-        ConfigError: an unknown name, two distributions that claim it, or an entry point that is no `StudyClassifier`.
-        Exception: importing it fails: its own error.
+        ConfigError: an unknown name, a name that two distributions claim, or an entry point that is no `StudyClassifier`.
+        Exception: the entry point cannot be imported; its own error is raised.
     """
     kind = CLASSIFIERS.find(name)
     if not (isinstance(kind, type) and issubclass(kind, StudyClassifier)):
@@ -137,10 +137,10 @@ def load_classifier(name: str) -> StudyClassifier:
 
 
 def checked_param(estimator: Any, name: str, value: Any) -> tuple[Any, Any]:
-    """A param of an estimator, and ``value`` as its type.
+    """A param of an estimator, and ``value`` converted to its type.
 
     Raises:
-        ConfigError: no such param, or a value that cannot be converted.
+        ConfigError: an unknown param, or a value that cannot be converted.
     """
     known = [param.name for param in estimator.params if param.name not in _COLUMNS]
     if name not in known:

@@ -1,4 +1,4 @@
-"""One classifier of a study: kept rows and features joined, fitted on training rows, its predictions of test rows kept."""
+"""The step ``fit``: join rows and features, fit a classifier on training rows, keep its predictions of test rows."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ PIPELINE = "pipeline"
 
 
 def keep_fit(folder: Folder, spark: SparkSession, settings: FitSettings) -> Document:
-    """Fit, and keep what the model says of the test rows: columns id and probabilities.
+    """Fit, and keep the predictions of the test rows: columns id and probabilities.
 
-    The pipeline is saved beside it, by Spark, in a store that is a folder; in others Spark would need a Hadoop connector.
+    If the store is a local folder, Spark also saves the pipeline there; elsewhere it would need a Hadoop connector.
 
     Args:
-        folder: needs the results of ``prepare``, ``rows`` and then one of ``featurize`` for each of the settings' vectors.
+        folder: has the results of ``prepare``, ``rows`` and one ``featurize`` for each of the settings' vectors.
         spark: the session.
-        settings: of the classifier.
+        settings: the classifier and its features.
     """
     prepared, rows, *features = folder.results
     classes = prepared.document["classes"]
-    require_slots(spark, 1)  # a cluster's executors may still be on their way
+    require_slots(spark, 1)  # executors of a cluster may still be starting
     joined = _joined(spark, rows, features, classes, settings)
-    # Sorted in partitions by id: forests and boosting draw rows by their place.
+    # Sorted by id within partitions, because forests and boosting sample rows by position.
     train, test = (
         joined.filter(f"part = '{part}'").repartition(available_slots(spark), "id").sortWithinPartitions("id").persist()
         for part in ("train", "test")
@@ -43,24 +43,24 @@ def keep_fit(folder: Folder, spark: SparkSession, settings: FitSettings) -> Docu
             predicted = predict_classes(fitted, test, num_classes=len(classes))
             table = write_table(folder.store, predicted.select("id", "probabilities"))
         if folder.store.is_local:
-            # With its scheme: to Spark a bare path is one of the cluster's default file system.
+            # With a scheme, because Spark takes a bare path to be on the cluster's default file system.
             fitted.pipeline.write().overwrite().save(Path(folder.store.child(PIPELINE).uri).as_uri())
     finally:
         train.unpersist()
         test.unpersist()
-    told = {"params": fitted.params, "tried": fitted.tried, "explained": fitted.explained, "inputs": fitted.inputs}
-    return {**told, "table": table, "pipeline": PIPELINE if folder.store.is_local else None}
+    about = {"params": fitted.params, "tried": fitted.tried, "explained": fitted.explained, "inputs": fitted.inputs}
+    return {**about, "table": table, "pipeline": PIPELINE if folder.store.is_local else None}
 
 
 def _joined(
     spark: SparkSession, rows: Result, features: Sequence[Result], classes: Sequence[str], settings: FitSettings
 ) -> DataFrame:
-    """Rows with their features: id, label, part, fold, the metadata that is named, and ``features_0`` …, vectors."""
+    """Rows with features: id, label, part, fold, the named metadata, and vectors ``features_0``, ``features_1`` etc."""
     from pyspark.ml.functions import array_to_vector
     from pyspark.sql import functions as F
 
     table = read_table(spark, rows.store, rows.document["table"])
-    # No others: one may be called as a stage calls its output.
+    # No other columns: one could have the name of a stage's output.
     named = [*dict.fromkeys([*settings.categorical, *settings.numeric])]
     table = table.select("id", "label", "part", "fold", *(quoted(name) for name in named))
     for number, result in enumerate(features):

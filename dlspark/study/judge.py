@@ -1,4 +1,4 @@
-"""The end of a study: predictions judged and averaged, and all results in one document."""
+"""The last steps of a study: average predictions, evaluate them, collect all results in one document and page."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dlspark.errors import ConfigError, DataError, did_you_mean
-from dlspark.evaluation import Evaluation, ScoreTable, bands, evaluate_predictions, figures_of, score_tables, value_texts
+from dlspark.evaluation import Evaluation, ScoreTable, evaluate_predictions, figures_of, score_tables, value_texts
 from dlspark.ml.tables import read_local
 from dlspark.report import png
 from dlspark.storage import Document, Folder, Result, Step, Store
@@ -26,53 +26,50 @@ PAGE = "study.html"
 
 
 def check_against_data(settings: StudySettings, prepared: Document, rows: Result) -> None:
-    """Refuse what a study's settings say of columns and classes and the data does not have.
+    """Reject settings that name columns or classes missing from the data.
 
     Args:
-        settings: the study's.
-        prepared: what the step ``prepare`` returned.
-        rows: what the step ``rows`` left.
+        settings: of the study.
+        prepared: the document of the step ``prepare``.
+        rows: the result of the step ``rows``.
 
     Raises:
-        ConfigError: no such column or class; a column that Spark ML cannot take, or with too many values to tell apart.
-        DataError: texts where numbers are needed.
+        ConfigError: an unknown column or class, a column name that Spark ML cannot handle, or a column with too many values.
+        DataError: strings in a column that must hold numbers.
     """
     table = read_local(rows.store, rows.document["table"])
     known = [name for name in table.column_names if name not in ("id", "label", "part", "fold")]
     metadata, evaluate = settings.metadata, settings.evaluate
     for name in [*metadata.categorical, *metadata.numeric, *(banded(text)[0] for text in evaluate.by)]:
         if name not in known:
-            raise ConfigError(f"There is no column {name!r} beside the images. {did_you_mean(name, known)}")
+            raise ConfigError(f"Expected a column of the data; got {name!r}. {did_you_mean(name, known)}")
         if "." in name or "`" in name:
-            raise ConfigError(
-                f"Spark ML cannot take a column named {name!r}: rename it where it comes from, without the dot."
-            )
+            raise ConfigError(f"Expected a column name without dots and backticks; got {name!r}. Rename it in the source.")
     for name in metadata.numeric:
         try:
             table[name].cast(pa.float64())
         except pa.ArrowInvalid as error:
-            raise DataError(f"metadata.numeric: column {name!r} holds what is no number: {error}.") from error
+            raise DataError(f"metadata.numeric: expected numbers in column {name!r}; got: {error}.") from error
     test = table.filter(pc.equal(table["part"], "test"))
     for text in evaluate.by:
         name, width = banded(text)
-        found = test[name].to_pylist()
         try:
-            value_texts(name, found if width is None else bands(found, width))
+            value_texts(name, test[name].to_pylist(), width)
         except DataError as error:
             raise ConfigError(f"evaluate.by: {text!r}: {error}") from error
     for name in evaluate.first:
         if name not in prepared["classes"]:
-            raise ConfigError(f"evaluate.first: there is no class {name!r}. {did_you_mean(name, prepared['classes'])}")
+            raise ConfigError(f"evaluate.first: expected a class; got {name!r}. {did_you_mean(name, prepared['classes'])}")
 
 
 def mean_of_predictions(folder: Folder) -> Document:
-    """The mean of the probabilities that the models needed give."""
+    """Keep the mean of the probabilities of several models."""
     ids, first = _probabilities(folder.results[0])
     total = first
     for result in folder.results[1:]:
         others, more = _probabilities(result)
         if not np.array_equal(ids, others):
-            raise DataError(f"Expected predictions of the same rows from all models: {result.store.uri!r} has others.")
+            raise DataError(f"Expected predictions of the same rows from all models; got others in {result.store.uri!r}.")
         total = total + more
     name = "predictions.parquet"
     table = pa.table({"id": pa.array(ids), "probabilities": pa.array((total / len(folder.results)).tolist())})
@@ -82,7 +79,7 @@ def mean_of_predictions(folder: Folder) -> Document:
 
 
 def judge(folder: Folder, *, by: Sequence[str], bootstrap: int, seed: int, group: str | None) -> Document:
-    """Evaluate the predictions of a model on the test part; by whole groups where the data has some."""
+    """Evaluate the predictions of a model on the test part; resample whole groups if the data has groups."""
     prepared, rows, predicted = folder.results
     ids, probabilities = _probabilities(predicted)
     table = read_local(rows.store, rows.document["table"]).to_pydict()
@@ -91,21 +88,21 @@ def judge(folder: Folder, *, by: Sequence[str], bootstrap: int, seed: int, group
     }
     if set(place) != set(ids):
         raise DataError(
-            f"Expected predictions of the {len(place)} test rows: there are {len(ids)}, not all of the same rows."
+            f"Expected predictions of the {len(place)} test rows; got {len(ids)} predictions, some of other rows."
         )
     order = [place[name] for name in ids]
     columns = {name: [values[number] for number in order] for name, values in table.items()}
     groups = columns.get(group) if group is not None else columns.get("group")
-    told = {}
+    texts = {}
     for name in by:
         column, width = banded(name)
-        told[name] = columns[column] if width is None else bands(columns[column], width)
+        texts[name] = value_texts(column, columns[column], width)
     found = evaluate_predictions(
         np.array(columns["label"]),
         probabilities,
         prepared.document["classes"],
         groups=groups,
-        by=told,
+        by=texts,
         bootstrap=bootstrap,
         seed=seed,
     )
@@ -114,7 +111,7 @@ def judge(folder: Folder, *, by: Sequence[str], bootstrap: int, seed: int, group
 
 
 def report(file: StudyFile, steps: Sequence[Step], results: Mapping[str, Result], kept: Mapping[str, bool]) -> Document:
-    """Everything that a study has found, as plain data."""
+    """All results of a study, as plain data."""
     settings = file.settings
     splits = {name: _of_split(name, settings.evaluate, steps, results) for name in settings.splits}
     return {
@@ -178,7 +175,7 @@ def _probabilities(result: Result) -> tuple[list[str], NDArray[np.float64]]:
 
 
 def write_page(document: Mapping[str, Any], store: Store) -> None:
-    """Draw the page ``study.html``, which needs no other file, and its pictures, ``<split>-<what>.png``, beside it."""
+    """Write the self-contained page ``study.html``, and its pictures as ``<split>-<name>.png``."""
     figures: dict[str, dict[str, Any]] = {}
     parts: dict[str, list[ScoreTable]] = {}
     for name, split in document["splits"].items():
@@ -190,18 +187,18 @@ def write_page(document: Mapping[str, Any], store: Store) -> None:
             figures[name].update({f"{what} of {model}": figure for what, figure in chosen.items()})
             if model == split["best"]:
                 tables = score_tables(evaluation, first=split["first"])
-                parts[name] = [table for told, table in tables.items() if told.startswith("by-")]
+                parts[name] = [table for key, table in tables.items() if key.startswith("by-")]
         for what, figure in figures[name].items():
             store.write_bytes(f"{name}-{what.replace('/', '-').replace(' ', '-').replace(':', '-')}.png", png(figure))
     data = next(iter(document["splits"].values()))["explored"]
     folder = Store(data["folder"])
-    explored = {_shown(name): folder.read_bytes(name) for name in data["pictures"] if name != "by-part.png"}
+    explored = {_caption(name): folder.read_bytes(name) for name in data["pictures"] if name != "by-part.png"}
     page = study_page(document, figures, explored=explored, parts=parts)
     store.write_bytes(PAGE, page.render().encode())
 
 
-def _shown(picture: str) -> str:
-    """What `explore`'s picture of this name shows."""
+def _caption(picture: str) -> str:
+    """The caption of a picture of the step ``explore``."""
     name = picture.removesuffix(".png")
     return (
         "sample images, a row for each class" if name == "samples" else f"images of each class {name.replace('-', ' ', 1)}"

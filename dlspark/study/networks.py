@@ -1,4 +1,4 @@
-"""The networks of a study: trained phase by phase through Trainer, used as featurizers, and as classifiers themselves."""
+"""The networks of a study: train them phase by phase through Trainer, keep their features and predictions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dlspark.model_files import MODEL, load_model
 from dlspark.models import build_classifier
 from dlspark.storage import FOLDER as CHECKPOINTS
 from dlspark.storage import Document, Folder, Store
-from dlspark.study.settings import NetworkSettings, PhaseSettings, StudySettings, told_at
+from dlspark.study.settings import NetworkSettings, PhaseSettings, StudySettings, at_place
 from dlspark.trainer import Trainer
 from dlspark.worker import load_trained
 
@@ -29,7 +29,7 @@ _UNTRAINED = PhaseSettings(epochs=1, fine_tune="head", learning_rate=1e-4, sched
 
 
 def trainer_of(network: NetworkSettings, store: Store | None = None) -> Trainer:
-    """The trainer of a network; checks its settings, so making it early finds what is wrong with them."""
+    """The trainer of a network. Construct it early to check the network's settings."""
     return Trainer(
         network.backend,
         num_workers=network.workers,
@@ -40,36 +40,34 @@ def trainer_of(network: NetworkSettings, store: Store | None = None) -> Trainer:
 
 
 def check_networks(settings: StudySettings, dataset: ImageDataset) -> None:
-    """Build every network of a study once: what is wrong with one is told before another has trained for hours.
+    """Build every network of a study once, so that an error in one is found before another has trained for hours.
 
     Raises:
-        ConfigError: what `build_classifier` refuses; a layer of ``features`` that is not there; too many components.
+        ConfigError: settings that `build_classifier` rejects, an unknown layer of ``features``, or too many components.
     """
     models = {}
     for name, network in settings.networks.items():
         for phase in network.phases or [_UNTRAINED]:
-            with told_at(f"networks.{name}"), _policy(network.dtype):
+            with at_place(f"networks.{name}"), _policy(network.dtype):
                 built = network if network.phases else as_it_comes(network)
                 models[name] = _build(dataset, built, phase, settings.seed, 1)
     for name, made in settings.features.items():
-        with told_at(f"features.{name}"):
+        with at_place(f"features.{name}"):
             outputs = [output_of(models[network], made.layer) for network in made.networks]
             numbers = sum(math.prod(output.shape[1:]) for output in outputs)
             if made.pca is not None and made.pca > numbers:
-                raise ConfigError(
-                    f"pca: expected at most {numbers} components, as many as there are numbers; {made.pca} came."
-                )
+                raise ConfigError(f"pca: expected at most {numbers} components, the number of features; got {made.pca}.")
 
 
 def train_phase(
     folder: Folder, dataset: ImageDataset, network: NetworkSettings, phase: PhaseSettings, seed: int
 ) -> Document:
-    """Train one phase and leave ``model.keras``; goes on with a run that was cut.
+    """Train one phase and keep ``model.keras``; an interrupted run is resumed.
 
-    The weights are those of the phase before, which is the last of the steps that this one needs, if there is one.
+    Training starts with the weights of the previous phase, if the last result in ``folder`` is one.
     """
     if dataset.train is None:
-        raise DataError(f"Expected rows to train on: the dataset at {dataset.uri!r} has none in its part 'train'.")
+        raise DataError(f"Expected training rows; got none in the part 'train' of {dataset.uri!r}.")
     steps = phase.epochs * math.ceil(dataset.train.rows / network.batch_size)
     with _policy(network.dtype):
         model = _build(dataset, network, phase, seed, steps)
@@ -88,12 +86,12 @@ def train_phase(
                 seed=seed,
                 class_weight=dataset.class_weight() if network.class_weight == "balanced" else None,
             )
-        else:  # killed between the end of the training and that of the step
+        else:  # the process was killed after the training and before the end of the step
             result = FitResult.from_json(finished.read_bytes(RESULT_FILE).decode())
             model.set_weights(load_trained(finished)[0])
         _save(model, folder.store)
     for name in place.list():
-        place.child(name).delete(CHECKPOINTS, missing_ok=True)  # the model is there now; they are three times as large
+        place.child(name).delete(CHECKPOINTS, missing_ok=True)  # not needed beside the model, and three times as large
     return {
         "rows": dataset.train.rows,
         "history": {name: [_finite(value) for value in values] for name, values in result.history.items()},
@@ -106,21 +104,21 @@ def train_phase(
 
 
 def as_it_comes(network: NetworkSettings) -> NetworkSettings:
-    """A network without what acts in training only: augmentation would draw seeds before the weights are drawn."""
+    """A network without augmentation and dropout. They have no effect, but would draw seeds before the weights."""
     return replace(network, augment=[], dropout=0.0)
 
 
 def keep_untrained(folder: Folder, dataset: ImageDataset, network: NetworkSettings, seed: int) -> Document:
-    """Leave the ``model.keras`` of a network that is used as it is."""
+    """Keep the ``model.keras`` of a network that is not trained."""
     with _policy(network.dtype):
         _save(_build(dataset, as_it_comes(network), _UNTRAINED, seed, 1), folder.store)
     return {"history": {}, "epoch_seconds": []}
 
 
 def keep_features(folder: Folder, dataset: ImageDataset, spark: SparkSession, *, layer: str, trained: bool) -> Document:
-    """Keep what a layer of the network that is the last of the steps needed gives: columns id and features.
+    """Keep the outputs of a layer of the network in the last result of ``folder``: columns id and features.
 
-    Of a trained one its predictions too, as they cost no second pass over the images: the column probabilities.
+    For a trained network also its predictions, in the column probabilities, which saves a second pass over the images.
     """
     from pyspark.sql import functions as F
 
@@ -128,7 +126,7 @@ def keep_features(folder: Folder, dataset: ImageDataset, spark: SparkSession, *,
     images = dataset_images(spark, dataset, ("train", "test"))
     if trained:
         found = featurized(images, _with_predictions(model, layer))
-        width = -dataset.num_classes  # from the end
+        width = -dataset.num_classes  # counted from the end
         features = F.slice("features", 1, F.size("features") + width).alias("features")
         found = found.select("id", features, F.slice("features", width, -width).alias("probabilities"))
     else:
@@ -138,9 +136,9 @@ def keep_features(folder: Folder, dataset: ImageDataset, spark: SparkSession, *,
 
 
 def keep_predictions(folder: Folder, dataset: ImageDataset, spark: SparkSession) -> Document:
-    """Keep what a trained network says of the test rows: columns id and probabilities.
+    """Keep the predictions of a trained network for the test rows: columns id and probabilities.
 
-    The last of the steps needed is either the network's, or one that kept its predictions with the features of all rows.
+    The last result in ``folder`` is either the network or features that were kept with predictions.
     """
     needed = folder.results[-1]
     if needed.store.exists(MODEL):
@@ -151,15 +149,15 @@ def keep_predictions(folder: Folder, dataset: ImageDataset, spark: SparkSession)
         predicted = read_table(spark, needed.store, needed.document["table"], ["id", "probabilities"]).join(test, "id")
     table = write_table(folder.store, predicted)
     if not sum(table["rows"]):
-        raise DataError(f"Expected images in the part 'test' of {dataset.uri!r}: there are none.")
+        raise DataError(f"Expected images in the part 'test' of {dataset.uri!r}; got none.")
     return {"table": table, "rows": sum(table["rows"])}
 
 
 def _with_predictions(model: Any, layer: str) -> Any:
-    """A model that gives both, in one vector: what a layer gives, flattened, and then what the model itself gives."""
+    """A model whose output is the flattened output of a layer, followed by the output of ``model``."""
     import keras
 
-    # Names and a dtype of their own: the model may have layers of Keras' names, and its policy may be a coarser one.
+    # Explicit names, because the model may use Keras' default names, and an explicit dtype, because its policy may be mixed.
     flat = keras.layers.Flatten(dtype="float32", name="dlspark_features")(output_of(model, layer))
     both = keras.layers.Concatenate(dtype="float32", name="dlspark_features_and_predictions")([flat, *model.outputs])
     return keras.Model(model.inputs, both)
@@ -194,7 +192,7 @@ def _save(model: Any, store: Store) -> None:
 
 
 def _finished(place: Store) -> Store | None:
-    """The run in a step's folder that has ended well: the step's key says that it can be no other."""
+    """The finished run in a step's folder. The step's key ensures that it is a run with the same settings."""
     for name in reversed(place.list()):
         run = place.child(name)
         if run.exists(RESULT_FILE):
@@ -208,7 +206,7 @@ def _finite(value: float) -> float | None:
 
 @contextmanager
 def _policy(name: str) -> Iterator[None]:
-    """Build and train under a dtype policy."""
+    """Set the dtype policy inside a ``with`` block."""
     import keras
 
     before = keras.config.dtype_policy()

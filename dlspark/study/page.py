@@ -1,4 +1,4 @@
-"""The page of a study: data, warnings, learning curves, the table of models, what each tells apart, and how long it took."""
+"""The page of a study: warnings, tables of models, charts, data, times and versions."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SCORES = ("accuracy", "weighted_precision", "weighted_recall", "weighted_f1", "balanced_accuracy", "auroc_micro")
-"""Those of the table of models, in its order."""
+"""The columns of the table of models."""
 
 _STYLES = ("-", "--", "-.", ":")
 
 
 def model_table(split: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
-    """Columns and rows: a row for each model; the best one is marked."""
+    """Columns and rows; one row for each model, the best is marked."""
     rows = []
     for name, found in split["models"].items():
         scores = [found["scores"][score]["value"] for score in SCORES]
@@ -27,7 +27,7 @@ def model_table(split: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
 
 
 def first_table(split: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
-    """Columns and rows: for each model recall and F1 of the classes to look at first."""
+    """Columns and rows: recall and F1 of the classes in ``evaluate.first``, for each model."""
     rows = []
     for name, found in split["models"].items():
         of_class = {of["name"]: of for of in found["by_class"]}
@@ -36,7 +36,7 @@ def first_table(split: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
 
 
 def study_figures(split: Mapping[str, Any]) -> dict[str, Figure]:
-    """Groups by class, learning curves and the variance explained, of what there is."""
+    """Charts of groups by class, learning curves and explained variance, as far as the split has them."""
     found = {}
     if split["data"]["split"]["groups"]:
         found["groups by class"] = groups_by_class(split["data"])
@@ -49,7 +49,7 @@ def study_figures(split: Mapping[str, Any]) -> dict[str, Figure]:
 
 
 def groups_by_class(data: Mapping[str, Any]) -> Figure:
-    """How many patients, lesions and the like have images of each class, the parts beside one another."""
+    """Bars: the number of groups, such as patients or lesions, with images of each class, for each part."""
     classes, parts = data["classes"], data["split"]["parts"]
     figure = new_figure(8, 0.9 + 0.25 * len(classes) * len(parts))
     axis: Any = figure.subplots()
@@ -62,14 +62,14 @@ def groups_by_class(data: Mapping[str, Any]) -> Figure:
         axis.bar_label(bars, padding=3)
     axis.set_yticks(range(len(classes)), classes)
     axis.invert_yaxis()
-    axis.margins(x=0.1)  # room for the numbers
+    axis.margins(x=0.1)  # space for the labels of the bars
     axis.set(xlabel="groups", title="Groups by class")
     figure.legend(loc="outside right upper", frameon=False)
     return figure
 
 
 def learning_curves(networks: Mapping[str, Mapping[str, Any]]) -> Figure:
-    """Loss and accuracy by epoch, of training and, where there is some, validation; phases follow one another."""
+    """Loss and accuracy by epoch, for training and validation; the phases of a network are concatenated."""
     whole: dict[str, dict[str, list[float]]] = {}
     for name, network in networks.items():
         curves = whole.setdefault(name.partition(" phase ")[0], {})
@@ -78,10 +78,10 @@ def learning_curves(networks: Mapping[str, Mapping[str, Any]]) -> Figure:
     figure = new_figure(10, 4)
     for axis, metric in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
         for number, (name, curves) in enumerate(whole.items()):
-            for style, key, told in (("-", metric, name), ("--", f"val_{metric}", f"{name}, validation")):
+            for style, key, label in (("-", metric, name), ("--", f"val_{metric}", f"{name}, validation")):
                 if key in curves:
                     epochs = range(1, len(curves[key]) + 1)
-                    axis.plot(epochs, curves[key], style, color=f"C{number}", marker="o", markersize=3, label=told)
+                    axis.plot(epochs, curves[key], style, color=f"C{number}", marker="o", markersize=3, label=label)
         axis.set(xlabel="epoch", title=metric)
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(color="#eeeeee")
@@ -90,7 +90,7 @@ def learning_curves(networks: Mapping[str, Mapping[str, Any]]) -> Figure:
 
 
 def variance_explained(explained: Mapping[str, Sequence[float]]) -> Figure:
-    """What the first components hold together, of the variance of the standardised features."""
+    """The cumulative fraction of the variance of the standardised features, by number of components."""
     figure = new_figure(8, 4)
     axis: Any = figure.subplots()
     for number, (name, parts) in enumerate(explained.items()):
@@ -110,39 +110,39 @@ def study_page(
     explored: Mapping[str, bytes],
     parts: Mapping[str, Sequence[ScoreTable]],
 ) -> Page:
-    """All of a study.
+    """The page of a study.
 
     Args:
-        document: what is in ``study.json``.
-        figures: for every split, name to figure: what `study_figures` drew, and any others, whose names say what they show.
-        explored: PNG files of the data, by what they show.
-        parts: for every split, the scores of its best model by the columns that were asked for.
+        document: the content of ``study.json``.
+        figures: for each split, figures by caption: those of `study_figures`, and others.
+        explored: PNG files of the data, by caption.
+        parts: for each split, tables of the scores of its best model by the columns of ``evaluate.by``.
     """
     page = Page(f"Study {document['name']}")
-    page.text(f"Run by: {document['command']}" if document["command"] else f"Made from {document['file']}.")
+    page.text(f"Command: {document['command']}" if document["command"] else f"File: {document['file']}")
     for warning in document["warnings"]:
         page.warning(warning)
     for name, split in document["splits"].items():
         _add_split(page, name, split, figures[name], parts[name])
     _add_data(page, next(iter(document["splits"].values())), explored)
     page.heading("Times")
-    page.table(["step", "of", "seconds", ""], [_step(step) for step in document["steps"]])
-    page.text(f"{document['seconds']:,.0f} s in all.")
+    page.table(["step", "name", "seconds", ""], [_step(step) for step in document["steps"]])
+    page.text(f"{document['seconds']:,.0f} s in total.")
     page.heading("Versions")
     page.table(["package", "version"], sorted(document["versions"].items()))
     return page
 
 
 def _add_data(page: Page, split: Mapping[str, Any], explored: Mapping[str, bytes]) -> None:
-    """What was counted, which is the same in all splits but for the parts."""
+    """Counts and pictures of the data, which are the same in all splits."""
     page.heading("Data")
     classes = split["data"]["classes"]
     for column, values in split["explored"]["counts"].items():
         if column != "part":
             counted = [[value, *(of[each] for each in classes), sum(of.values())] for value, of in values.items()]
             page.table([column, *classes, "all"], counted)
-    for told, picture in explored.items():
-        page.picture(picture, told)
+    for caption, picture in explored.items():
+        page.picture(picture, caption)
 
 
 def _add_split(
@@ -153,7 +153,7 @@ def _add_split(
     if split["first"]:
         page.table(*first_table(split))
     if len(split["models"]) > 1:
-        page.text("The best is chosen on these same rows, so what it would reach on others is somewhat less.")
+        page.text("The best model is chosen on these rows, so its scores are slightly too high.")
     intervals = [
         [model, *(_interval(found["scores"][score]) for score in ("accuracy", "weighted_f1", "auroc_micro"))]
         for model, found in split["models"].items()
@@ -174,7 +174,7 @@ def _add_split(
     _add_counts(page, split["data"]["split"]["parts"], classes)
     groups = split["data"]["split"]["groups"]
     page.text(
-        f"{split['data']['rejected']:,} images could not be used. "
+        f"{split['data']['rejected']:,} images were rejected. "
         + (f"{groups['torn']:,} of {groups['of']:,} groups are in more than one part." if groups else "There are no groups.")
     )
     if split["fits"]:
@@ -183,13 +183,13 @@ def _add_split(
             ["classifier", "inputs", "parameters", "tried", "seconds"], [_fit(*item) for item in split["fits"].items()]
         )
     page.heading(f"Split {name}: pictures")
-    for told, figure in figures.items():
-        page.text(f"{told[0].upper()}{told[1:]}:")
-        page.picture(figure, f"{told}, split {name}")
+    for caption, figure in figures.items():
+        page.text(f"{caption[0].upper()}{caption[1:]}:")
+        page.picture(figure, f"{caption}, split {name}")
 
 
 def _add_counts(page: Page, parts: Mapping[str, Any], classes: Sequence[str]) -> None:
-    """Images of each class in each part, and groups where there are some."""
+    """Add a table of images, and groups if there are any, by class and part."""
     grouped = {name: of["groups_by_class"] for name, of in parts.items() if "groups_by_class" in of}
     columns = ["class", *(f"{name} images" for name in parts), *(f"{name} groups" for name in grouped)]
     counts = [of["by_class"] for of in parts.values()] + list(grouped.values())
@@ -202,7 +202,7 @@ def _fit(name: str, fit: Mapping[str, Any]) -> list[Any]:
 
 
 def _step(step: Mapping[str, Any]) -> list[Any]:
-    return [step["kind"], step["name"], step["seconds"], "kept from before" if step["kept"] else ""]
+    return [step["kind"], step["name"], step["seconds"], "kept" if step["kept"] else ""]
 
 
 def _interval(score: Mapping[str, Any]) -> str:

@@ -1,8 +1,8 @@
-"""Classifiers of Spark ML on kept features: one pipeline from columns to probabilities, tuned by cross-validation.
+"""A Spark ML pipeline from columns to class probabilities, tuned by cross-validation.
 
-Everything that is fitted (scalers, PCA, encoders, imputation, undersampling, the classifier) is a stage of the pipeline
-that CrossValidator fits anew on the training rows of each fold, and in the end on all training rows. Which row is in which
-fold is a column, the same for every model.
+All fitting (scalers, PCA, encoders, imputation, undersampling, the classifier) happens in stages of the pipeline, which
+CrossValidator fits on the training rows of each fold and finally on all training rows. A column holds the fold of each
+row; all models use the same one.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ _IMAGE = "__image"
 
 @dataclass(frozen=True, kw_only=True)
 class FitSettings:
-    """A classifier on features.
+    """One classifier on one set of features.
 
     Attributes:
         algorithm: name of a kind of classifier (`dlspark.study.classifiers`).
-        vectors: columns of vectors, all of them together the image's features.
-        categorical: columns of texts, indexed and one-hot encoded; a value that no training row has is all zeros.
-        numeric: columns of numbers, standardised; what is unknown (null or NaN) is the training rows' median.
-        pca: standardise the image's features and keep that many principal components; None keeps them as they are.
-        params: parameters of Spark's classifier by name.
-        grid: values to choose from, by the name of the parameter. Empty: nothing is chosen, nothing cross-validated.
-        folds: how many the column ``fold`` counts.
-        metric: what the choice is by, "f1" (weighted) or "accuracy".
-        undersample: fit on as many training rows of each class as the rarest one has.
-        seed: of forests, boosting and undersampling.
+        vectors: columns of vectors, which are concatenated to the features of an image.
+        categorical: columns of strings, indexed and one-hot encoded; a value not seen in training becomes all zeros.
+        numeric: columns of numbers, standardised; null and NaN become the median of the training rows.
+        pca: standardise the features of the images and keep this many principal components; None keeps the features.
+        params: parameters of the classifier by name.
+        grid: candidate values by name of the parameter; cross-validated unless empty.
+        folds: number of folds in the column ``fold``.
+        metric: the metric that decides a grid, "f1" (weighted) or "accuracy".
+        undersample: fit on equally many training rows of each class, as many as the rarest class has.
+        seed: for forests, boosting and undersampling.
     """
 
     algorithm: str
@@ -67,12 +67,12 @@ class FittedClassifier:
     """A fitted classifier.
 
     Attributes:
-        kind: of the classifier, the last stage.
+        kind: the kind of the last stage.
         pipeline: the fitted stages.
-        params: the parameters of the classifier that were set or chosen.
+        params: the parameters of the classifier that were set or chosen by cross-validation.
         tried: for each point of the grid its ``params``, and mean and standard deviation of the metric over the folds.
         explained: the fraction of variance of each principal component; None without PCA.
-        inputs: how many numbers the classifier takes for a row.
+        inputs: number of inputs of the classifier.
     """
 
     kind: StudyClassifier
@@ -84,7 +84,7 @@ class FittedClassifier:
 
 
 def with_classes(rows: DataFrame, classes: Sequence[str]) -> DataFrame:
-    """Tell Spark ML what the labels are: a class that is missing from some rows is a class all the same."""
+    """Add the class names to the column ``label``, so that Spark ML counts classes that have no rows."""
     from pyspark.sql import functions as F
 
     about = {"ml_attr": {"type": "nominal", "name": "label", "vals": list(classes)}}
@@ -108,15 +108,15 @@ def check_params(settings: FitSettings) -> None:
 
 
 def fit_classifier(train: DataFrame, settings: FitSettings, *, num_classes: int) -> FittedClassifier:
-    """Choose by cross-validation where there is a grid, and fit on all training rows.
+    """Choose parameters by cross-validation if there is a grid, then fit on all training rows.
 
     Args:
-        train: training rows: id, label, part, ``fold`` and the columns that the settings name. Read many times: persist it.
-        settings: of the classifier and what comes before it.
-        num_classes: how many classes there are.
+        train: training rows: id, label, part, fold and the columns that the settings name. Persist it: it is read often.
+        settings: the classifier and the stages before it.
+        num_classes: number of classes.
 
     Raises:
-        ConfigError: a parameter that the classifier does not have.
+        ConfigError: an unknown or invalid parameter.
     """
     from pyspark.ml.evaluation import MulticlassClassificationEvaluator
     from pyspark.ml.tuning import CrossValidator
@@ -127,7 +127,7 @@ def fit_classifier(train: DataFrame, settings: FitSettings, *, num_classes: int)
     kind, last = load_classifier(settings.algorithm), _built(settings, num_classes)
     points = _grid(settings, last)
     if len(points) == 1 and hasattr(last, "setParallelism"):
-        # Trees leave slots idle between their levels: several at a time, either points of the grid or one-vs-rest's classes.
+        # Trees leave slots idle between their levels, so fit several at a time: points of the grid or one-vs-rest classes.
         last.setParallelism(slots)
     pipeline = PreparedPipeline(
         stages=[*_preparation(settings), last], undersample=settings.seed if settings.undersample else None
@@ -173,7 +173,7 @@ def predict_classes(fitted: FittedClassifier, rows: DataFrame, *, num_classes: i
 
 
 def _preparation(settings: FitSettings) -> list[Any]:
-    """The stages from columns to the one vector that the classifier gets."""
+    """The stages from columns to the input vector of the classifier."""
     from pyspark.ml.feature import PCA, Imputer, OneHotEncoder, StandardScaler, StringIndexer, VectorAssembler
 
     stages: list[Any] = [VectorAssembler(inputCols=list(settings.vectors), outputCol=_IMAGE)]
@@ -185,7 +185,7 @@ def _preparation(settings: FitSettings) -> list[Any]:
     if settings.categorical:
         indices = [f"__index_{name}" for name in settings.categorical]
         encoded = [f"__encoded_{name}" for name in settings.categorical]
-        # "keep" puts what is null or new behind the known values, where the encoder's dropLast makes it all zeros.
+        # "keep" gives null and new values the last index, which the encoder's dropLast encodes as all zeros.
         stages.append(StringIndexer(inputCols=list(settings.categorical), outputCols=indices, handleInvalid="keep"))
         stages.append(OneHotEncoder(inputCols=indices, outputCols=encoded, dropLast=True))
         parts += encoded
@@ -204,7 +204,7 @@ def _built(settings: FitSettings, num_classes: int) -> Any:
 
 
 def _grid(settings: FitSettings, last: Any) -> list[dict[Any, Any]]:
-    """Every combination of the grid's values; one empty point without a grid."""
+    """All combinations of the grid's values; one empty point without a grid."""
     inner = last.getClassifier() if hasattr(last, "getClassifier") else last
     values = [[checked_param(inner, name, value) for value in values] for name, values in settings.grid.items()]
     return [dict(point) for point in itertools.product(*values)]
@@ -215,10 +215,11 @@ def _named(point: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def _explained(fitted: PipelineModel, train: DataFrame, settings: FitSettings) -> list[float] | None:
-    """The fraction of all variance in each principal component; None without PCA.
+    """The fraction of the total variance in each principal component; None without PCA.
 
-    Where the covariance matrix is too large, Spark finds the k components by another way and takes the fraction of their
-    sum, which is then always one. All variance is known: it is 1 for every standardised column that is not constant.
+    If the covariance matrix is too large, Spark computes the k components by another method and divides by the sum of
+    their variances, so its fractions always add up to 1. Here the total variance is known: every standardised column that
+    is not constant has a variance of 1.
     """
     from pyspark.ml import PipelineModel
     from pyspark.ml.stat import Summarizer

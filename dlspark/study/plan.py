@@ -1,4 +1,4 @@
-"""The steps of a study: which there are, what each needs, and what decides its result."""
+"""The plan of a study: its steps, what each needs, and the settings that determine its result."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dlspark.study.classifiers import load_classifier
 from dlspark.study.fits import keep_fit
 from dlspark.study.networks import keep_features, keep_predictions, keep_untrained, train_phase, trainer_of
 from dlspark.study.pipelines import FitSettings, check_params
-from dlspark.study.settings import ClassifierSettings, FeatureSettings, NetworkSettings, StudySettings, told_at
+from dlspark.study.settings import ClassifierSettings, FeatureSettings, NetworkSettings, StudySettings, at_place
 from dlspark.study.steps import explore_data, keep_rows, prepare_data, prepared_dataset
 
 if TYPE_CHECKING:
@@ -33,10 +33,10 @@ _CHANGED = ("ETag", "etag", "mtime", "LastModified", "last_modified")  # each fi
 
 
 class StudyPlan:
-    """From settings to steps.
+    """Turns settings into steps.
 
     Args:
-        settings: of a `StudyFile`.
+        settings: of the study.
         store: where results are kept.
     """
 
@@ -46,26 +46,26 @@ class StudyPlan:
         self._slots = max([local_cores(), *(network.workers for network in settings.networks.values())])
 
     def spark(self) -> SparkSession:
-        """The session of all steps, with enough slots for the network with the most workers."""
+        """The session of all steps, with slots for the network with the most workers."""
         return get_session(self._slots)
 
     def steps(self) -> list[Step]:
-        """All steps, each after those that it needs; checks what can be checked without doing any work."""
+        """All steps, each after the steps that it needs; checks what can be checked without running one."""
         settings = self._settings
         for name, network in settings.networks.items():
-            with told_at(f"networks.{name}"):
+            with at_place(f"networks.{name}"):
                 trainer_of(network)
                 check_backbone(network.backbone, settings.data.size)
                 check_augment(network.augment)
         data = {key: value for key, value in vars(settings.data).items() if key != "max_rejected_fraction"}
-        with told_at("data.source"):
+        with at_place("data.source"):
             data["files"] = _fingerprint(settings.data.source, self._store)
         if settings.classifiers:
-            self.spark()  # Spark's classifiers know their parameters only when there is a JVM
+            self.spark()  # the JVM knows the parameters of Spark's classifiers
             for name, made in settings.classifiers.items():
-                with told_at(f"classifiers.{name}"):
+                with at_place(f"classifiers.{name}"):
                     check_params(self._fit(made, settings.features[made.features[0]]))
-        # Wrong data of any split is found before hours of training on another.
+        # The data steps of all splits come first, so that wrong data is found before hours of training.
         begun = {name: self._data_steps(name, data) for name in settings.splits}
         steps = [step for some in begun.values() for step in some]
         return steps + [step for name, (prepared, _, rows) in begun.items() for step in self._of_split(name, prepared, rows)]
@@ -113,7 +113,7 @@ class StudyPlan:
         predictions: dict[str, Step] = {}
         for name, network in settings.networks.items():
             if network.phases:
-                # Kept with features, of the same layer whatever the order; without features by a pass over the test images.
+                # Predictions are kept with the features of the first layer by name; without features they need another pass.
                 source = next((features[place] for place in sorted(features) if place[0] == name), networks[name])
                 run = self._on_dataset(keep_predictions, spark=True)
                 predictions[name] = Step("predict", f"{split} {name}", {}, run, [prepared, source], _KERAS_ON_SPARK)
@@ -144,7 +144,7 @@ class StudyPlan:
         seed = self._settings.seed
         import keras
 
-        with told_at(f"networks.{name}"):
+        with at_place(f"networks.{name}"):
             weights = network.weights if network.weights in ("imagenet", "none") else _digest(network.weights)
         common = {key: value for key, value in vars(network).items() if key not in ("phases", "max_restarts")}
         common |= {"weights": weights, "seed": seed, "keras_backend": keras.backend.backend()}
@@ -156,12 +156,12 @@ class StudyPlan:
         common["versions"] = versions()
         steps: list[Step] = []
         for number, phase in enumerate(network.phases, start=1):
-            told = f"{split} {name}" + (f" phase {number}" if len(network.phases) > 1 else "")
+            title = f"{split} {name}" + (f" phase {number}" if len(network.phases) > 1 else "")
             run = self._on_dataset(train_phase, network=network, phase=phase, seed=seed)
             if network.backend != "local":
                 run = self._after_spark(run)
             settings = {**common, "phase": vars(phase)}
-            steps.append(Step("train", told, settings, run, [prepared, *steps[-1:]], _KERAS_ON_SPARK, resumes=True))
+            steps.append(Step("train", title, settings, run, [prepared, *steps[-1:]], _KERAS_ON_SPARK, resumes=True))
         return steps
 
     def _fit(self, classifier: ClassifierSettings, features: FeatureSettings) -> FitSettings:
@@ -181,9 +181,9 @@ class StudyPlan:
         )
 
     def _on_dataset(self, run: Callable[..., Document], *, spark: bool = False, **given: Any) -> Work:
-        """A step's work: ``run(folder, dataset, **given)``, or with ``spark`` ``run(folder, dataset, session, **given)``.
+        """Work that calls ``run`` with the folder, the prepared dataset, the session if ``spark``, and ``given``.
 
-        The step ``prepare`` must be the first that the step needs.
+        The first step that the step needs must be ``prepare``.
         """
         return lambda folder: run(folder, prepared_dataset(folder.results[0]), *([self.spark()] if spark else []), **given)
 
@@ -191,7 +191,7 @@ class StudyPlan:
         return lambda folder: keep_fit(folder, self.spark(), fit)
 
     def _after_spark(self, run: Work) -> Work:
-        """``run`` in a session that was started before, with enough slots."""
+        """``run`` after the session has been started with enough slots."""
 
         def work(folder: Folder) -> Document:
             self.spark()
@@ -201,23 +201,20 @@ class StudyPlan:
 
 
 def _fingerprint(source: str, store: Store) -> str:
-    """A digest of the names, sizes and times of the files in a folder: another one when any of them has changed.
-
-    Hidden files do not count, as they are no images.
-    """
+    """A digest of the names, sizes and modification times of the files in a folder, hidden files excepted."""
     uri = Store(source).uri
     if f"{store.uri}/".startswith(f"{uri.rstrip('/')}/"):
         raise ConfigError(
-            f"Expected the store outside the images' folder: {store.uri!r} lies in {uri!r}, and what the study keeps there "
-            "would be taken for changed images. Set another store."
+            f"Expected the store outside the images' folder; got {store.uri!r} in {uri!r}, where results would count as "
+            "changed images. Set another store."
         )
     try:
         filesystem, root = fsspec.core.url_to_fs(uri)
         found = filesystem.find(root, detail=True)
-    except Exception as error:  # every file system has errors of its own: no credentials, no such bucket, no network
-        raise ConfigError(f"Expected a folder of images, and {uri!r} cannot be listed: {error}") from error
+    except Exception as error:  # every file system has its own errors: no credentials, no such bucket, no network
+        raise ConfigError(f"Expected a folder of images; got an error when listing {uri!r}: {error}") from error
     if not found:
-        raise ConfigError(f"Expected a folder of images: there is no file in {uri!r}.")
+        raise ConfigError(f"Expected a folder of images; got no file in {uri!r}. Correct data.source.")
     digest = hashlib.sha256()
     for path, about in sorted(found.items()):
         name = path[len(root) :].lstrip("/")
@@ -229,9 +226,9 @@ def _fingerprint(source: str, store: Store) -> str:
 
 
 def _digest(file: str) -> str:
-    """Of a file's content."""
+    """The SHA-256 digest of a file."""
     path = Path(file).expanduser()
     if not path.is_file():
-        raise ConfigError(f"weights must be 'imagenet', 'none' or a file; got {file!r}, and there is no such file.")
+        raise ConfigError(f"Expected 'imagenet', 'none' or a file as weights; got {file!r}, which does not exist.")
     with path.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""The settings of a study, typed. `study_schema.json` has their defaults and limits; `StudyFile` reads and checks them."""
+"""The typed settings of a study. `study_schema.json` has defaults and limits; `StudyFile` reads and checks a file."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from dlspark.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class DataSettings:
-    """Images, and how they are prepared; the arguments of `prepare_images`.
+    """Images and how to prepare them: arguments of `prepare_images`.
 
     Attributes:
-        source: folder or URI of the images.
+        source: folder or URI.
         layout: name of a layout.
         layout_options: options of the layout csv.
         image_size: pixels: a side, or height and width.
@@ -42,7 +42,7 @@ class DataSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class ExploreSettings:
-    """Columns to count, None for all that can be counted, and how many sample images to show of each class."""
+    """Columns to count (None: all suitable ones), and the number of sample images of each class."""
 
     columns: Sequence[str] | None
     samples: int
@@ -50,7 +50,7 @@ class ExploreSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class PhaseSettings:
-    """One training of a network; each phase starts with the weights of the one before."""
+    """One training of a network. Each phase starts with the weights of the previous one."""
 
     epochs: int
     fine_tune: str
@@ -68,7 +68,7 @@ class NetworkSettings:
         dtype: name of the dtype policy.
         batch_size: *global* rows of a step.
         class_weight: "none" or "balanced".
-        phases: empty for a network that is not trained and only gives features.
+        phases: empty for a network that is not trained and only used for features.
     """
 
     backbone: str
@@ -89,7 +89,7 @@ class NetworkSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class MetadataSettings:
-    """Columns that are joined to the features: texts, and numbers."""
+    """Columns to join to the features: strings, and numbers."""
 
     categorical: Sequence[str]
     numeric: Sequence[str]
@@ -100,10 +100,10 @@ class FeatureSettings:
     """A set of features.
 
     Attributes:
-        networks: their outputs are concatenated.
+        networks: names of networks; their outputs are concatenated.
         layer: "pooling", "dense_N" or the name of the backbone.
         metadata: add the columns of `MetadataSettings`.
-        pca: number of principal components; None for all numbers of the layer.
+        pca: number of principal components; None for no PCA.
     """
 
     networks: Sequence[str]
@@ -114,7 +114,7 @@ class FeatureSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class CrossValidation:
-    """Number of folds, and the metric by which a grid is decided: "f1" (weighted) or "accuracy"."""
+    """Number of folds, and the metric that decides a grid: "f1" (weighted) or "accuracy"."""
 
     folds: int
     metric: str
@@ -122,7 +122,7 @@ class CrossValidation:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifierSettings:
-    """A classifier, fitted on each of the named sets of features; see `FitSettings`."""
+    """A classifier, fitted on each of the named sets of features; attributes as in `FitSettings`."""
 
     algorithm: str
     features: Sequence[str]
@@ -136,10 +136,10 @@ class EvaluateSettings:
     """How models are evaluated on the test part.
 
     Attributes:
-        by: columns, numeric ones with the width of their bands (see `banded`).
+        by: columns, with a width for bands of numbers (see `banded`).
         bootstrap: number of resamples.
         first: classes to show first.
-        best_by: name of the score that decides which model is the best.
+        best_by: the score that decides which model is best.
     """
 
     by: Sequence[str]
@@ -150,7 +150,7 @@ class EvaluateSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class StudySettings:
-    """All settings of a study; mappings are from the names that the file gives."""
+    """All settings of a study. The keys of mappings are the names in the file."""
 
     name: str
     store: str
@@ -168,14 +168,14 @@ class StudySettings:
 
     @classmethod
     def of(cls, plain: Mapping[str, Any]) -> StudySettings:
-        """From plain data that keeps to the schema, defaults included.
+        """Make settings from plain data that follows the schema, defaults included.
 
         Raises:
-            ConfigError: a split that is not possible.
+            ConfigError: an invalid split.
         """
         splits = {}
         for name, each in plain["splits"].items():
-            with told_at(f"splits.{name}"):
+            with at_place(f"splits.{name}"):
                 splits[name] = Split(**each, seed=plain["seed"])
         networks = {}
         for name, each in plain["networks"].items():
@@ -211,7 +211,7 @@ def banded(text: str) -> tuple[str, float | None]:
 
 
 @contextmanager
-def told_at(place: str) -> Iterator[None]:
+def at_place(place: str) -> Iterator[None]:
     """Add the place in the study's file to the message of a ConfigError."""
     try:
         yield

@@ -1,4 +1,4 @@
-"""What the first steps of a study do: prepare the images, explore them, keep their rows with folds."""
+"""The first steps of a study: prepare the images, explore them, keep the other columns with folds."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def prepared_dataset(prepared: Result) -> ImageDataset:
 
 
 def prepare_data(folder: Folder, spark: SparkSession, data: DataSettings, split: Split) -> Document:
-    """Prepare the images, with one split."""
+    """Prepare the images with one split."""
     layout: str | Layout = data.layout
     if data.layout_options:
         layout = CsvLayout(**data.layout_options)
@@ -49,7 +49,7 @@ def prepare_data(folder: Folder, spark: SparkSession, data: DataSettings, split:
 def explore_data(
     folder: Folder, dataset: ImageDataset, *, columns: Sequence[str] | None, samples: int, seed: int
 ) -> Document:
-    """Count values by class, and draw the counts and sample images."""
+    """Count values by class, and keep charts of the counts and sample images."""
     found = explore(dataset, columns=columns, samples=samples, seed=seed)
     figures = found.figures()
     folder.store.write_bytes("explore.html", found.page(figures).render().encode())
@@ -69,28 +69,21 @@ def keep_rows(
     stratify: bool,
     all_folds: bool,
 ) -> Document:
-    """Keep all columns but the images, with the fold of each training row.
+    """Keep all columns except the images, with the fold of each training row; see `with_folds`.
 
-    Args:
-        folder: of the step.
-        dataset: prepared.
-        spark: the session.
-        folds: number of folds.
-        group: see `with_folds`, as ``stratify`` and ``seed``.
-        seed: of the draw.
-        stratify: keep the ratio of the classes in each fold.
-        all_folds: reject data that leaves a fold empty.
+    Raises:
+        DataError: a fold is empty, and ``all_folds`` says that all folds are needed.
     """
     rows = dataset_rows(spark, dataset).persist()
     try:
         train = with_folds(rows.filter("part = 'train'"), folds, stratify=stratify, group=group, seed=seed)
-        there = train.select("fold").distinct().count()
-        if there < folds and all_folds:
+        filled = train.select("fold").distinct().count()
+        if filled < folds and all_folds:
             raise DataError(
-                f"Expected training rows in each of {folds} folds; got some in {there} of them"
-                f"{f', as rows of one {group} stay together' if group else ''}. Set cross_validation.folds lower."
+                f"Expected training rows in each of {folds} folds; got rows in {filled} folds"
+                f"{f', because rows of one {group} stay together' if group else ''}. Set cross_validation.folds lower."
             )
-        # Partitions of equal rows are joined to features later: one is enough for texts and numbers.
+        # One partition is enough for strings and numbers.
         table = rows.join(train.select("id", "fold"), "id", "left").coalesce(1).sortWithinPartitions("id")
         return {"table": write_table(folder.store, table)}
     finally:
@@ -98,19 +91,19 @@ def keep_rows(
 
 
 def with_folds(rows: DataFrame, folds: int, *, stratify: bool, group: str | None, seed: int) -> DataFrame:
-    """Give every row its fold, from 0 to ``folds`` - 1, in the column ``fold``; see `dlspark.data.split.assign`.
+    """Add the column ``fold``, from 0 to ``folds`` - 1; see `dlspark.data.split.assign`.
 
     Args:
-        rows: training rows: ids, labels and, where groups must stay whole, the column ``group``.
-        folds: how many.
-        stratify: keep the ratio of the classes in each.
-        group: a column whose values stay in one fold; None where rows stand for themselves.
-        seed: of the draw.
+        rows: training rows: ids, labels and the column named by ``group``.
+        folds: number of folds.
+        stratify: keep the ratio of the classes in each fold.
+        group: a column; rows with the same value get the same fold. None for no such column.
+        seed: for the assignment.
     """
     from pyspark.sql import functions as F
 
     splits = Split.kfold(folds, stratify=stratify, group=group, seed=seed)
-    dealt = [
+    assigned = [
         assign(rows, split).filter("part = 'test'").select("id", F.lit(i).alias("fold")) for i, split in enumerate(splits)
     ]
-    return rows.join(reduce(lambda some, more: some.unionByName(more), dealt), "id")
+    return rows.join(reduce(lambda some, more: some.unionByName(more), assigned), "id")

@@ -1,11 +1,10 @@
-"""A study: prepare → explore → split → train → featurize → join → classifiers → evaluate → ensemble, for every split.
+"""A study, for each split: prepare → explore → train → featurize → fit classifiers → average ensembles → evaluate.
 
-The split comes first. Augmentation is in the networks, which train on training rows; what is fitted on features sees
-training rows only, within each fold too (`dlspark.study.classifiers`). Rows and folds are the same for every model of a
-split.
+The split comes before everything else. Networks and pipelines are fitted on training rows only, pipelines within each
+fold too (`dlspark.study.pipelines`). All models of a split use the same rows and folds.
 
-One thing no fold can undo: a network that was trained has seen all training rows, so that cross-validated scores on its
-features are better than those on test. They choose between settings; what is reported is the test part, which nothing saw.
+A trained network has seen the training rows of all folds, so cross-validated scores on its features are too high. They only
+choose between settings; the report has the scores on the test part, which no model has seen.
 """
 
 from __future__ import annotations
@@ -26,12 +25,12 @@ REPORT = "study.json"
 
 @dataclass(frozen=True)
 class Study:
-    """The steps of a study, in an order in which they can be done.
+    """The steps of a study.
 
     Attributes:
-        file: what was asked for.
-        store: where everything is kept.
-        steps: all of them.
+        file: the settings.
+        store: where all results are kept.
+        steps: each after the steps that it needs.
     """
 
     file: StudyFile
@@ -40,26 +39,26 @@ class Study:
 
     @classmethod
     def of(cls, file: StudyFile) -> Study:
-        """Lay out the steps. Checks what can be checked without doing any work; starts nothing but, once needed, Spark.
+        """Plan the steps, and check what can be checked without running one. Starts Spark if there are classifiers.
 
         Raises:
-            ConfigError: a backend's option or a classifier's parameter that does not exist, or a file that is not there.
+            ConfigError: an unknown option of a backend or parameter of a classifier, or a missing file.
         """
         store = Store(file.settings.store)
         return cls(file, store, tuple(StudyPlan(file.settings, store).steps()))
 
     def run(self, *, command: Sequence[str] = ()) -> Document:
-        """Do what is not kept, and write what came out to ``study.json`` and ``study.html`` in the store, with pictures.
+        """Run the steps that have no kept result, and write ``study.json``, ``study.html`` and pictures to the store.
 
         Args:
-            command: how it was called, for the report.
+            command: the command line, for the report.
 
         Returns:
-            The report: for every split its ``data``, ``networks``, ``models`` (the best by ``evaluate.best_by`` marked)
-            and classifiers' ``fits``; ``warnings``; the ``steps`` with seconds, and whether they were kept from before.
+            The report: for each split ``data``, ``networks``, ``models``, the name of the ``best`` by ``evaluate.best_by``
+            and ``fits`` of classifiers; ``warnings``; ``steps`` with seconds, and whether their results were kept.
 
         Raises:
-            DlsparkError: a step failed; those before it are kept.
+            DlsparkError: a step failed; the results of earlier steps are kept.
         """
         steps = KeptSteps(self.store)
         kept: dict[str, bool] = {}
@@ -70,8 +69,8 @@ class Study:
 
         def note(step: Step, result: Result, was_kept: bool) -> None:
             results[step.key] = result
-            kept.setdefault(step.key, was_kept)  # two steps with the same settings are one
-            if step.kind == "rows":  # no training has begun yet
+            kept.setdefault(step.key, was_kept)  # steps with the same settings are one
+            if step.kind == "rows":  # before any training
                 prepared = results[step.needs[0].key]
                 judging.check_against_data(self.file.settings, prepared.document, result)
                 if step is first_rows and networks_to_do:
@@ -86,6 +85,6 @@ class Study:
         return report
 
     def plan(self) -> list[tuple[Step, bool]]:
-        """Every step, and whether its result is kept already."""
+        """All steps, and whether their results are kept already."""
         steps = KeptSteps(self.store)
         return [(step, steps.result(step) is not None) for step in self.steps]

@@ -1,4 +1,4 @@
-"""The file of a study: YAML, checked against a schema before anything starts, with defaults filled in."""
+"""The file of a study: read YAML, check it against a schema, fill in defaults."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from dlspark.study.settings import StudySettings
 
 INSTALL = "dlspark[study]"
 EXAMPLES = ("cnmc", "ham10000")
-"""Names of the studies that are shipped as examples."""
+"""Names of the example studies."""
 
-# YAML 1.1 takes 1e-4 for a text, as it has no dot; everybody means a number.
+# YAML 1.1 reads 1e-4 as a string, because it has no dot.
 _NUMBER = re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$")
-_TYPES = {"object": "names with values", "array": "a list", "string": "a text", "integer": "a whole number"}
+_TYPES = {"object": "names with values", "array": "a list", "string": "a string", "integer": "a whole number"}
 _TYPES |= {"number": "a number", "boolean": "true or false", "null": "null"}
 
 Place = tuple[str | int, ...]
@@ -34,12 +34,12 @@ Place = tuple[str | int, ...]
 
 @dataclass(frozen=True)
 class StudyFile:
-    """A study as it was written down, checked.
+    """A study's file, checked.
 
     Attributes:
-        path: of the file.
-        plain: all settings, defaults included, as plain data that keeps to `study_schema.json`.
-        settings: the same, typed.
+        path: path of the file.
+        plain: all settings, defaults included, as plain data that follows `study_schema.json`.
+        settings: the same settings, typed.
     """
 
     path: str
@@ -51,8 +51,8 @@ class StudyFile:
         """Read and check a file.
 
         Raises:
-            ConfigError: there is no such file, it is no YAML, or something in it cannot be; the message has the line and the
-                place in the file.
+            ConfigError: the file does not exist, is not valid YAML or has an invalid setting; the message has the line and
+                the place in the file.
             MissingDependencyError: PyYAML or jsonschema is not installed.
         """
         name = os.fspath(path)
@@ -60,7 +60,7 @@ class StudyFile:
             text = Path(path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(
-                f"Expected a study's YAML file at {name!r}: {error}. `dlspark study init` writes an example."
+                f"Expected a study's YAML file at {name!r}; got: {error}. Write an example with `dlspark study init`."
             ) from error
         settings, lines = _parse(text, name)
         checker = _Checker(name, lines)
@@ -86,7 +86,7 @@ def example(name: str) -> str:
         ConfigError: an unknown name.
     """
     if name not in EXAMPLES:
-        raise ConfigError(f"There is no example study {name!r}. {did_you_mean(name, EXAMPLES)}")
+        raise ConfigError(f"Expected the name of an example study; got {name!r}. {did_you_mean(name, EXAMPLES)}")
     return files(__package__).joinpath("studies", f"{name}.yaml").read_text(encoding="utf-8")
 
 
@@ -103,7 +103,7 @@ def _parse(text: str, name: str) -> tuple[Any, dict[Place, int]]:
         lines = dict(_lines(root, (), name)) if root is not None else {}
         return yaml.load(text, Loader), lines
     except yaml.YAMLError as error:
-        raise ConfigError(f"{name!r} is no YAML: {' '.join(str(error).split())}.") from error
+        raise ConfigError(f"Expected YAML in {name!r}; got: {' '.join(str(error).split())}.") from error
 
 
 def _lines(node: Any, place: Place, name: str) -> Iterator[tuple[Place, int]]:
@@ -113,14 +113,14 @@ def _lines(node: Any, place: Place, name: str) -> Iterator[tuple[Place, int]]:
         for key, value in node.value:
             line = key.start_mark.line + 1
             if key.tag != "tag:yaml.org,2002:str" and key.value != "<<":
-                raise ConfigError(f"{name}, line {line}: expected a name, {key.value} came. Put it in quotes if it is one.")
-            if key.value in seen and key.value != "<<":  # YAML would take the last one and say nothing
+                raise ConfigError(f"{name}, line {line}: expected a name; got {key.value}. Put a name in quotes.")
+            if key.value in seen and key.value != "<<":  # YAML would silently use the last one
                 raise ConfigError(
-                    f"{name}, line {line}: {_told((*place, key.value))} is there already, in line {seen[key.value]}. "
-                    "Give every name once."
+                    f"{name}, line {line}: expected every name once; got {_dotted((*place, key.value))} in line "
+                    f"{seen[key.value]} too. Remove one."
                 )
             seen[key.value] = line
-            if key.value == "<<":  # what is merged is at fault where it is written
+            if key.value == "<<":  # merged settings have the line of their anchor
                 for merged in value.value if value.id == "sequence" else [value]:
                     yield from ((found, at) for found, at in _lines(merged, place, name) if found != place)
                 continue
@@ -131,7 +131,7 @@ def _lines(node: Any, place: Place, name: str) -> Iterator[tuple[Place, int]]:
             yield from _lines(item, (*place, number), name)
 
 
-def _told(place: Place) -> str:
+def _dotted(place: Place) -> str:
     return ".".join(str(part) for part in place) or "the file"
 
 
@@ -142,13 +142,13 @@ class _Checker:
 
     def refusal(self, place: Place, message: str) -> ConfigError:
         known = next((place[:end] for end in range(len(place), -1, -1) if place[:end] in self.lines), ())
-        return ConfigError(f"{self.name}, line {self.lines.get(known, 1)}: {_told(place)}: {message}")
+        return ConfigError(f"{self.name}, line {self.lines.get(known, 1)}: {_dotted(place)}: {message}")
 
     def schema(self, settings: Any) -> None:
         if settings is None:
-            raise ConfigError(f"{self.name!r} is empty. `dlspark study init` writes an example.")
+            raise ConfigError(f"Expected settings in {self.name!r}; got an empty file. Write one with `dlspark study init`.")
         jsonschema = require("jsonschema", install=INSTALL, purpose="Checking a study")
-        # What is missing comes last: mostly it is there under a mistyped name.
+        # Missing settings are reported last: usually the name is mistyped.
         found = sorted(
             jsonschema.Draft202012Validator(schema()).iter_errors(settings),
             key=lambda error: (error.validator == "required", list(map(str, error.path))),
@@ -158,51 +158,45 @@ class _Checker:
 
     def _explained(self, error: Any) -> ConfigError:
         place: Place = tuple(error.absolute_path)
-        came = json.dumps(error.instance, default=str, ensure_ascii=False)
-        came = came if len(came) <= 60 else f"{came[:57]}…"
+        got = json.dumps(error.instance, default=str, ensure_ascii=False)
+        got = got if len(got) <= 60 else f"{got[:57]}…"
         rule, value = error.validator, error.validator_value
         if rule == "additionalProperties":
             known = error.schema["properties"]
             free = "patternProperties" in error.schema
             unknown = next(key for key in error.instance if key not in known and not (free and str(key).startswith("x-")))
-            return self.refusal((*place, unknown), f"there is no such setting. {did_you_mean(str(unknown), known)}")
+            return self.refusal((*place, unknown), f"unknown setting. {did_you_mean(str(unknown), known)}")
         if rule == "required":
             missing = next(key for key in value if key not in error.instance)
-            return self.refusal(place, f"{missing!r} is missing; expected {', '.join(value)}.")
+            return self.refusal(place, f"expected {', '.join(value)}; got no {missing!r}.")
         if rule == "enum":
-            return self.refusal(place, f"{came} came. {did_you_mean(str(error.instance), map(str, value))}")
+            return self.refusal(place, f"got {got}. {did_you_mean(str(error.instance), map(str, value))}")
         if rule in ("type", "oneOf"):
-            kinds = (
-                [value]
-                if isinstance(value, str)
-                else value
-                if rule == "type"
-                else [one.get("type", "array") for one in value]
-            )
-            expected = " or ".join(_TYPES[kind] for kind in kinds)
-            told = error.schema.get("description")
-            return self.refusal(place, f"expected {expected}{f' ({told})' if told else ''}; {came} came.")
+            given = [value] if isinstance(value, str) else value
+            expected = " or ".join(_TYPES[kind if isinstance(kind, str) else kind.get("type", "array")] for kind in given)
+            about = error.schema.get("description")
+            return self.refusal(place, f"expected {expected}{f' ({about})' if about else ''}; got {got}.")
         if rule == "pattern" and error.parent is None and "propertyNames" not in error.schema_path:
-            return self.refusal(place, f"{came} came; expected a text like {value}.")
+            return self.refusal(place, f"expected a match of {value}; got {got}.")
         if rule == "minItems":
-            return self.refusal(place, f"expected {value} or more; {came} came.")
+            return self.refusal(place, f"expected {value} or more; got {got}.")
         if rule == "uniqueItems":
-            return self.refusal(place, f"something is there twice; {came} came.")
+            return self.refusal(place, f"expected no duplicates; got {got}.")
         return self.refusal(place, f"{error.message}.")
 
     def references(self, settings: StudySettings) -> None:
-        """Reject names of nothing, and what a schema cannot express."""
+        """Reject unknown names, and whatever else a schema cannot express."""
         data, networks, sets = settings.data, settings.networks, settings.features
         self._known(("data", "layout"), data.layout, LAYOUTS, "layout")
         for option in data.layout_options:
             if data.layout != "csv":
-                raise self.refusal(("data", "layout_options"), "only the layout csv has options. Leave them out.")
+                raise self.refusal(("data", "layout_options"), "only the layout csv has options. Remove them.")
             options = [field.name for field in fields(CsvLayout)]
             self._known(("data", "layout_options", option), option, options, "option of the layout csv")
         for number, column in enumerate(settings.evaluate.by):
             name, colon, width = column.partition(":")
             if colon and not (name and _NUMBER.match(width) and float(width) > 0):
-                message = f"expected a column, or numbers in bands as age:20; {column!r} came."
+                message = f"expected a column, or a column and a width like age:20; got {column!r}."
                 raise self.refusal(("evaluate", "by", number), message)
         backends = available_backends()
         for name, network in networks.items():
@@ -214,9 +208,9 @@ class _Checker:
             for number, phase in enumerate(network.phases):
                 if not math.isfinite(phase.learning_rate):
                     rate = ("networks", name, "phases", number, "learning_rate")
-                    raise self.refusal(rate, f"expected a number; {phase.learning_rate} came.")
+                    raise self.refusal(rate, f"expected a finite number; got {phase.learning_rate}.")
                 if phase.depth_decay != 1 and phase.fine_tune == "head":
-                    message = "a frozen backbone has no learning rates. Leave it at 1, or give another fine_tune."
+                    message = "a frozen backbone has no learning rates. Set 1, or another fine_tune."
                     raise self.refusal(("networks", name, "phases", number, "depth_decay"), message)
         for name, made in sets.items():
             for number, each in enumerate(made.networks):
@@ -231,20 +225,20 @@ class _Checker:
                 self._known(("classifiers", name, "features", number), each, sets, "set of features")
             for param in classifier.grid:
                 if param in classifier.params:
-                    raise self.refusal(("classifiers", name, "grid", param), "it is among the params too. Give it once.")
+                    raise self.refusal(("classifiers", name, "grid", param), "is among the params too. Remove one.")
         for name, members in settings.ensembles.items():
             if name in settings.models:
-                raise self.refusal(("ensembles", name), "a network has that name. Choose another one.")
+                raise self.refusal(("ensembles", name), "a network has this name. Choose another.")
             for number, model in enumerate(members):
                 self._known(("ensembles", name, "models", number), model, settings.models, "model")
 
     def _known(self, place: Place, name: str, known: Any, what: str) -> None:
         if name not in known:
-            raise self.refusal(place, f"there is no {what} {name!r}. {did_you_mean(name, known)}")
+            raise self.refusal(place, f"unknown {what} {name!r}. {did_you_mean(name, known)}")
 
 
 def _with_defaults(value: Any, of: Mapping[str, Any]) -> Any:
-    """``value`` with what its schema says of settings that are not given."""
+    """``value`` with the defaults of its schema."""
     if not isinstance(value, dict):
         if isinstance(value, list) and isinstance(of.get("items"), dict):
             return [_with_defaults(item, of["items"]) for item in value]

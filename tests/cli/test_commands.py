@@ -63,7 +63,7 @@ def test_prepare_train_evaluate(
     assert main(["train", "data", "--out", "run", *model]) == 2
     assert "--overwrite" in capsys.readouterr().err
     assert main(["evaluate", "run", "data", "--part", "validation"]) == 2
-    assert "it has: test, train" in capsys.readouterr().err
+    assert "with --part: test, train" in capsys.readouterr().err
     for name, why in {"model.h5": "can run any code", "absent.keras": "no such file", "photos": "is neither"}.items():
         assert main(["evaluate", name, "data"]) == 2
         assert why in capsys.readouterr().err
@@ -85,7 +85,7 @@ def test_an_evaluation_equals_that_of_keras(tmp_path: Path) -> None:
     top = keras.metrics.SparseTopKCategoricalAccuracy(2, name="top")
     model.compile(loss="sparse_categorical_crossentropy", metrics=["accuracy", top])
     rows = write_rows(Store(tmp_path), "test", x, y)
-    with pytest.raises(DataError, match="the model should give"):
+    with pytest.raises(DataError, match="Expected outputs of shape"):
         predict_rows(keras.Sequential([keras.Input((4,)), keras.layers.Dense(5)]), _with_classes(rows), batch_size=8)
 
     seen: list[int] = []

@@ -12,7 +12,7 @@ from sklearn import metrics
 
 from dlspark.errors import ConfigError, DataError
 from dlspark.evaluation.evaluation import Evaluation, evaluate_predictions
-from dlspark.evaluation.prediction_arrays import bands
+from dlspark.evaluation.predictions import bands
 from dlspark.evaluation.scores import CURVE_POINTS
 
 NAMES = ("akiec", "mel", "nv")
@@ -169,15 +169,15 @@ def test_curves_are_thinned_and_look_the_same() -> None:
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"labels": [0, 3, 1]}, "Expected labels from 0 to 2, for 3 classes: received 0 to 3"),
+        ({"labels": [0, 3, 1]}, "Expected labels from 0 to 2, for 3 classes; got 0 to 3"),
         ({"labels": [0, 0.5, 1]}, "Expected labels as class indices"),
-        ({"labels": []}, "received none"),
-        ({"probabilities": np.ones((3, 2))}, r"shape \(3, 3\): received \(3, 2\)"),
-        ({"probabilities": [[-1, 1, 1]] * 3}, "softmax as its last layer"),
+        ({"labels": []}, "got none"),
+        ({"probabilities": np.ones((3, 2))}, r"shape \(3, 3\); got \(3, 2\)"),
+        ({"probabilities": [[-1, 1, 1]] * 3}, "End the model with a softmax"),
         ({"probabilities": np.full((3, 3), np.nan)}, "Expected probabilities"),
-        ({"probabilities": None}, "received neither"),
+        ({"probabilities": None}, "got neither"),
         ({"classes": ["a", "a", "b"]}, "different names"),
-        ({"groups": [1, 2]}, r"Expected groups of shape \(3,\), as labels: received \(2,\)"),
+        ({"groups": [1, 2]}, r"Expected groups of shape \(3,\), as labels; got \(2,\)"),
         ({"by": {"age": [1.0]}}, r"Expected age of shape \(3,\)"),
         ({"bootstrap": -1}, "Expected bootstrap as a whole number of at least 0"),
     ],
@@ -191,11 +191,11 @@ def test_what_cannot_be_judged_is_refused(change: dict[str, Any], told: str) -> 
 
 def test_columns_of_too_many_values_are_refused() -> None:
     labels, likely = drawn(60)
-    with pytest.raises(DataError, match="'age' has 60"):
+    with pytest.raises(DataError, match="in 'age'; got 60"):
         evaluate_predictions(labels, likely, NAMES, by={"age": np.arange(60)})
     told = bands(["45", "", None, float("nan"), "9.5"], 20)  # as the layout csv has numbers
     assert told.tolist() == ["40 to below 60", "(unknown)", "(unknown)", "(unknown)", "0 to below 20"]
-    with pytest.raises(DataError, match="Leave the width out"):
+    with pytest.raises(DataError, match="Remove the width"):
         bands(np.array(["arm", "leg"], object), 20)
     with pytest.raises(ConfigError, match="a width above 0"):
         bands([1.0], 0)

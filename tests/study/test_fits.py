@@ -88,10 +88,10 @@ def test_changed_test_rows_change_nothing_that_was_fitted(spark: Any, tmp_path: 
     one, other = results[0].document, results[1].document
     assert (one["params"], one["inputs"]) == (other["params"], other["inputs"]) == ({"maxIter": 2}, 2 + 2 + 1)
     # Spark adds up partitions in the order in which they are done, so the last digits differ from run to run.
-    assert one["explained"] == pytest.approx(other["explained"], rel=1e-9)
+    assert one["explained"] == pytest.approx(other["explained"], rel=1e-6)
     assert predicted[0]["id"] == predicted[1]["id"] == [f"{i:02d}" for i in range(0, 48, 3)]
     before, after = (np.array(table["probabilities"]) for table in predicted)
-    assert before[1::2] == pytest.approx(after[1::2], rel=1e-9)  # what is said of the rows that did not change
+    assert before[1::2] == pytest.approx(after[1::2], rel=1e-6)  # what is said of the rows that did not change
     assert not np.allclose(before[::2], after[::2])
     assert (before.argmax(axis=1) == np.arange(0, 48, 3) // 3 % 2).mean() > 0.9
 
@@ -101,12 +101,12 @@ def test_changed_test_rows_change_nothing_that_was_fitted(spark: Any, tmp_path: 
 
 
 def test_a_strangers_kind_of_classifier_is_fitted(spark: Any, stranger: None, tmp_path: Path) -> None:
-    settings = replace(SETTINGS, algorithm="naive_bayes", params={"smoothing": 0.5})
+    settings = replace(SETTINGS, algorithm="naive_bayes", params={"smoothing": 0.5}, categorical=(), numeric=(), pca=None)
     with pytest.raises(ConfigError, match="Did you mean 'smoothing'"):
         check_params(replace(settings, params={"smothing": 0.5}))
     store = Store(tmp_path)
     document = keep_fit(Folder(store.child("fit"), needed(store, 0.0)), spark, settings)
-    assert (document["params"], document["inputs"]) == ({"smoothing": 0.5}, 2 + 2 + 1)
+    assert (document["params"], document["inputs"]) == ({"smoothing": 0.5}, 3 + 2)
     probabilities = read_local(store.child("fit"), document["table"]).sort_by("id")["probabilities"].to_pylist()
     assert (np.argmax(probabilities, axis=1) == np.arange(0, 48, 3) // 3 % 2).mean() > 0.9
 

@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.spark, pytest.mark.slow]
 
 HEAD = PhaseSettings(epochs=1, fine_tune="head", learning_rate=0.01, schedule="cosine", depth_decay=1.0)
 NETWORK = NetworkSettings(
-    backbone="mobilenetv2",
+    backbone="mobilenet",
     weights="none",
     batch_norm="frozen",
     dense=[4],
@@ -69,10 +69,10 @@ def test_phases_hand_over_and_a_finished_training_is_not_repeated(
     top = load_model(second.child("model.keras").uri)
     assert list(tmp_path.glob("1/runs/*/events.jsonl"))
     assert not list(tmp_path.glob("**/checkpoints")), "the model is what a finished step keeps"
-    frozen = [layer.name for layer in top.get_layer("mobilenetv2").layers if layer.weights and not layer.trainable]
+    frozen = [layer.name for layer in top.get_layer("mobilenet").layers if layer.weights and not layer.trainable]
     assert len(frozen) > 50
     for name in frozen:
-        before, after = (model.get_layer("mobilenetv2").get_layer(name).get_weights() for model in (head, top))
+        before, after = (model.get_layer("mobilenet").get_layer(name).get_weights() for model in (head, top))
         assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
 
     first.delete("model.keras")  # as when the study is killed between the training and the end of its step

@@ -94,7 +94,7 @@ def test_each_fold_fits_its_own_rows_once(spark: Any, monkeypatch: pytest.Monkey
         by_hand = Pipeline(stages=[*pipelines._preparation(settings), last]).fit(others, {last.regParam: 5.0})
         scored = by_hand.transform(train.filter(f"fold = {fold}"))
         scores.append(MulticlassClassificationEvaluator(metricName="f1").evaluate(scored))
-    assert found.tried[1]["f1"] == pytest.approx(np.mean(scores), abs=1e-9)
+    assert found.tried[1]["f1"] == pytest.approx(np.mean(scores), abs=1e-6)
     assert found.tried[1]["params"] == {"regParam": 5.0}
     assert found.params == {"maxIter": 2, "regParam": 0.01}
     assert found.inputs == 3 + 2 + 1
@@ -129,10 +129,10 @@ def test_trees(spark: Any, algorithm: str, params: dict[str, Any]) -> None:
 @pytest.mark.slow
 def test_a_grid_of_one_vs_rest_is_of_its_boosters(spark: Any) -> None:
     settings = dataclasses.replace(
-        SETTINGS, algorithm="gbt", params={"maxIter": 1}, grid={"maxDepth": [1, 2]}, pca=None, categorical=(), numeric=()
+        SETTINGS, algorithm="gbt", params={"maxIter": 1}, grid={"maxDepth": [0, 1]}, pca=None, categorical=(), numeric=()
     )
     found = fit_classifier(table(spark), settings, num_classes=3)
-    assert [each["params"] for each in found.tried] == [{"maxDepth": 1}, {"maxDepth": 2}]
+    assert [each["params"] for each in found.tried] == [{"maxDepth": 0}, {"maxDepth": 1}]
     depths = {tree.depth for booster in found.pipeline.stages[-1].models for tree in booster.trees}
     assert max(depths) <= found.params["maxDepth"]
     assert found.params["maxDepth"] == max(found.tried, key=lambda each: each["f1"])["params"]["maxDepth"]
@@ -146,7 +146,7 @@ def test_undersampling_is_asked_for_by_the_settings(spark: Any) -> None:
         for rows, flag in ((train, True), (few, False), (train, False))
     ]
     asked, by_hand, without = (model.coefficientMatrix.toArray() for model in fitted)
-    np.testing.assert_allclose(asked, by_hand, atol=1e-9)
+    np.testing.assert_allclose(asked, by_hand, atol=1e-6)
     assert not np.allclose(asked, without)
 
 

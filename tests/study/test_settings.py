@@ -1,4 +1,4 @@
-"""What a study's file may say, and what is told of one that says something else."""
+"""A study's file: defaults, and errors by line."""
 
 from __future__ import annotations
 
@@ -58,11 +58,11 @@ def test_defaults_are_filled_in(tmp_path: Path) -> None:
         (
             "weights: none",
             "weigths: none",
-            r"line 9: networks\.net\.weigths: there is no such setting. Did you mean 'weights'",
+            r"line 9: networks\.net\.weigths: unknown setting. Did you mean 'weights'",
         ),
-        ("splits:\n", "split:\n", r"line 4: split: there is no such setting. Did you mean 'splits'"),
-        ("name: small\n", "", r"'name' is missing"),
-        ("epochs: 1", "epochs: one", r'line 10: networks\.net\.phases\.0\.epochs: expected a whole number; "one" came'),
+        ("splits:\n", "split:\n", r"line 4: split: unknown setting. Did you mean 'splits'"),
+        ("name: small\n", "", r"got no 'name'"),
+        ("epochs: 1", "epochs: one", r'line 10: networks\.net\.phases\.0\.epochs: expected a whole number; got "one"'),
         ("image_size: 32", "image_size: 32x32", r"line 3: data.image_size: expected a whole number or a list \(Pixels"),
         ("image_size: 32", "image_size: [32]", r"line 3: data.image_size"),
         ("backbone: mobilenetv2", "backbone: mobilenet_v2", r"line 8: networks.net.backbone: .*Did you mean 'mobilenetv2'"),
@@ -71,22 +71,30 @@ def test_defaults_are_filled_in(tmp_path: Path) -> None:
         ("features: [pooled]", "features: [pool]", r"line 14: classifiers.lr.features.0"),
         ("models: [net, lr/pooled]", "models: [net, lr]", r"line 16: ensembles.both.models.1: .*Known: lr/pooled, net"),
         ("algorithm: logistic_regression", "algorithm: logistic", r"line 14: classifiers.lr.algorithm: .* Known: gbt"),
-        ("store: store\n", "store: store\nstore: other\n", r"line 3: store is there already, in line 2"),
+        ("store: store\n", "store: store\nstore: other\n", r"line 3: expected every name once; got store in line 2 too"),
         ("epochs: 1,", "epochs: 1, depth_decay: 0.9, fine_tune: head,", r"a frozen backbone has no learning rates"),
-        ("epochs: 1,", "epochs: 1, fine_tune: top,", r'fine_tune: "top" came; expected a text like'),
+        ("epochs: 1,", "epochs: 1, fine_tune: top,", r'fine_tune: expected a match of .*; got "top"'),
         ("learning_rate: 1e-3", "learning_rate: -1e-3", r"learning_rate: -0.001 is less than or equal to"),
-        ("name: small", "name: small: er", r"is no YAML"),
-        ("weights: none", "weights: none\n    x-note: hi", r"line 10: networks.net.x-note: there is no such setting"),
-        ("learning_rate: 1e-3", "learning_rate: .nan", r"learning_rate: expected a number; nan came"),
+        ("name: small", "name: small: er", r"Expected YAML in"),
+        ("weights: none", "weights: none\n    x-note: hi", r"line 10: networks.net.x-note: unknown setting"),
+        ("learning_rate: 1e-3", "learning_rate: .nan", r"learning_rate: expected a finite number; got nan"),
         ("models: [net, lr/pooled]", "models: [net]", r"ensembles.both.models: expected 2 or more"),
-        ("name: small", "name: small\n1: x", r"line \d+: expected a name, 1 came"),
-        ("layout: folders", "layout: csv, layout_options: {imagecolum: x}", r"no option of the layout csv 'imagecolum'"),
+        ("name: small", "name: small\n1: x", r"line \d+: expected a name; got 1"),
+        (
+            "layout: folders",
+            "layout: csv, layout_options: {imagecolum: x}",
+            r"option of the layout csv 'imagecolum'",
+        ),
         (
             "networks: [net]",
             "networks: [net], layer: dense_3",
             r"line 12: features.pooled.layer: the network 'net' has no layer",
         ),
-        ("name: small", "evaluate: {by: ['age:ten']}\nname: small", r"line 1: evaluate.by.0: expected a column, or numbers"),
+        (
+            "name: small",
+            "evaluate: {by: ['age:ten']}\nname: small",
+            r"line 1: evaluate.by.0: expected a column, or a column",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused_by_line(tmp_path: Path, old: str, new: str, told: str) -> None:
@@ -98,12 +106,12 @@ def test_what_cannot_be_is_refused_by_line(tmp_path: Path, old: str, new: str, t
 def test_a_mistake_in_what_is_merged_is_told_where_it_is_written(tmp_path: Path) -> None:
     text = "x-all: &all\n  dropuot: 0.3\n" + SMALL.replace("    weights: none\n", "    weights: none\n    <<: *all\n", 1)
     assert "<<" in text
-    with pytest.raises(ConfigError, match=r"line 2: networks.net.dropuot: there is no such setting. Did you mean 'dropout'"):
+    with pytest.raises(ConfigError, match=r"line 2: networks.net.dropuot: unknown setting. Did you mean 'dropout'"):
         read(tmp_path, text)
 
 
 def test_an_empty_file_is_called_so(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="is empty"):
+    with pytest.raises(ConfigError, match="got an empty file"):
         read(tmp_path, "# nothing\n")
 
 
@@ -116,7 +124,7 @@ def test_init_writes_the_examples(
         assert StudyFile.read(f"{name}.yaml").settings.name == name
         assert Path(f"{name}.yaml").read_text() == (ROOT / "examples" / f"{name}.yaml").read_text() == example(name)
     assert main(["study", "init", "cnmc"]) == 2
-    assert "is there already" in capsys.readouterr().err
+    assert "exists already" in capsys.readouterr().err
     assert main(["study", "init", "cnmcc"]) == 2
     assert "Did you mean 'cnmc'" in capsys.readouterr().err
     assert main(["study", "absent.yaml"]) == 2
