@@ -1,7 +1,7 @@
 # Every target that needs .venv sets it up first: tools/set_up.py, from requirements.lock, a moment when nothing changed.
 
 .DEFAULT_GOAL := help
-.PHONY: help set-up set-up-jax demo test test-fast test-faults soak check bench lock clean distclean
+.PHONY: help set-up set-up-jax demo test test-all test-fast soak check bench lock clean distclean
 .NOTPARALLEL:
 SHELL := /bin/sh
 
@@ -9,6 +9,9 @@ SHELL := /bin/sh
 is_311 = $(shell $(1) -c 'import sys; print("yes" * (sys.version_info[:2] == (3, 11)))' 2>/dev/null)
 PYTHON ?= $(firstword $(foreach name,python3.11 python3 python,$(if $(call is_311,$(name)),$(name))))
 BIN := .venv/bin
+PYTEST := $(BIN)/python -m pytest
+# Each worker takes whole files, in the order of conftest.py, and has a Spark session of its own.
+TWO_WORKERS := -n 2 --dist loadfile --no-loadscope-reorder
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -24,23 +27,25 @@ demo: set-up  ## train on a small Spark cluster of this machine and show what ca
 set-up-jax: set-up
 	@"$(PYTHON)" tools/set_up.py --jax
 
-test: set-up-jax check  ## check, then all tests but those of faults
-	$(BIN)/python -m pytest --ignore=tests/faults
+test: set-up-jax check  ## check, then the tests, two at a time; without those marked full
+	$(PYTEST) $(TWO_WORKERS) -m "not alone and not full"
+	$(PYTEST) -m "alone and not full"
 
-test-faults: set-up  ## what must happen when things break: processes killed, disks full, strangers at the door
-	$(BIN)/python -m pytest tests/faults
+test-all: set-up-jax check  ## the same with those marked full: every fault on every engine
+	$(PYTEST) $(TWO_WORKERS) -m "not alone"
+	$(PYTEST) -m alone
 
 soak: set-up  ## RUNS=20 trainings with a random victim, moment and signal; appends to tests/faults/soak.jsonl
 	$(BIN)/python tools/soak.py --runs $(or $(RUNS),20) $(if $(SEED),--seed $(SEED))
 
 test-fast: set-up  ## the tests that start no Spark, under two minutes
-	$(BIN)/python -m pytest -m "not spark and not slow and not cluster"
+	$(PYTEST) -m "not spark and not slow and not cluster and not full"
 
 check: set-up  ## lint, format, types, architecture
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy dlspark benchmarks/dlspark_bench $(dir $(wildcard backends/*/dlspark_*/__init__.py))
-	$(BIN)/python -m pytest -q tests/test_architecture.py
+	$(PYTEST) -q tests/test_architecture.py
 
 bench: set-up  ## measure the engines on this machine; refreshes benchmarks/results and the table of the README
 	$(BIN)/python benchmarks/short.py

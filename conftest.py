@@ -1,8 +1,9 @@
-"""What all tests share: one Spark session per test process, with two slots."""
+"""What all tests share: one Spark session per test process, with two slots, and a temporary folder of their own."""
 
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +14,26 @@ import pytest
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 pytest.register_assert_rewrite("dlspark.testing.contract")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Sort files by how long they take, as their markers say.
+
+    pytest-xdist gives each worker one file at a time, in this order. With the short files last, both workers end together.
+    """
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    on_spark = {item.path for item in items if item.get_closest_marker("spark")}
+    items.sort(key=lambda item: (item.path not in slow, item.path not in on_spark))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_temporary_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep this test process and what it starts out of the temporary files of another one."""
+    folder = str(tmp_path_factory.mktemp("tmp"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(os.environ, "TMPDIR", folder)
+        patch.setattr(tempfile, "tempdir", folder)
+        yield
 
 
 @pytest.fixture(scope="session")
