@@ -16,14 +16,23 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 pytest.register_assert_rewrite("dlspark.testing.contract")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Sort files by how long they take, as their markers say.
+LONGEST = ("tests/faults/", "backends/", "benchmarks/", "tests/study/")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Sort files by how long they take, as their folders and markers say.
 
     pytest-xdist gives each worker one file at a time, in this order. With the short files last, both workers end together.
     """
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     on_spark = {item.path for item in items if item.get_closest_marker("spark")}
-    items.sort(key=lambda item: (item.path not in slow, item.path not in on_spark))
+
+    def order(item: pytest.Item) -> tuple[bool, bool, bool]:
+        path = item.path
+        longest = path.relative_to(config.rootpath).as_posix().startswith(LONGEST)
+        return not (longest and path in slow | on_spark), path not in slow, path not in on_spark
+
+    items.sort(key=order)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -108,7 +108,7 @@ def engines() -> list[str]:
     return [name for name, package in ENGINES.items() if importlib.util.find_spec(package)]
 
 
-@pytest.fixture(scope="session", params=ENGINES)
+@pytest.fixture(params=ENGINES)  # of one test: a wider scope would reorder the tests and start the cluster's runs again
 def engine(request: pytest.FixtureRequest, engines: list[str]) -> str:
     """Each engine in turn."""
     if request.param not in engines:

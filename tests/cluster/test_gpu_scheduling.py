@@ -37,10 +37,12 @@ def results(cluster: Any, engines: list[str], tmp_path_factory: pytest.TempPathF
     return dict(json.loads(out.read_text()))
 
 
+@pytest.mark.full
 def test_each_rank_sees_the_gpu_of_its_task_and_no_other(results: dict[str, Any], cluster: Any, engine: str) -> None:
     assert sorted(witness["devices"] for witness in results[engine]["witnesses"]) == sorted(cluster.addresses)
 
 
+@pytest.mark.full
 def test_a_gpu_that_is_not_there_is_an_error_that_names_rank_and_address(results: dict[str, Any], engine: str) -> None:
     told = results[engine]
     assert "error" in told, f"{engine} trained on {[worker['device'] for worker in told['workers']]}"
@@ -50,6 +52,7 @@ def test_a_gpu_that_is_not_there_is_an_error_that_names_rank_and_address(results
     assert found[2] == told["witnesses"][told["rank"]]["devices"]
 
 
+@pytest.mark.full
 def test_what_no_executor_can_have_is_refused_before_any_work(cluster: Any, tmp_path: Path) -> None:
     conf = {
         "spark.executor.resource.gpu.amount": "2",

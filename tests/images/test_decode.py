@@ -174,8 +174,8 @@ def jpeg_header(width: int, height: int) -> bytes:
 @pytest.mark.parametrize("data", [png_header(30_000, 30_000), jpeg_header(13_000, 13_000), png_header(10_000, 10_000)])
 def test_a_huge_image_is_refused_from_its_header(data: bytes) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(DataError, match="pixels"):
         decode(data, (4, 4))
-    assert time.monotonic() - start < 1
+    assert time.process_time() - start < 1
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < 100e6

@@ -111,7 +111,7 @@ class TestSession:
         start = time.monotonic()
         with pytest.raises(ConfigError, match=r"4 free slots.*has 2.*at most 2"):
             require_slots(spark, 4)
-        assert time.monotonic() - start < 1
+        assert time.monotonic() - start < 5  # it does not wait for more slots
 
     def test_dynamic_allocation_is_told(self, spark: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         assert not running_dynamic_allocation(spark)

@@ -11,7 +11,7 @@ from dlspark import Trainer
 from dlspark.data.feed import Feed
 from dlspark.testing.toys import dense_classifier, separable
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 STEPS, DELAY_SECONDS = 10, 0.1
 
