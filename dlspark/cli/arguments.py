@@ -1,4 +1,4 @@
-"""How the commands read their arguments: types, the options that all share, and errors of one line."""
+"""Command-line arguments: their types, the options that all commands share, and errors in one line."""
 
 from __future__ import annotations
 
@@ -6,20 +6,22 @@ import argparse
 import re
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any, NoReturn
 
 from dlspark.errors import ConfigError, did_you_mean
 
 FORMATS = ("table", "json")
+_READ = {"integer": int, "number": float, "string": str}
 _BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that raises ConfigError in place of printing its usage and ending the process."""
+    """An argument parser that raises ConfigError instead of printing its usage and exiting."""
 
     def __init__(self, **settings: Any) -> None:
-        # No abbreviations: a script that says --wor would break on the day that a second option begins like that.
+        # No abbreviations: a script with --wor would break once a second option has this prefix.
         settings.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(allow_abbrev=False, **settings)
 
@@ -27,7 +29,7 @@ class Parser(argparse.ArgumentParser):
         raise ConfigError(f"{message}. See: {self.prog} --help")
 
     def refuse_unknown_options(self, arguments: Sequence[str]) -> None:
-        """Name a mistyped option before argparse complains of what its value has become."""
+        """Report an unknown option before argparse rejects its value."""
         known = [name for name in self._option_string_actions if name.startswith("--")]
         for argument in arguments:
             if argument == "--":
@@ -41,18 +43,44 @@ def shared() -> argparse.ArgumentParser:
     """The options that every command has."""
     parser = argparse.ArgumentParser(add_help=False)
     group = parser.add_argument_group("output")
-    group.add_argument("--format", choices=FORMATS, default="table", help="of what goes to stdout (default: table)")
+    group.add_argument("--format", choices=FORMATS, default="table", help="format of the output (default: table)")
     group.add_argument("--debug", action="store_true", help="log more, and show tracebacks")
     return parser
 
 
 def add_command(commands: Any, name: str, *, summary: str, example: str, run: Any) -> Parser:
-    """Add a command: what ``dlspark --help`` says of it, the example in its own help, the function that runs it."""
+    """Add a command: its line in ``dlspark --help``, the example in its own help, and the function that runs it."""
     sentence = summary[0].upper() + summary[1:] + "."
     epilog = "\n".join(["example:", *(f"  {line}" for line in example.strip().splitlines())])
     parser: Parser = commands.add_parser(name, help=summary, description=sentence, epilog=epilog, parents=[shared()])
     parser.set_defaults(run=run, command=name)
     return parser
+
+
+def add_options(group: Any, options: type, *, training: bool, defaults: Mapping[str, Any]) -> None:
+    """Add a flag for each option of a classifier.
+
+    Args:
+        group: of a parser.
+        options: `ClassifierOptions`, or a subclass.
+        training: add the options of a training, or those of the network.
+        defaults: of options that have none.
+    """
+    for each in fields(options):
+        about, schema = each.metadata, each.metadata["schema"]
+        if about["training"] is not training:
+            continue
+        settings: dict[str, Any] = {"metavar": about["metavar"], "help": about["help"]}
+        if schema.get("type") == "array":
+            read = whole_numbers if schema["items"]["type"] == "integer" else words
+            settings |= {"action": "extend", "type": read, "default": []}
+        else:
+            default = defaults.get(each.name, each.default)
+            settings |= {"type": _READ[schema.get("type", "string")], "default": default}
+            settings["help"] += f" (default: {f'{default:g}' if isinstance(default, float) else default})"
+            if "enum" in schema and about["metavar"] is None:
+                settings["choices"] = schema["enum"]
+        group.add_argument(f"--{each.name.replace('_', '-')}", **settings)
 
 
 def image_size(text: str) -> tuple[int, int]:
@@ -77,7 +105,7 @@ def whole_numbers(text: str) -> list[int]:
 
 
 def banded_columns(text: str) -> list[tuple[str, float | None]]:
-    """``sex,age:20`` as pairs of a column's name and the width of its bands, None where none is told."""
+    """``sex,age:20`` as pairs of a column's name and the width of its bands, or None."""
     found: list[tuple[str, float | None]] = []
     for word in words(text):
         name, colon, width = word.partition(":")
@@ -97,17 +125,17 @@ def key_value(text: str) -> tuple[str, str]:
 
 
 def typed(pairs: Sequence[tuple[str, str]], options_type: type, *, flag: str = "--option") -> dict[str, Any]:
-    """The values of ``pairs`` as the types that the fields of a dataclass have.
+    """Convert the values of ``pairs`` to the types of a dataclass' fields.
 
-    A name that is no field keeps its text: whoever takes the options refuses it, and knows what to suggest.
+    The value of an unknown name stays a text: the code that uses the options rejects the name and suggests another.
 
     Args:
-        pairs: names and texts; of a name that comes twice the last counts.
+        pairs: names and texts; the last value of a repeated name counts.
         options_type: the dataclass; a field is an int, a float, a bool, a str, or one of them or None.
         flag: the option of the command line, for the message.
 
     Raises:
-        ConfigError: a text that its field's type cannot be read from.
+        ConfigError: a text that is no value of its field's type.
     """
     hints = typing.get_type_hints(options_type)
     return {name: _value(name, text, hints[name], flag) if name in hints else text for name, text in pairs}
@@ -127,7 +155,7 @@ def _value(name: str, text: str, hint: Any, flag: str) -> Any:
             except ValueError:
                 continue
     if str in members or not {int, float, bool} & set(members):
-        return text  # a type of the option's own: its dataclass checks it
+        return text  # the dataclass converts and checks other types
     names = {int: "a whole number", float: "a number", bool: "true or false", type(None): "none"}
     expected = " or ".join(word for member, word in names.items() if member in members)
-    raise ConfigError(f"{flag} {name} must be {expected}; {text!r} came.")
+    raise ConfigError(f"Expected {flag} {name} to be {expected}; got {text!r}.")

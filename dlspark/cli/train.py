@@ -7,10 +7,11 @@ import json
 import shlex
 from typing import Any
 
-from dlspark.cli.arguments import add_command, key_value, typed, whole_numbers, words
+from dlspark.cli.arguments import add_command, add_options, key_value, typed
 from dlspark.cli.output import Block, Facts, Report, Table, plain
 from dlspark.errors import ConfigError, DataError, DlsparkError
 from dlspark.mends.tensorflow_start_up import without_noise
+from dlspark.models import ClassifierOptions, build_from_options
 
 HISTORY = "history.json"
 _NOT_SETTINGS = ("run", "command", "arguments", "format", "debug")
@@ -26,68 +27,49 @@ def add_parser(commands: Any) -> None:
     """Add ``train``."""
     parser = add_command(commands, "train", summary="train a classifier on a prepared dataset", example=_EXAMPLE, run=run)
     parser.add_argument("data", metavar="DATA", help="folder or URI of a prepared dataset")
-    parser.add_argument("--out", metavar="FOLDER", required=True, help=f"where model.keras and {HISTORY} go, or a URI")
-    parser.add_argument("--overwrite", action="store_true", help="replace the model of an earlier run there")
+    parser.add_argument("--out", metavar="FOLDER", required=True, help=f"folder or URI for model.keras and {HISTORY}")
+    parser.add_argument("--overwrite", action="store_true", help="replace the model in that folder")
     group = parser.add_argument_group("where it trains")
     group.add_argument("--backend", default="local", help="see `dlspark backends` (default: local)")
-    group.add_argument("--workers", metavar="N", type=int, default=1, help="how many (default: 1)")
+    group.add_argument("--workers", metavar="N", type=int, default=1, help="number of workers (default: 1)")
     group.add_argument(
-        "--option", metavar="K=V", action="append", type=key_value, default=[], help="of the backend; repeatable"
+        "--option", metavar="K=V", action="append", type=key_value, default=[], help="option of the backend; repeatable"
     )
-    group.add_argument("--store", metavar="URI", help="for the run's files; on a cluster, one that all executors reach")
-    group = parser.add_argument_group(
-        "when something fails", "With --store, the same command goes on with a run that was cut."
-    )
-    group.add_argument("--no-resume", action="store_true", help="begin a new run in the store, beside those that are there")
-    group.add_argument("--max-restarts", metavar="N", type=int, default=0, help="start again after a failure (default: 0)")
-    group.add_argument("--checkpoint-steps", metavar="N", type=int, help="also a checkpoint every N steps")
+    group.add_argument("--store", metavar="URI", help="folder or URI that all workers reach, for the run's files")
+    group = parser.add_argument_group("when something fails", "With --store, the same command resumes an interrupted run.")
+    group.add_argument("--no-resume", action="store_true", help="start a new run in the store")
+    group.add_argument("--max-restarts", metavar="N", type=int, default=0, help="restarts after failures (default: 0)")
+    group.add_argument("--checkpoint-steps", metavar="N", type=int, help="checkpoint every N steps, and after each epoch")
     group.add_argument(
-        "--timeout", metavar="K=V", action="append", type=key_value, default=[], help="seconds, such as step_seconds=60"
+        "--timeout",
+        metavar="K=V",
+        action="append",
+        type=key_value,
+        default=[],
+        help="such as step_seconds=60; repeatable",
     )
     group = parser.add_argument_group("training")
     group.add_argument("--epochs", metavar="N", type=int, default=1, help="passes over the data (default: 1)")
     group.add_argument(
-        "--batch-size", metavar="N", type=int, default=32, help="rows of a step, over all workers (default: 32)"
+        "--batch-size", metavar="N", type=int, default=32, help="rows per step over all workers (default: 32)"
     )
     group.add_argument(
         "--class-weight",
         choices=("none", "balanced"),
         default="none",
-        help="balanced: all classes count alike (default: none)",
+        help="balanced: all classes have the same weight in the loss (default: none)",
     )
-    group.add_argument("--learning-rate", metavar="RATE", type=float, default=1e-4, help="(default: 0.0001)")
-    group.add_argument(
-        "--depth-decay",
-        metavar="FACTOR",
-        type=float,
-        default=1.0,
-        help="factor on the learning rate from each block of the backbone to the one below (default: 1)",
-    )
-    group.add_argument("--seed", type=int, default=0, help="of weights, order and augmentation (default: 0)")
+    add_options(group, ClassifierOptions, training=True, defaults={})
+    group.add_argument("--seed", type=int, default=0, help="seed of weights, order and augmentation (default: 0)")
     group.add_argument(
         "--verbose", choices=("auto", "0", "1", "2"), default="auto", help="0 silent, 1 live, 2 lines (default: auto)"
     )
     group = parser.add_argument_group("model")
-    group.add_argument("--backbone", default="resnet50", help="network of keras.applications (default: resnet50)")
-    group.add_argument("--weights", default="imagenet", help="imagenet, none or a file (default: imagenet)")
-    group.add_argument("--fine-tune", metavar="WHAT", default="all", help="all, head or top:N (default: all)")
-    group.add_argument(
-        "--batch-norm", choices=("train", "frozen"), default="train", help="frozen: as the weights come (default: train)"
-    )
-    group.add_argument("--dense", metavar="N,N", action="extend", type=whole_numbers, default=[], help="layers of the head")
-    group.add_argument("--dropout", metavar="FRACTION", type=float, default=0.0, help="before the output (default: 0)")
-    group.add_argument(
-        "--augment",
-        metavar="NAME,NAME",
-        action="extend",
-        type=words,
-        default=[],
-        help="flip, horizontal_flip, vertical_flip, rotation or rotation:FRACTION",
-    )
+    add_options(group, ClassifierOptions, training=False, defaults={"backbone": "resnet50"})
 
 
 def run(options: argparse.Namespace) -> Report:
-    """Train, and leave the model and its history in ``--out``."""
+    """Train, and write the model and its history to ``--out``."""
     from dlspark.images import ImageDataset
     from dlspark.model_files import MODEL
     from dlspark.registry import load_backend
@@ -112,27 +94,14 @@ def run(options: argparse.Namespace) -> Report:
     part = next((name for name in ("validation", "test") if getattr(dataset, name) is not None), None)
     out = Store(options.out)
     if out.exists(MODEL) and not options.overwrite:
-        raise ConfigError(f"{out.uri!r} holds a {MODEL} already. Give another --out, or --overwrite to replace it.")
+        raise ConfigError(f"{out.uri!r} already holds a {MODEL}. Give another --out, or --overwrite to replace it.")
 
     with without_noise():
         import keras
 
-    from dlspark.models import build_classifier
-
     keras.utils.set_random_seed(options.seed)
-    model = build_classifier(
-        options.backbone,
-        dataset.num_classes,
-        image_size=dataset.image_size,
-        weights=None if options.weights.lower() == "none" else options.weights,
-        fine_tune=options.fine_tune,
-        batch_norm=options.batch_norm,
-        dense=options.dense,
-        dropout=options.dropout,
-        augment=options.augment,
-        learning_rate=options.learning_rate,
-        depth_decay=options.depth_decay,
-    )
+    classifier = ClassifierOptions.from_plain(vars(options))
+    model = build_from_options(classifier, dataset.num_classes, image_size=dataset.image_size)
     _writable(out)
     result = trainer.fit(
         model,
@@ -159,13 +128,13 @@ def run(options: argparse.Namespace) -> Report:
 
 
 def _writable(out: Any) -> None:
-    """Better found out now than after the training."""
+    """Check before the training that files can be written."""
     probe = ".dlspark-writable"
     try:
         out.write_bytes(probe, b"")
         out.delete(probe)
     except DlsparkError as error:
-        raise ConfigError(f"--out must be a folder that can be written to: {error}") from error
+        raise ConfigError(f"Expected --out to be a writable folder: {error}") from error
 
 
 def _blocks(document: dict[str, Any], options: argparse.Namespace) -> list[Block]:

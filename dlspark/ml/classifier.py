@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from pyspark import keyword_only
@@ -20,12 +20,22 @@ from pyspark.sql import functions as F
 from dlspark.data import quoted
 from dlspark.errors import ConfigError, did_you_mean
 from dlspark.ml.network import Network
-from dlspark.ml.params import HasBackbone, HasErrorCol, HasImageSize, HasResize, HasSetParams, with_accessors
+from dlspark.ml.params import (
+    HasBackbone,
+    HasErrorCol,
+    HasImageSize,
+    HasResize,
+    HasSetParams,
+    camel,
+    option_defaults,
+    with_accessors,
+    with_options,
+)
 from dlspark.ml.rows import ImageReader, Reader
 from dlspark.ml.stage import NetworkStage
 from dlspark.ml.training_rows import write_images
 from dlspark.ml.udf import BATCH_BYTES, check_images, reader_of
-from dlspark.models import build_classifier
+from dlspark.models import ClassifierOptions, build_from_options
 from dlspark.spark import is_local, session_master
 from dlspark.storage import Store
 from dlspark.trainer import Trainer
@@ -105,7 +115,7 @@ class KerasImageClassificationModel(NetworkStage, Model, _Columns):
         return predicted.filter(vector.isNotNull()) if self.getHandleInvalid() == "skip" else predicted
 
 
-@with_accessors
+@with_options(ClassifierOptions)
 class KerasImageClassifier(
     Estimator,
     _Columns,
@@ -138,15 +148,6 @@ class KerasImageClassifier(
             and by the model too.
     """
 
-    fineTune = _param("fineTune", "'all', 'head' or 'top:N': what of the backbone trains", TypeConverters.toString)
-    batchNorm = _param("batchNorm", "'train' or 'frozen': batch normalisation of what trains", TypeConverters.toString)
-    dense = _param("dense", "widths of the dense layers after pooling", TypeConverters.toListInt)
-    dropout = _param("dropout", "fraction dropped before the output layer, in [0, 1)", TypeConverters.toFloat)
-    augment = _param("augment", "names of augmentations, active in training only", TypeConverters.toListString)
-    learningRate = _param("learningRate", "learning rate of Adam (> 0)", TypeConverters.toFloat)
-    depthDecay = _param(
-        "depthDecay", "factor on the learning rate from a block to the one below, in (0, 1]", TypeConverters.toFloat
-    )
     epochs = _param("epochs", "passes over the rows (>= 1)", TypeConverters.toInt)
     batchSize = _param("batchSize", "the most rows that a step takes over all workers (>= 1)", TypeConverters.toInt)
     backend = _param("backend", "name of an installed backend", TypeConverters.toString)
@@ -163,17 +164,8 @@ class KerasImageClassifier(
         probabilityCol: str = "probability",
         predictionCol: str = "prediction",
         errorCol: str | None = None,
-        backbone: str | None = None,
-        weights: str | os.PathLike[str] | None = "imagenet",
         imageSize: Sequence[int] = (224, 224),
         resize: str = "fit",
-        fineTune: str = "all",
-        batchNorm: str = "train",
-        dense: Sequence[int] = (),
-        dropout: float = 0.0,
-        augment: Sequence[str] = (),
-        learningRate: float = 1e-4,
-        depthDecay: float = 1.0,
         epochs: int = 1,
         batchSize: int = 32,
         seed: int = 0,
@@ -182,22 +174,15 @@ class KerasImageClassifier(
         backendOptions: Mapping[str, Any] | None = None,
         store: str | None = None,
         handleInvalid: str = "error",
+        **options: Any,
     ) -> None:
         super().__init__()
         self._setDefault(
             labelCol="label",
             probabilityCol="probability",
             predictionCol="prediction",
-            weights="imagenet",
             imageSize=[224, 224],
             resize="fit",
-            fineTune="all",
-            batchNorm="train",
-            dense=[],
-            dropout=0.0,
-            augment=[],
-            learningRate=1e-4,
-            depthDecay=1.0,
             epochs=1,
             batchSize=32,
             seed=0,
@@ -205,6 +190,7 @@ class KerasImageClassifier(
             numWorkers=1,
             backendOptions={},
             handleInvalid="error",
+            **option_defaults(ClassifierOptions),
         )
         self.setParams(**self._input_kwargs)
 
@@ -218,6 +204,7 @@ class KerasImageClassifier(
             options=self.getBackendOptions() or None,
             store=self.getStore() if self.isDefined(self.store) else None,
         )
+        options = ClassifierOptions(**{each.name: self.getOrDefault(camel(each.name)) for each in fields(ClassifierOptions)})
         height, width = self.getImageSize()
         with self._shards(spark) as store:
             rows, classes = write_images(
@@ -230,19 +217,7 @@ class KerasImageClassifier(
             )
             with random_states():
                 keras.utils.set_random_seed(self.getSeed())
-                network = build_classifier(
-                    self.getBackbone(),
-                    len(classes),
-                    image_size=(height, width),
-                    weights=self.getWeights(),
-                    fine_tune=self.getFineTune(),
-                    batch_norm=self.getBatchNorm(),
-                    dense=self.getDense(),
-                    dropout=self.getDropout(),
-                    augment=self.getAugment(),
-                    learning_rate=self.getLearningRate(),
-                    depth_decay=self.getDepthDecay(),
-                )
+                network = build_from_options(options, len(classes), image_size=(height, width))
                 result = trainer.fit(
                     network,
                     rows,

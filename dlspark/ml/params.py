@@ -1,9 +1,11 @@
-"""Params that the stages share. A value is checked when it is set; how values go together, when they are used."""
+"""Params that the stages share. A value is checked when it is set; combinations of values, when they are used."""
 
 from __future__ import annotations
 
+import inspect
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import MISSING, Field, fields
 from typing import Any, Self, TypeVar
 
 from pyspark.ml.param import Param, Params, TypeConverters
@@ -11,16 +13,20 @@ from pyspark.ml.param import Param, Params, TypeConverters
 from dlspark.errors import did_you_mean
 from dlspark.images import RESIZES
 from dlspark.ml.network import Network
-from dlspark.models import BACKBONES
+from dlspark.models import BACKBONES, Backbone, ClassifierOptions
 
 S = TypeVar("S", bound=type)
 
+_CONVERTERS = {"integer": TypeConverters.toInt, "number": TypeConverters.toFloat, "string": TypeConverters.toString}
+_OF_LISTS = {
+    "integer": TypeConverters.toListInt,
+    "number": TypeConverters.toListFloat,
+    "string": TypeConverters.toListString,
+}
+
 
 def with_accessors(cls: S) -> S:
-    """Give a stage ``getX`` and ``setX`` for all its params, as Spark's own stages have them, where it has none.
-
-    Spark generates that code from a table; here it is made when the class is.
-    """
+    """Add a ``getX`` and a ``setX`` for each param of a stage that has none, as Spark's own stages have them."""
     for name in dir(cls):
         if isinstance(getattr(cls, name), Param):
             for verb, make in (("get", _getter), ("set", _setter)):
@@ -46,8 +52,58 @@ def _setter(name: str, method: str) -> Any:
     return set_
 
 
+def camel(name: str) -> str:
+    """``fine_tune`` as ``fineTune``."""
+    first, *rest = name.split("_")
+    return first + "".join(word.capitalize() for word in rest)
+
+
+def option_param(option: Field[Any], converter: Any = None) -> Param[Any]:
+    """The param of a field of `ClassifierOptions`; ``converter`` for values that its schema does not describe."""
+    schema = option.metadata["schema"]
+    if converter is None:
+        of_list = schema.get("type") == "array"
+        kind = (schema["items"] if of_list else schema).get("type", "string")
+        converter = (_OF_LISTS if of_list else _CONVERTERS)[kind]
+    return Param(Params._dummy(), camel(option.name), option.metadata["help"], typeConverter=converter)
+
+
+def option_defaults(options: type) -> dict[str, Any]:
+    """The default of each option that has one, by the name of its param."""
+    defaults = {camel(each.name): each.default for each in fields(options) if each.default is not MISSING}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in defaults.items()}
+
+
+def with_options(options: type) -> Callable[[S], S]:
+    """A class decorator: a param for each option of a classifier that the stage lacks, and accessors for all params.
+
+    The constructor of the stage takes them as ``**options``; its signature then names them.
+    """
+
+    def decorate(cls: S) -> S:
+        added = []
+        for each in fields(options):
+            name = camel(each.name)
+            if not hasattr(cls, name):
+                setattr(cls, name, option_param(each))
+            default = None if each.default is MISSING else each.default
+            added.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=each.type))
+        init: Any = cls.__init__  # type: ignore[misc]
+        signature = inspect.signature(init)
+        named = [each for each in signature.parameters.values() if each.kind is not inspect.Parameter.VAR_KEYWORD]
+        init.__signature__ = signature.replace(parameters=[*named, *added])
+        return with_accessors(cls)
+
+    return decorate
+
+
+def to_backbone(value: Any) -> str | Backbone:
+    """A converter: a name, or a `Backbone`, with which the stage cannot be saved."""
+    return value if isinstance(value, Backbone) else one_of(BACKBONES)(value)
+
+
 def one_of(allowed: Iterable[str]) -> Any:
-    """A converter that takes one of these words."""
+    """A converter that accepts these words only."""
     allowed = tuple(allowed)
 
     def convert(value: Any) -> str:
@@ -61,7 +117,7 @@ def one_of(allowed: Iterable[str]) -> Any:
 def to_weights(value: Any) -> str | None:
     """A converter: "imagenet", a file, or None."""
     if value is not None and not isinstance(value, (str, os.PathLike)):
-        raise TypeError(f"Expected 'imagenet', a file or None: received {value!r}.")
+        raise TypeError(f"Expected 'imagenet', a file or None; got {value!r}.")
     return None if value is None else os.fspath(value)
 
 
@@ -69,7 +125,7 @@ def to_image_size(value: Any) -> list[int]:
     """A converter: (height, width)."""
     size = TypeConverters.toListInt(value)
     if len(size) != 2 or min(size) < 1:
-        raise TypeError(f"Expected (height, width) in pixels: received {value!r}.")
+        raise TypeError(f"Expected (height, width) in pixels; got {value!r}.")
     return size
 
 
@@ -77,7 +133,7 @@ class HasSetParams(Params):
     """Mixin for setParams."""
 
     def setParams(self, **params: Any) -> Self:
-        """Sets what is given, by the names of the arguments of the constructor. None leaves all but ``weights`` as it is."""
+        """Sets params by name. None leaves a param unchanged, except ``weights``, for which it means random ones."""
         unknown = [name for name in params if not self.hasParam(name)]
         if unknown:
             raise TypeError(f"Unknown param {unknown[0]!r}. {did_you_mean(unknown[0], [p.name for p in self.params])}")
@@ -90,7 +146,7 @@ class HasErrorCol(Params):
     errorCol: Param[str] = Param(
         Params._dummy(),
         "errorCol",
-        "column with the reason why a row has no output, or null (default: the output column's name + '_error')",
+        "column for the reason why a row has no output; null otherwise (default: output column + '_error')",
         typeConverter=TypeConverters.toString,
     )
 
@@ -101,41 +157,34 @@ class HasModel(Params):
     model: Param[Any] = Param(
         Params._dummy(),
         "model",
-        "the network: a Keras model, as it is when it is set; a FitResult; or the path or URI of a .keras file",
+        "a Keras model, captured when it is set; a FitResult; or the path or URI of a .keras file",
         typeConverter=Network.of,
     )
     layer: Param[str] = Param(
         Params._dummy(),
         "layer",
-        "name of the layer of the model whose output is taken (default: the model's output)",
+        "name of the layer whose output is used (default: the output of the model)",
         typeConverter=TypeConverters.toString,
     )
     batchBytes: Param[int] = Param(
         Params._dummy(),
         "batchBytes",
-        "the most bytes of decoded pixels or of numbers that the network takes at a time (> 0)",
+        "maximum bytes of decoded pixels or numbers in a batch of the network (> 0)",
         typeConverter=TypeConverters.toInt,
     )
 
     def getModel(self) -> Any:
-        """A new Keras model, not compiled, of the value of model."""
+        """A new, uncompiled Keras model from the value of model."""
         return self.getOrDefault(self.model).model()
 
 
 class HasBackbone(Params):
     """Mixin for the params backbone and weights."""
 
-    backbone: Param[str] = Param(
-        Params._dummy(),
-        "backbone",
-        f"name of a network of keras.applications: {', '.join(BACKBONES)}",
-        typeConverter=one_of(BACKBONES),
-    )
-    weights: Param[Any] = Param(
-        Params._dummy(),
-        "weights",
-        "weights of the backbone: 'imagenet', a file, or None for random ones",
-        typeConverter=to_weights,
+    backbone, weights = (
+        option_param(each, {"backbone": to_backbone, "weights": to_weights}[each.name])
+        for each in fields(ClassifierOptions)
+        if each.name in ("backbone", "weights")
     )
 
 
@@ -145,7 +194,7 @@ class HasImageSize(Params):
     imageSize: Param[list[int]] = Param(
         Params._dummy(),
         "imageSize",
-        "[height, width] in pixels to which images are scaled",
+        "[height, width] in pixels; images are scaled to this size",
         typeConverter=to_image_size,
     )
 
@@ -156,6 +205,6 @@ class HasResize(Params):
     resize: Param[str] = Param(
         Params._dummy(),
         "resize",
-        "'fit' keeps all of an image and gives up its proportions; 'crop' keeps them, and of the longer side the middle",
+        "'fit' keeps the whole image and changes its proportions; 'crop' keeps them and the middle of the longer side",
         typeConverter=one_of(RESIZES),
     )

@@ -14,7 +14,7 @@ from dlspark.job import RESULT_FILE, FitResult
 from dlspark.ml.network import output_of
 from dlspark.ml.tables import dataset_images, dataset_rows, featurized, read_table, write_table
 from dlspark.model_files import MODEL, load_model
-from dlspark.models import build_classifier
+from dlspark.models import ClassifierOptions, build_from_options
 from dlspark.storage import FOLDER as CHECKPOINTS
 from dlspark.storage import Document, Folder, Store
 from dlspark.study.settings import NetworkSettings, PhaseSettings, StudySettings, at_place
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 RUNS = "runs"
-_UNTRAINED = PhaseSettings(epochs=1, fine_tune="head", learning_rate=1e-4, schedule="constant", depth_decay=1.0)
+_FROZEN = {"fine_tune": "head", "learning_rate": 1e-4, "depth_decay": 1.0}
+_UNTRAINED = PhaseSettings(epochs=1, schedule="constant", classifier=_FROZEN)
 
 
 def trainer_of(network: NetworkSettings, store: Store | None = None) -> Trainer:
@@ -105,7 +106,7 @@ def train_phase(
 
 def as_it_comes(network: NetworkSettings) -> NetworkSettings:
     """A network without augmentation and dropout. They have no effect, but would draw seeds before the weights."""
-    return replace(network, augment=[], dropout=0.0)
+    return replace(network, classifier={**network.classifier, "augment": [], "dropout": 0.0})
 
 
 def keep_untrained(folder: Folder, dataset: ImageDataset, network: NetworkSettings, seed: int) -> Document:
@@ -166,24 +167,12 @@ def _with_predictions(model: Any, layer: str) -> Any:
 def _build(dataset: ImageDataset, made: NetworkSettings, trained: PhaseSettings, seed: int, steps: int) -> Any:
     import keras
 
-    network, phase = vars(made), vars(trained)
     keras.utils.set_random_seed(seed)
-    rate: Any = phase["learning_rate"]
-    if phase["schedule"] == "cosine":
+    rate: Any = trained.classifier["learning_rate"]
+    if trained.schedule == "cosine":
         rate = keras.optimizers.schedules.CosineDecay(rate, decay_steps=steps)
-    return build_classifier(
-        network["backbone"],
-        dataset.num_classes,
-        image_size=dataset.image_size,
-        weights=None if network["weights"] == "none" else network["weights"],
-        fine_tune=phase["fine_tune"],
-        batch_norm=network["batch_norm"],
-        dense=network["dense"],
-        dropout=network["dropout"],
-        augment=network["augment"],
-        learning_rate=rate,
-        depth_decay=phase["depth_decay"],
-    )
+    options = ClassifierOptions.from_plain({**made.classifier, **trained.classifier, "learning_rate": rate})
+    return build_from_options(options, dataset.num_classes, image_size=dataset.image_size)
 
 
 def _save(model: Any, store: Store) -> None:

@@ -55,8 +55,8 @@ class StudyPlan:
         for name, network in settings.networks.items():
             with at_place(f"networks.{name}"):
                 trainer_of(network)
-                check_backbone(network.backbone, settings.data.size)
-                check_augment(network.augment)
+                check_backbone(network.classifier["backbone"], settings.data.size)
+                check_augment(network.classifier["augment"])
         data = {key: value for key, value in vars(settings.data).items() if key != "max_rejected_fraction"}
         with at_place("data.source"):
             data["files"] = _fingerprint(settings.data.source, self._store)
@@ -145,8 +145,9 @@ class StudyPlan:
         import keras
 
         with at_place(f"networks.{name}"):
-            weights = network.weights if network.weights in ("imagenet", "none") else _digest(network.weights)
-        common = {key: value for key, value in vars(network).items() if key not in ("phases", "max_restarts")}
+            weights = network.classifier["weights"]
+            weights = weights if weights in ("imagenet", "none") else _digest(weights)
+        common = {key: value for key, value in network.plain().items() if key != "max_restarts"}
         common |= {"weights": weights, "seed": seed, "keras_backend": keras.backend.backend()}
         if not network.phases:
             drawn = {key: common[key] for key in ("backbone", "weights", "dense", "dtype", "seed", "keras_backend")}
@@ -160,7 +161,7 @@ class StudyPlan:
             run = self._on_dataset(train_phase, network=network, phase=phase, seed=seed)
             if network.backend != "local":
                 run = self._after_spark(run)
-            settings = {**common, "phase": vars(phase)}
+            settings = {**common, "phase": phase.plain()}
             steps.append(Step("train", title, settings, run, [prepared, *steps[-1:]], _KERAS_ON_SPARK, resumes=True))
         return steps
 

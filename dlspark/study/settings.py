@@ -9,6 +9,7 @@ from typing import Any
 
 from dlspark.data import Split
 from dlspark.errors import ConfigError
+from dlspark.models import ClassifierOptions, option_schemas
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,13 +51,21 @@ class ExploreSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class PhaseSettings:
-    """One training of a network. Each phase starts with the weights of the previous one."""
+    """One training of a network. Each phase starts with the weights of the previous one.
+
+    Attributes:
+        epochs: passes over the training rows.
+        schedule: of the learning rate: "constant" or "cosine".
+        classifier: the options of `build_classifier` that belong to a training, by name.
+    """
 
     epochs: int
-    fine_tune: str
-    learning_rate: float
     schedule: str
-    depth_decay: float
+    classifier: Mapping[str, Any]
+
+    def plain(self) -> dict[str, Any]:
+        """All settings by name, as in the file."""
+        return {"epochs": self.epochs, "schedule": self.schedule, **self.classifier}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,19 +73,14 @@ class NetworkSettings:
     """A network: the options of `build_classifier`, of `Trainer` and of its ``fit``.
 
     Attributes:
-        weights: "imagenet", "none" or a file.
+        classifier: the options of `build_classifier` that do not belong to a training, by name, as in the file.
         dtype: name of the dtype policy.
         batch_size: *global* rows of a step.
         class_weight: "none" or "balanced".
         phases: empty for a network that is not trained and only used for features.
     """
 
-    backbone: str
-    weights: str
-    batch_norm: str
-    dense: Sequence[int]
-    dropout: float
-    augment: Sequence[str]
+    classifier: Mapping[str, Any]
     dtype: str
     batch_size: int
     class_weight: str
@@ -85,6 +89,12 @@ class NetworkSettings:
     options: Mapping[str, Any]
     max_restarts: int
     phases: Sequence[PhaseSettings]
+
+    def plain(self) -> dict[str, Any]:
+        """All settings except the phases by name, as in the file."""
+        return {
+            name: value for name, value in {**vars(self), **self.classifier}.items() if name not in ("classifier", "phases")
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,8 +189,8 @@ class StudySettings:
                 splits[name] = Split(**each, seed=plain["seed"])
         networks = {}
         for name, each in plain["networks"].items():
-            phases = tuple(PhaseSettings(**phase) for phase in each["phases"])
-            networks[name] = NetworkSettings(**{**each, "phases": phases})
+            phases = tuple(PhaseSettings(**_grouped(phase, training=True)) for phase in each["phases"])
+            networks[name] = NetworkSettings(**_grouped({**each, "phases": phases}, training=False))
         return cls(
             name=plain["name"],
             store=plain["store"],
@@ -202,6 +212,13 @@ class StudySettings:
         """Names of the models that are not ensembles: trained networks, then classifier/features."""
         trained = [name for name, network in self.networks.items() if network.phases]
         return trained + [f"{name}/{each}" for name, made in self.classifiers.items() for each in made.features]
+
+
+def _grouped(plain: Mapping[str, Any], *, training: bool) -> dict[str, Any]:
+    """Move the options of `build_classifier` into a mapping ``classifier``."""
+    names = set(option_schemas(ClassifierOptions, training=training))
+    grouped: dict[str, Any] = {name: value for name, value in plain.items() if name not in names}
+    return {**grouped, "classifier": {name: value for name, value in plain.items() if name in names}}
 
 
 def banded(text: str) -> tuple[str, float | None]:

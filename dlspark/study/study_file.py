@@ -15,7 +15,7 @@ from typing import Any
 from dlspark._require import require
 from dlspark.errors import ConfigError, did_you_mean
 from dlspark.images import LAYOUTS, CsvLayout
-from dlspark.models import AUGMENTATIONS, BACKBONES
+from dlspark.models import AUGMENTATIONS, ClassifierOptions, option_schemas
 from dlspark.registry import available_backends
 from dlspark.study.classifiers import available_classifiers
 from dlspark.study.settings import StudySettings
@@ -74,6 +74,9 @@ class StudyFile:
 def schema() -> dict[str, Any]:
     """The JSON schema of a study."""
     found: dict[str, Any] = json.loads(files(__package__).joinpath("study_schema.json").read_text(encoding="utf-8"))
+    network = found["properties"]["networks"]["additionalProperties"]
+    for place, training in ((network, False), (network["properties"]["phases"]["items"], True)):
+        place["properties"] = {**option_schemas(ClassifierOptions, training=training), **place["properties"]}
     classifier = found["properties"]["classifiers"]["additionalProperties"]
     classifier["properties"]["algorithm"]["enum"] = available_classifiers()
     return found
@@ -200,22 +203,22 @@ class _Checker:
                 raise self.refusal(("evaluate", "by", number), message)
         backends = available_backends()
         for name, network in networks.items():
-            self._known(("networks", name, "backbone"), network.backbone, BACKBONES, "backbone")
             self._known(("networks", name, "backend"), network.backend, backends, "backend")
-            for number, augment in enumerate(network.augment):
+            for number, augment in enumerate(network.classifier["augment"]):
                 place = ("networks", name, "augment", number)
                 self._known(place, augment.partition(":")[0], AUGMENTATIONS, "augmentation")
             for number, phase in enumerate(network.phases):
-                if not math.isfinite(phase.learning_rate):
+                trained = phase.classifier
+                if not math.isfinite(trained["learning_rate"]):
                     rate = ("networks", name, "phases", number, "learning_rate")
-                    raise self.refusal(rate, f"expected a finite number; got {phase.learning_rate}.")
-                if phase.depth_decay != 1 and phase.fine_tune == "head":
+                    raise self.refusal(rate, f"expected a finite number; got {trained['learning_rate']}.")
+                if trained["depth_decay"] != 1 and trained["fine_tune"] == "head":
                     message = "a frozen backbone has no learning rates. Set 1, or another fine_tune."
                     raise self.refusal(("networks", name, "phases", number, "depth_decay"), message)
         for name, made in sets.items():
             for number, each in enumerate(made.networks):
                 self._known(("features", name, "networks", number), each, networks, "network")
-                dense = [f"dense_{i}" for i, _ in enumerate(networks[each].dense, start=1)]
+                dense = [f"dense_{i}" for i, _ in enumerate(networks[each].classifier["dense"], start=1)]
                 if made.layer.startswith("dense_") and made.layer not in dense:
                     layers = ", ".join(["pooling", *dense])
                     message = f"the network {each!r} has no layer {made.layer!r}. Known: {layers}, and its backbone."

@@ -59,7 +59,7 @@ def test_values_get_the_types_of_the_fields(text: str, value: Any) -> None:
     ],
 )
 def test_a_value_of_another_type_is_refused(text: str, expected: str) -> None:
-    with pytest.raises(ConfigError, match=f"must be {expected}"):
+    with pytest.raises(ConfigError, match=f"to be {expected}"):
         typed([key_value(text)], Options)
 
 

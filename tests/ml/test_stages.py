@@ -224,7 +224,7 @@ def test_pipelines_and_grids(spark: Any, classifier: Any, pictures: list[bytes])
 def test_params(classifier: Any) -> None:
     stage = ImageFeaturizer(inputCol="a", outputCol="b", backbone="mobilenetv2", weights=None)
     assert (stage.getWeights(), stage.getErrorCol(), stage.getPooling()) == (None, "b_error", "avg")
-    assert "backbone: name of a network" in stage.explainParams()
+    assert "backbone: network of keras.applications: resnet50" in stage.explainParams()
     copy = stage.copy({stage.backbone: "xception", stage.imageSize: (71, 80)})
     assert (copy.uid, copy.getBackbone(), copy.getImageSize()) == (stage.uid, "xception", [71, 80])
     assert stage.getBackbone() == "mobilenetv2"

@@ -109,11 +109,11 @@ def test_seeds_follow_pythons_random() -> None:
 @pytest.mark.parametrize(
     ("augment", "message"),
     [
-        ("flip", "sequence of names"),
+        ("flip", "Expected augment to be a sequence of names"),
         (None, "sequence of names"),
         (("rotaton",), "Did you mean 'rotation'"),
         (("zoom",), "Known: flip, horizontal_flip, rotation, vertical_flip"),
-        (("flip:0.5",), "takes no number"),
+        (("flip:0.5",), "without a number"),
         (("rotation:",), "above 0 and at most 1"),
         (("rotation:1.5",), "above 0 and at most 1"),
         (("rotation:nan",), "above 0 and at most 1"),

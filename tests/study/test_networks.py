@@ -22,14 +22,17 @@ from dlspark.testing.cells import cell_files
 
 pytestmark = [pytest.mark.spark, pytest.mark.slow]
 
-HEAD = PhaseSettings(epochs=1, fine_tune="head", learning_rate=0.01, schedule="cosine", depth_decay=1.0)
+FINE_TUNE = {"fine_tune": "head", "learning_rate": 0.01, "depth_decay": 1.0}
+HEAD = PhaseSettings(epochs=1, schedule="cosine", classifier=FINE_TUNE)
 NETWORK = NetworkSettings(
-    backbone="mobilenet",
-    weights="none",
-    batch_norm="frozen",
-    dense=[4],
-    dropout=0.0,
-    augment=[],
+    classifier={
+        "backbone": "mobilenet",
+        "weights": "none",
+        "batch_norm": "frozen",
+        "dense": [4],
+        "dropout": 0.0,
+        "augment": [],
+    },
     dtype="mixed_bfloat16",
     batch_size=8,
     class_weight="balanced",
@@ -65,7 +68,9 @@ def test_phases_hand_over_and_a_finished_training_is_not_repeated(
     assert keras.config.dtype_policy().name == "float32"
     head = load_model(first.child("model.keras").uri)
     needs = [Result(first, document, 0.0, {})]
-    train_phase(Folder(second, needs), dataset, NETWORK, replace(HEAD, fine_tune="top:1"), seed=1)
+    train_phase(
+        Folder(second, needs), dataset, NETWORK, replace(HEAD, classifier={**FINE_TUNE, "fine_tune": "top:1"}), seed=1
+    )
     top = load_model(second.child("model.keras").uri)
     assert list(tmp_path.glob("1/runs/*/events.jsonl"))
     assert not list(tmp_path.glob("**/checkpoints")), "the model is what a finished step keeps"
