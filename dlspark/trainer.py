@@ -22,6 +22,7 @@ from dlspark.job import JOB_FILE, PAYLOAD_FILE, FitResult, TrainJob, Verbosity, 
 from dlspark.registry import load_backend
 from dlspark.storage import Checkpoints, Store, checksum, lease
 from dlspark.timeouts import Timeouts
+from dlspark.wire import messages
 from dlspark.worker import build, check_mergeable, give_back, load_trained, weight_shapes
 
 logger = logging.getLogger(__name__)
@@ -220,7 +221,7 @@ class Trainer:
             job = dataclasses.replace(job, resume_from=latest)
             if job.keep_events:
                 with EventLog(store) as events:
-                    events.add({"kind": "restart", "rank": None, "number": restarts, "from": latest})
+                    events.add(messages.Restarted(rank=None, number=restarts, from_=latest))
             store.write_bytes(JOB_FILE, cloudpickle.dumps(job))
             self._wait_until_possible(job)
 

@@ -7,12 +7,22 @@ from dlspark.worker.device import describe_device, own_threads, worker_report
 from dlspark.worker.entry import build, load_model, reporting, resumed, run_worker, worker_environment
 from dlspark.worker.gradient_sync import check_mergeable
 from dlspark.worker.loop import train
-from dlspark.worker.model_state import capture, give_back, load_trained, save_trained, set_weights, weight_shapes
+from dlspark.worker.model_state import (
+    capture,
+    give_back,
+    load_trained,
+    save_trained,
+    seed_variables,
+    set_weights,
+    weight_shapes,
+)
 from dlspark.worker.process import environment, random_states
 from dlspark.worker.session import WorkerSession
+from dlspark.worker.status import WorkerStatus
 
 __all__ = [
     "WorkerSession",
+    "WorkerStatus",
     "build",
     "callback_arrays",
     "capture",
@@ -30,6 +40,7 @@ __all__ = [
     "resumed",
     "run_worker",
     "save_trained",
+    "seed_variables",
     "set_weights",
     "train",
     "weight_shapes",

@@ -28,6 +28,7 @@ from dlspark.plugin import (
     get_session,
     load_model,
     load_payload,
+    messages,
     restore_callbacks,
     resumed,
     save_trained,
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
 
 MODES = ("synchronous", "asynchronous")
 FREQUENCIES = ("epoch", "batch")
-_DRIVERS = {"connection": -1}  # of reports that the driver makes itself
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,10 +50,10 @@ class ElephasOptions:
     """Options of backend ``elephas``.
 
     Attributes:
-        mode: "synchronous": after every epoch the workers' weights are averaged by their rows. "asynchronous": each worker
-            adds what it has changed to the weights of a parameter server, without waiting for the others.
-        frequency: when, in mode "asynchronous": after its part of an "epoch", which is what None means, or after its part
-            of every "batch".
+        mode: "synchronous": the workers' weights are averaged by their rows after every epoch. "asynchronous": each worker
+            adds its changes to the weights of a parameter server, without waiting for the others.
+        frequency: when it does so in mode "asynchronous": after its part of an "epoch" (None, the default) or of a
+            "batch".
     """
 
     mode: str = "synchronous"
@@ -77,7 +77,8 @@ def _why_no_sockets(value: Any) -> str:
         return ""
     return (
         " Elephas' socket mode is not offered: its server takes weights from anyone who reaches its port, as it has no "
-        "authentication, and its client looks for the server on its own host. mode='asynchronous' exchanges over HTTP."
+        "authentication, and its client looks for the server on its own host. mode='asynchronous' has a server with "
+        "authentication."
     )
 
 
@@ -90,7 +91,7 @@ class ElephasBackend(Backend):
 
     def __init__(self, options: Any = None) -> None:
         super().__init__(options)
-        if self.options.mode == "asynchronous":  # what the weights become depends on who comes first
+        if self.options.mode == "asynchronous":  # the result depends on the order of the updates
             self.capabilities = dataclasses.replace(self.capabilities, deterministic=False, resumable=False)
 
     def check(self, job: TrainJob) -> None:
@@ -111,7 +112,7 @@ class ElephasBackend(Backend):
         spark = get_session(job.num_workers)
         with (
             cancellable(spark) as cancel,
-            # Nothing of a round that is cut can be kept: an interrupted run ends at once, with the last round's checkpoint.
+            # An interrupted run ends at once with the last round's checkpoint, because a partial round is lost.
             watched(job, self.name, driver_host(spark), abort=cancel, pausable=False) as monitor,
             monitor.explaining_failures(),
         ):
@@ -119,7 +120,7 @@ class ElephasBackend(Backend):
 
 
 class _Rounds:
-    """One run: the driver's copy of the model and what the rounds have added to it."""
+    """One run: the driver's copy of the model, and the results of the rounds so far."""
 
     def __init__(self, job: TrainJob, monitor: RunMonitor, options: ElephasOptions) -> None:
         from dlspark_elephas.asynchronous import AsynchronousMaster
@@ -149,7 +150,7 @@ class _Rounds:
     def run(self) -> FitResult:
         import keras
 
-        # In one process the model's own fit would run them; here the driver does, with the averaged model.
+        # The driver runs the callbacks, with the averaged model, as ``fit`` would in one process.
         callbacks = keras.callbacks.CallbackList(list(self._callbacks), add_history=True, model=self._model)
         callbacks.set_params({"epochs": self._job.epochs, "steps": None, "verbose": 0})
         self._model.stop_training = False
@@ -166,7 +167,7 @@ class _Rounds:
             callbacks.on_epoch_end(epoch, logs)
             seconds = time.perf_counter() - started
             self._epoch_seconds.append(seconds)
-            # With what callbacks have added, such as learning_rate: they get a copy of ``logs``.
+            # The history has what callbacks added, such as learning_rate: they get a copy of ``logs``.
             self._keep(epoch, {name: float(values[-1]) for name, values in self._model.history.history.items()}, seconds)
             if self._model.stop_training:
                 break
@@ -177,8 +178,8 @@ class _Rounds:
         return self._result()
 
     def _keep(self, epoch: int, logs: dict[str, float], seconds: float) -> None:
-        """Report the end of an epoch, and leave a checkpoint."""
-        self._monitor.receive({"kind": "epoch", "rank": 0, "epoch": epoch, "logs": logs, "seconds": seconds, **_DRIVERS})
+        """Report the end of an epoch, and save a checkpoint."""
+        self._monitor.receive(messages.EpochEnded(rank=0, epoch=epoch, logs=logs, seconds=seconds))
         for name, value in logs.items():
             self._history.setdefault(name, []).append(value)
         if not self._job.checkpoints:
@@ -192,9 +193,7 @@ class _Rounds:
         )
         arrays = {**capture(self._model), **callback_arrays(self._callbacks)}
         name = Checkpoints(Store(self._job.uri)).save(arrays, position)
-        self._monitor.receive(
-            {"kind": "checkpoint", "rank": 0, "name": name, "seconds": time.perf_counter() - began, **_DRIVERS}
-        )
+        self._monitor.receive(messages.CheckpointSaved(rank=0, name=name, seconds=time.perf_counter() - began))
 
     def _train_round(self, epoch: int) -> dict[str, float]:
         resources = task_resources(self._spark)
@@ -219,7 +218,7 @@ class _Rounds:
         return self._master.merged_metrics(outcomes)
 
     def _account(self, report: WorkerReport) -> None:
-        """Add a round's report to those of the rounds before it."""
+        """Add a round's report to those of earlier rounds."""
         before = self._reports.get(report.rank)
         if before is not None:
             report = dataclasses.replace(

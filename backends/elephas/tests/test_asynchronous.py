@@ -179,7 +179,7 @@ class TestOptions:
 
     @pytest.mark.parametrize("options", [{"mode": "socket"}, {"mode": "asynchronous", "frequency": "socket"}])
     def test_sockets_are_refused_with_the_reason(self, options: dict[str, str]) -> None:
-        with pytest.raises(ConfigError, match=r"'socket' came.*no authentication.*its own host.*HTTP"):
+        with pytest.raises(ConfigError, match=r"'socket' came.*no authentication.*its own host.*with authentication"):
             Trainer("elephas", options=options)
 
     @pytest.mark.parametrize(
