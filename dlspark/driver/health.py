@@ -255,7 +255,7 @@ class Watch:
             return []
         self._warned.add(slowest)
         return [
-            f"rank {slowest} on {rank.host} takes {pace[slowest]:.2g} s of its own for a step, the others {usual:.2g} s: "
+            f"rank {slowest} on {rank.host} needs {pace[slowest]:.2g} s for its part of a step, the others {usual:.2g} s: "
             "all wait for it. Its host may be busy or slower."
         ]
 

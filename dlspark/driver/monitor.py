@@ -258,7 +258,7 @@ class RunMonitor:
             if isinstance(error, DlsparkError):
                 raise
             message = (
-                f"Backend {self._backend!r} failed, and no worker said why. The engine's own words: "
+                f"Backend {self._backend!r} failed, and no worker reported why. The engine's error: "
                 f"{type(error).__name__}: {error}"
             )
             if self._events is not None:
@@ -278,7 +278,7 @@ class RunMonitor:
         """The result of a run, from the results of all its workers."""
         if self._asked_to_end:
             logger.warning(
-                "SIGTERM came as the run on backend %r ended: it is complete, and the program goes on.", self._backend
+                "SIGTERM came as the run on backend %r ended: it is complete, and the program continues.", self._backend
             )
         first = results[0]
         return FitResult(

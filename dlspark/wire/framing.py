@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import hmac
-import secrets
+import os
 import socket
 import struct
 import threading
@@ -104,7 +104,7 @@ def accept(sock: socket.socket, secret: bytes, *, seconds: float) -> Frames | No
     """The server's side of the handshake, within ``seconds``; None if the client does not know the secret."""
     until = time.monotonic() + seconds
     sock.settimeout(seconds)
-    nonce = secrets.token_bytes(NONCE_BYTES)
+    nonce = os.urandom(NONCE_BYTES)
     sock.sendall(nonce)
     if not hmac.compare_digest(read(sock, TAG_BYTES, until=until), hmac.digest(secret, nonce, "sha256")):
         return None

@@ -3,8 +3,6 @@
 On the wire a message is one JSON object: its ``kind`` and its fields. ``decode`` is strict: an unknown kind, a missing or
 extra field and a value of another type are errors, and the receiver drops the connection. Epochs and steps count from 0; a
 ``step`` is the number of complete steps of its epoch, which is the same for all workers. Times are in seconds.
-
-This module imports the standard library only, because the guard loads its source without dlspark.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@ interpreter, cannot obey; the guard still can, on any host and with any engine. 
 the driver orders a stop or is gone, the guard gives the worker a moment to end, and then kills it. When the worker has
 ended, the guard reports whether the kernel ran out of memory.
 
-The guard runs as ``python -I -S -c`` with the standard library only, so that it starts in 50 ms and takes 10 MB:
-`dlspark.worker.heartbeat` gives it the sources of what it imports.
+The guard runs as ``python -I -S -c`` with the standard library only, so that it starts in 50 ms and takes 10 MB.
+`dlspark.worker.heartbeat` gives it the source of framing and its three messages, encoded.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import socket
 import sys
 import time
 
-from dlspark.wire import framing, messages
+from dlspark.wire import framing
 
 GRACE_SECONDS = 2.0
 POLL_SECONDS = 0.5
@@ -30,10 +30,9 @@ TIMEOUT_SECONDS = 30.0
 def main() -> None:
     """Read the settings from stdin, which the worker closes when it ends or needs no guard any more."""
     settings = json.loads(sys.stdin.readline())
-    rank, worker = settings["rank"], settings["pid"]
-    secret = bytes.fromhex(settings["secret"])
+    worker, secret = settings["pid"], bytes.fromhex(settings["secret"])
     frames = framing.connect(settings["host"], settings["port"], secret, seconds=TIMEOUT_SECONDS)
-    frames.send(messages.encode(messages.GuardConnected(rank=rank, pid=worker)))
+    frames.send(settings["connected"].encode())
     cause, kills = wait(frames.sock, worker)
     if cause == "released":
         return
@@ -45,9 +44,9 @@ def main() -> None:
             os.kill(worker, signal.SIGKILL)
             return
     # The driver may have noticed the death already and ordered a stop, but it does not know the cause.
-    ended = messages.ProcessEnded(rank=rank, pid=worker, out_of_memory=kills != out_of_memory_kills())
+    ended = "out_of_memory" if kills != out_of_memory_kills() else "ended"
     try:
-        frames.send(messages.encode(ended))
+        frames.send(settings[ended].encode())
         frames.sock.shutdown(socket.SHUT_WR)
     except OSError:
         return  # the driver is gone

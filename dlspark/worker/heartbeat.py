@@ -13,7 +13,7 @@ import traceback
 from importlib import resources
 from types import TracebackType
 
-from dlspark.wire import HEARTBEAT_SECONDS, Endpoint, Reporter, SocketEndpoint
+from dlspark.wire import HEARTBEAT_SECONDS, Endpoint, Reporter, SocketEndpoint, messages
 from dlspark.worker.status import WorkerStatus
 
 GUARD_END_SECONDS = 5.0
@@ -75,7 +75,7 @@ def _resident_bytes() -> int:
         return 0
 
 
-# dlspark may lie in a zip file, and -S leaves out site-packages: the guard gets the sources of all that it imports.
+# The guard gets the source of what it imports: dlspark may lie in a zip file, and -S leaves out site-packages.
 _PROGRAM = """
 import sys, types
 
@@ -85,25 +85,29 @@ def load(name, source):
     return module
 
 load("dlspark", "")
-wire = load("dlspark.wire", "")
-for name, source in {wire!r}.items():
-    setattr(wire, name, load("dlspark.wire." + name, source))
+load("dlspark.wire", "").framing = load("dlspark.wire.framing", {framing!r})
 load("dlspark.worker.guard", {guard!r}).main()
 """
 
 
 def guard_program() -> str:
     """The guard as one program that needs the standard library only."""
-    wire, guard = resources.files("dlspark.wire"), resources.files("dlspark.worker").joinpath("guard.py")
-    sources = {name: wire.joinpath(f"{name}.py").read_text() for name in ("framing", "messages")}
-    return _PROGRAM.format(wire=sources, guard=guard.read_text())
+    framing, guard = resources.files("dlspark.wire"), resources.files("dlspark.worker")
+    return _PROGRAM.format(framing=framing.joinpath("framing.py").read_text(), guard=guard.joinpath("guard.py").read_text())
 
 
 def _start_guard(endpoint: SocketEndpoint, rank: int) -> subprocess.Popen[str]:
     program = [sys.executable, "-I", "-S", "-c", guard_program()]
     guard = subprocess.Popen(program, stdin=subprocess.PIPE, text=True)
-    settings = {"host": endpoint.host, "port": endpoint.port, "secret": endpoint.secret.hex(), "rank": rank}
-    _tell(guard, json.dumps({**settings, "pid": os.getpid()}))
+    pid = os.getpid()
+    reports = {
+        "connected": messages.GuardConnected(rank=rank, pid=pid),
+        "ended": messages.ProcessEnded(rank=rank, pid=pid, out_of_memory=False),
+        "out_of_memory": messages.ProcessEnded(rank=rank, pid=pid, out_of_memory=True),
+    }
+    settings = {"host": endpoint.host, "port": endpoint.port, "secret": endpoint.secret.hex(), "pid": pid}
+    settings |= {name: messages.encode(report).decode() for name, report in reports.items()}
+    _tell(guard, json.dumps(settings))
     return guard
 
 

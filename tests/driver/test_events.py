@@ -50,7 +50,7 @@ def test_an_engine_that_fails_by_itself_is_in_the_log(tmp_path: Path, monkeypatc
         raise RuntimeError("no slots")
 
     monkeypatch.setattr(local, "run_worker", launch)
-    with pytest.raises(WorkerError, match="no worker said why"):
+    with pytest.raises(WorkerError, match="no worker reported why"):
         Trainer("local", store=tmp_path).fit(toys.dense_classifier(), toys.separable(100), verbose=0)
     (run,) = tmp_path.glob("run-*")
     (event,) = lines((run / EVENTS_FILE).read_text())

@@ -346,7 +346,7 @@ class TestStragglers:
         case.beat(0, own_seconds=2.0, steps=10)
         case.beat(1, own_seconds=9.0, steps=10)
         (text,) = case.watch.warnings()
-        assert text.startswith("rank 1 on None takes 0.9 s of its own for a step, the others 0.2 s")
+        assert text.startswith("rank 1 on None needs 0.9 s for its part of a step, the others 0.2 s")
         assert case.watch.warnings() == []
 
     @pytest.mark.parametrize(

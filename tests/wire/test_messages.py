@@ -89,7 +89,7 @@ def test_the_guard_starts_without_packages() -> None:
 
     done = subprocess.run(
         [sys.executable, "-I", "-S", "-c", guard_program()],
-        input='{"host": "127.0.0.1", "port": 1, "secret": "00", "rank": 0, "pid": 1}\n',
+        input='{"host": "127.0.0.1", "port": 1, "secret": "00", "pid": 1}\n',
         capture_output=True,
         text=True,
         timeout=60,

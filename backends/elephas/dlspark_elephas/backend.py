@@ -64,11 +64,11 @@ class ElephasOptions:
             value = getattr(self, name)
             if value not in allowed:
                 known = " or ".join(repr(one) for one in allowed if one is not None)
-                raise ConfigError(f"{name} must be {known}; {value!r} came.{_why_no_sockets(value)}")
+                raise ConfigError(f"Expected {name} to be {known}; got {value!r}.{_why_no_sockets(value)}")
         if self.mode == "synchronous" and self.frequency is not None:
             raise ConfigError(
-                f"frequency={self.frequency!r} came with mode='synchronous', which averages once an epoch and has no "
-                "frequency. Set mode='asynchronous', or leave frequency out."
+                f"Expected no frequency with mode='synchronous', which averages once an epoch; got {self.frequency!r}. Set "
+                "mode='asynchronous', or leave frequency out."
             )
 
 
@@ -97,13 +97,13 @@ class ElephasBackend(Backend):
     def check(self, job: TrainJob) -> None:
         if job.checkpoint_steps:
             raise ConfigError(
-                "checkpoint_steps does nothing on backend 'elephas': nothing of a round that is cut can be kept, and a "
-                "round is an epoch. Leave it out: there is a checkpoint after every epoch."
+                "Backend 'elephas' cannot save a checkpoint within an epoch, because a partial round is lost. Leave "
+                "checkpoint_steps out: it saves one after every epoch."
             )
         spark = get_session(job.num_workers)
         if spark.sparkContext.getConf().get("spark.speculation", "false").strip().lower() == "true":
             raise ConfigError(
-                "Backend 'elephas' needs every task to run once, and spark.speculation=true starts slow tasks twice. Start "
+                "Backend 'elephas' needs every task to run once, but spark.speculation=true starts slow tasks twice. Start "
                 "the session without it."
             )
         check_cluster(job, self.name, barrier=False, packages=("dlspark-elephas", "elephas"))
@@ -133,8 +133,8 @@ class _Rounds:
         self._model = load_model(job, payload)
         if getattr(self._model.optimizer, "use_ema", False):
             raise ConfigError(
-                "Backend 'elephas' cannot train with use_ema=True: every round would replace the weights by their "
-                "moving averages. Turn it off, or use 'mirrored' or 'horovod'."
+                "Backend 'elephas' cannot train with use_ema=True: every round would replace the weights by their moving "
+                "averages. Set it to False, or use 'mirrored' or 'horovod'."
             )
         self._callbacks = payload.callbacks
         self._master: Master = (
