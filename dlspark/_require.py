@@ -1,48 +1,148 @@
-"""Require what is optional or plain: a package that may be absent, a whole number, one of some values."""
+"""Check what a caller gives or has installed: packages, their versions, entry points, numbers, choices."""
 
 from __future__ import annotations
 
 import importlib
+import math
 import operator
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from importlib import metadata
+from numbers import Real
 from types import ModuleType
 from typing import Any
 
-from dlspark.errors import ConfigError, MissingDependencyError
+from dlspark.errors import ConfigError, MissingDependencyError, did_you_mean, nearest
 
 
 def require(module: str, *, install: str, purpose: str) -> ModuleType:
     """Import and return ``module``.
 
     Args:
-        module: dotted name of what to import.
-        install: what to give to ``pip install``, for instance ``"dlspark[spark]"``.
-        purpose: what needs it, for the message: ``"Reading images with Spark"``.
+        module: dotted name of the module.
+        install: the argument of ``pip install``, for instance ``"dlspark[spark]"``.
+        purpose: who needs it, for the message: ``"Reading images with Spark"``.
 
     Raises:
-        MissingDependencyError: it is not installed. An installed package that fails to import raises its own error,
-            because "absent" and "broken" have different cures.
+        MissingDependencyError: the package is not installed. An installed package that fails to import raises its own
+            error, because "absent" and "broken" have different cures.
     """
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         top = module.partition(".")[0]
         if error.name is None or error.name.partition(".")[0] != top:
-            raise  # it is there, and something that it needs is not: its own message is the better one
+            raise  # the package is installed, and one of its own dependencies is not
         raise MissingDependencyError(
             f"{purpose} needs {top!r}, which is not installed. Run: pip install '{install}'"
         ) from error
 
 
-def whole_number(name: str, value: Any, least: int = 1) -> int:
-    """``value`` as a Python int, NumPy's too; refuses what is not an integer of at least ``least``."""
+def installed_version(name: str) -> str | None:
+    """The version of the distribution ``name``; None if it is not installed."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def installed_versions(names: Iterable[str]) -> dict[str, str]:
+    """Versions by name of those distributions that are installed."""
+    return {name: found for name in names if (found := installed_version(name)) is not None}
+
+
+class Registered(Mapping[str, Any]):
+    """The objects that installed distributions register under a group of entry points, by name.
+
+    Listing the names imports nothing; an object is imported when it is looked up.
+
+    Args:
+        group: the group of entry points, such as ``"dlspark.layouts"``.
+        kind: what the objects are, for messages: ``"layout"``.
+    """
+
+    def __init__(self, group: str, kind: str) -> None:
+        self.group = group
+        self.kind = kind
+
+    def points(self) -> dict[str, metadata.EntryPoint]:
+        """The entry points by name, sorted.
+
+        Raises:
+            ConfigError: two distributions register different objects under one name.
+        """
+        found: dict[str, metadata.EntryPoint] = {}
+        for point in sorted(metadata.entry_points(group=self.group), key=lambda point: point.name):
+            other = found.setdefault(point.name, point)
+            if other.value != point.value:
+                raise ConfigError(
+                    f"Two installed distributions claim the {self.kind} name {point.name!r}: {other.value} and "
+                    f"{point.value}. Uninstall one of them."
+                )
+        return found
+
+    def find(self, name: str, advice: str = "") -> Any:
+        """The object called ``name``.
+
+        Raises:
+            ConfigError: an unknown name; the message lists the known ones and ends with ``advice``.
+            Exception: the import fails: the module's own error.
+        """
+        if name not in self:
+            raise ConfigError(f"Unknown {self.kind} {name!r}. {did_you_mean(str(name), self)} {advice}".rstrip())
+        return self[name]
+
+    def __getitem__(self, name: str) -> Any:
+        return self.points()[name].load()
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.points()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.points())
+
+    def __len__(self) -> int:
+        return len(self.points())
+
+
+LAYOUTS = Registered("dlspark.layouts", "layout")  # here, because importing dlspark.images imports NumPy
+
+
+def whole_number(name: str, value: Any, least: int = 1, advice: str = "") -> int:
+    """``value`` as a Python int; NumPy integers are accepted.
+
+    Raises:
+        ConfigError: not an integer, or below ``least``; the message ends with ``advice``.
+    """
     if isinstance(value, bool) or not hasattr(value, "__index__") or operator.index(value) < least:
-        raise ConfigError(f"{name} must be a whole number of at least {least}; {value!r} came.")
+        raise ConfigError(f"Expected {name} as a whole number of at least {least}; got {value!r}. {advice}".rstrip())
     return operator.index(value)
 
 
+def number(name: str, value: Any, expected: str, accept: Callable[[float], bool], advice: str = "") -> float:
+    """``value`` as a finite Python float; integers and NumPy's numbers are accepted.
+
+    Args:
+        name: what the number is.
+        value: the number.
+        expected: the range in words: ``"above 0"``.
+        accept: whether a finite number is in that range.
+        advice: the end of the message.
+
+    Raises:
+        ConfigError: not a number, not finite, or out of the range.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value) or not accept(float(value)):
+        raise ConfigError(f"Expected {name} as a number {expected}; got {value!r}. {advice}".rstrip())
+    return float(value)
+
+
 def choice(name: str, value: Any, allowed: Iterable[Any]) -> None:
-    """Refuse what is not among ``allowed``."""
+    """Check that ``value`` is one of ``allowed``.
+
+    Raises:
+        ConfigError: it is not; the message lists them.
+    """
     allowed = tuple(allowed)
     if value not in allowed or isinstance(value, bool):
-        raise ConfigError(f"{name} must be one of {', '.join(map(repr, allowed))}; {value!r} came.")
+        hint = nearest(value, filter(lambda each: isinstance(each, str), allowed)) if isinstance(value, str) else ""
+        raise ConfigError(f"Expected {name} as one of {', '.join(map(repr, allowed))}; got {value!r}. {hint}".rstrip())

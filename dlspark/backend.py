@@ -1,4 +1,4 @@
-"""What an engine implements to be a backend: one method, or a way to launch a function on N processes."""
+"""The interface of a backend: one method, or a way to launch a function in N processes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 from dlspark.driver import RunMonitor
 from dlspark.errors import ConfigError, did_you_mean
-from dlspark.job import FitResult, TrainJob, WorkerResult
+from dlspark.job import FitResult, JobSettings, TrainJob, WorkerResult
 from dlspark.worker import WorkerSession, run_worker
 
 WorkerFunction = Callable[[WorkerSession], WorkerResult]
@@ -28,8 +28,8 @@ class Capabilities:
         synchronous_gradients: N workers train as one process would, to 1e-5.
         exact_rows: every row is seen exactly once per epoch.
         deterministic: same seed, same weights.
-        resumable: a run can be cut at an epoch's end and go on to the same weights.
-        max_workers: the most workers that it can run; None when only the cluster bounds it.
+        resumable: a run that is interrupted and resumed ends with the weights of an uninterrupted run.
+        max_workers: the most workers that it can run; None if only the cluster limits them.
     """
 
     synchronous_gradients: bool
@@ -40,6 +40,25 @@ class Capabilities:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Engine:
+    """What a backend runs on. The preflight, ``dlspark doctor``, the contract and the benchmarks read it here only.
+
+    Attributes:
+        packages: distributions of the engine and the plug-in, which driver and executors must have in equal versions.
+        modules: heavy modules of the engine, which importing the plug-in must not load.
+        environment: variables that a launch sets in its processes and puts back.
+        barrier: it needs all its Spark tasks at once, in one stage.
+        open_ports: what listens on executors during a run without asking who connects, for warnings; empty for nothing.
+    """
+
+    packages: tuple[str, ...] = ()
+    modules: tuple[str, ...] = ()
+    environment: tuple[str, ...] = ()
+    barrier: bool = False
+    open_ports: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class NoOptions:
     """The options of a backend that has none."""
 
@@ -47,12 +66,13 @@ class NoOptions:
 class Backend(ABC):
     """Carries out a job.
 
-    Subclasses set ``name`` and ``capabilities``, and ``options_type``, a frozen keyword-only dataclass that checks its
-    values in ``__post_init__``. ``__init__`` stores the options and does nothing else, save that it takes back on the
-    instance, by ``capabilities`` of its own, what the class promises and these options cannot keep.
+    Subclasses set ``name``, ``capabilities`` and ``engine``, and ``options_type``, a frozen keyword-only dataclass that
+    checks its values in ``__post_init__``. ``__init__`` stores the options and does nothing else. If these options cannot
+    keep what the class promises, it sets narrower ``capabilities`` on the instance.
     """
 
     name: ClassVar[str]
+    engine: ClassVar[Engine] = Engine()
     options_type: ClassVar[type] = NoOptions
     capabilities: Capabilities
 
@@ -61,37 +81,43 @@ class Backend(ABC):
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any] | Any | None) -> Backend:
-        """The backend with ``options`` given as a mapping, as an ``options_type``, or None for the defaults.
+        """Create the backend from a mapping of options, an ``options_type``, or None for the defaults.
 
         Raises:
-            ConfigError: an unknown option (the nearest valid one is named) or a value that its option refuses.
+            ConfigError: an unknown option (the message names the nearest valid one) or an invalid value.
         """
         if options is None or isinstance(options, cls.options_type):
             return cls(options)
         if not isinstance(options, Mapping):
-            raise ConfigError(f"options must be a dict or a {cls.options_type.__name__}; a {type(options).__name__} came.")
+            raise ConfigError(
+                f"Expected options as a dict or a {cls.options_type.__name__}; got a {type(options).__name__}."
+            )
         known = [field.name for field in dataclasses.fields(cls.options_type)]
         for name in options:
             if name not in known:
                 raise ConfigError(f"Backend {cls.name!r} has no option {name!r}. {did_you_mean(name, known)}")
         return cls(cls.options_type(**options))
 
-    def check(self, job: TrainJob) -> None:  # noqa: B027 - optional, not abstract
-        """Refuse a job that cannot work, before any work starts: in under a second, where Python runs on the executors.
+    def check(self, settings: JobSettings, uri: str) -> None:  # noqa: B027 - optional, not abstract
+        """Refuse a job that cannot work, before any work starts: in under a second if the executors' Python runs already.
+
+        Args:
+            settings: what is asked of the run. Its data may not have been written yet.
+            uri: the run's folder of the store, which all workers must reach.
 
         Raises:
-            ConfigError: it cannot work here; the message says what would.
+            ConfigError: the job cannot work here; the message says what would.
         """
 
     @abstractmethod
     def fit(self, job: TrainJob) -> FitResult:
-        """Carry out ``job``: rank 0 leaves the trained variables in the job's folder of the store.
+        """Carry out ``job``. Rank 0 saves the trained variables in the job's folder of the store.
 
         Returns:
             The result without ``weights`` and ``model``, which the trainer adds.
 
         Raises:
-            WorkerError: a worker failed; with its rank, host and traceback.
+            WorkerError: a worker failed; has its rank, host and traceback.
         """
 
     def close(self) -> None:  # noqa: B027 - optional, not abstract
@@ -100,9 +126,9 @@ class Backend(ABC):
 
 @contextmanager
 def watched(job: TrainJob, backend: str, host: str | None, **settings: Any) -> Iterator[RunMonitor]:
-    """A `RunMonitor` around an engine's work, which SIGTERM asks to end, for as long as the block lasts.
+    """Run an engine inside the block under a `RunMonitor`, which SIGTERM interrupts.
 
-    The signal is left alone where it is not the system's own (the program handles it itself), and outside the main thread.
+    The signal handler is installed in the main thread only, and only if the program has none of its own.
     """
     with RunMonitor(job, backend, host, **settings) as monitor:
         mine = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
@@ -127,18 +153,18 @@ class LaunchBackend(Backend):
             num_workers: the world size.
 
         Returns:
-            What the calls returned, in rank order. An exception in any of them makes ``launch`` raise, in bounded time.
+            The results of the calls, in rank order. If a call raises, ``launch`` raises in bounded time.
         """
 
     def driver_host(self) -> str:
-        """The address on which workers reach this process."""
+        """The address at which workers reach this process."""
         return "127.0.0.1"
 
     @contextmanager
     def abortable(self) -> Iterator[Callable[[], None] | None]:
-        """Around ``launch``: gives what makes it return early, from another thread; None where nothing can.
+        """Yield a function that makes a running ``launch`` return, callable from another thread; None if nothing can.
 
-        It is the last resort, when all workers have ended, or never came, and the engine still waits.
+        It is the last resort, when all workers have ended or never started and the engine still waits.
         """
         yield None
 

@@ -87,6 +87,10 @@ class RunInterruptedError(DlsparkError, SystemExit):
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """The end of an error message about an unknown ``name``: the nearest known one, then all of them."""
     known = sorted(known)
-    nearest = get_close_matches(name, known, n=1)
-    hint = f"Did you mean {nearest[0]!r}? " if nearest else ""
-    return f"{hint}Known: {', '.join(known) or 'none'}."
+    return f"{nearest(name, known)}Known: {', '.join(known) or 'none'}."
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """``Did you mean 'x'? `` with the known name nearest to ``name``; empty if none is near."""
+    found = get_close_matches(name, sorted(known), n=1)
+    return f"Did you mean {found[0]!r}? " if found else ""

@@ -1,4 +1,4 @@
-"""What crosses process boundaries: plain, frozen, picklable data."""
+"""A training run as driver and workers see it: what is asked, what a worker returns, what the caller gets."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import json
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import metadata
 from typing import TYPE_CHECKING, Any, Literal
 
 import cloudpickle
 
+from dlspark._require import installed_versions
 from dlspark.data import ShardedRows
 from dlspark.storage import Store
 from dlspark.timeouts import Timeouts
@@ -22,29 +22,28 @@ if TYPE_CHECKING:
 Verbosity = Literal["auto", 0, 1, 2]
 
 # Names inside a run's folder of the store.
+IDENTITY_FILE = "run.json"
 MODEL_FILE = "model.keras"
 PAYLOAD_FILE = "payload.pkl"
 JOB_FILE = "job.pkl"
+INITIAL_WEIGHTS_FILE = "initial.npz"
 WEIGHTS_FILE = "trained.npz"
+RESULT_FILE = "result.json"
+EVENTS_FILE = "events.jsonl"
+TENSORBOARD_FOLDER = "tensorboard"
 
 _VERSIONS_OF = ("dlspark", "keras", "tensorflow", "jax", "torch", "numpy", "pyspark")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainJob:
-    """One training run, as the backend and the workers see it.
-
-    The large things lie in the store under ``uri``: the compiled model (``model.keras``, or a builder in the payload),
-    the payload (callbacks, builder, custom objects) and, afterwards, the trained variables.
+class JobSettings:
+    """What is asked of a run, known before its data and its model are in the store. A backend's ``check`` gets it.
 
     Attributes:
-        uri: folder of the store that holds this run.
         num_workers: the world size.
         epochs: passes over the training rows.
         batch_size: the most rows that a step takes, *global*.
         seed: of shuffling, initialisation, dropout and augmentation.
-        train: the training rows.
-        validation: rows evaluated after every epoch, or None.
         class_weight: weight of the loss by class index, or None.
         keras_backend: the Keras backend that the workers must use.
         verbose: 0 silent, 1 live display, 2 plain lines, "auto" 1 on a terminal and 2 elsewhere.
@@ -53,17 +52,13 @@ class TrainJob:
         timeouts: the bounds of the waits.
         checkpoints: leave a checkpoint after every epoch.
         checkpoint_steps: also after every so many steps of an epoch; None for none.
-        resume_from: the checkpoint to go on from; None starts with the model's own weights.
         keep_events: leave events.jsonl and TensorBoard's scalars beside the job.
     """
 
-    uri: str
     num_workers: int
     epochs: int
     batch_size: int
     seed: int
-    train: ShardedRows
-    validation: ShardedRows | None = None
     class_weight: Mapping[int, float] | None = None
     keras_backend: str = "tensorflow"
     verbose: Verbosity = "auto"
@@ -72,8 +67,59 @@ class TrainJob:
     timeouts: Timeouts = field(default_factory=Timeouts)
     checkpoints: bool = False
     checkpoint_steps: int | None = None
-    resume_from: str | None = None
     keep_events: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainJob(JobSettings):
+    """One training run, as the backend and the workers see it.
+
+    The large things lie in the store under ``uri``: the compiled model (``model.keras``, or a builder in the payload and
+    its initial weights), the payload (callbacks, builder, custom objects) and, afterwards, the trained variables.
+
+    Attributes:
+        uri: folder of the store that holds this run.
+        train: the training rows.
+        validation: rows evaluated after every epoch, or None.
+        optimizer_built: the model's file holds the state of its optimizer.
+        resume_from: the checkpoint to resume from; None starts with the model's own weights.
+    """
+
+    uri: str
+    train: ShardedRows
+    validation: ShardedRows | None = None
+    optimizer_built: bool = False
+    resume_from: str | None = None
+
+    def save(self) -> None:
+        """Write the job into its folder, where `load_job` finds it."""
+        Store(self.uri).write_bytes(JOB_FILE, cloudpickle.dumps(self))
+
+
+def load_job(uri: str) -> TrainJob:
+    """The job that the driver saved in the run's folder; a pickle, because the user's own store is trusted."""
+    return _unpickled(uri, JOB_FILE, TrainJob)
+
+
+@dataclass(frozen=True)
+class Payload:
+    """What only Python can carry, pickled by value into the store: the user's callbacks, builder and custom objects."""
+
+    callbacks: tuple[Any, ...] = ()
+    builder: Any = None
+    custom_objects: Mapping[str, Any] = field(default_factory=dict)
+
+
+def load_payload(job: TrainJob) -> Payload:
+    """The job's payload. It may import Keras: call it where the Keras backend has been chosen."""
+    return _unpickled(job.uri, PAYLOAD_FILE, Payload)
+
+
+def _unpickled(uri: str, name: str, kind: type[Any]) -> Any:
+    found = cloudpickle.loads(Store(uri).read_bytes(name))
+    if not isinstance(found, kind):
+        raise TypeError(f"Expected a {kind.__name__} in {name} of {uri}; got a {type(found).__name__}.")
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,39 +197,6 @@ class FitResult:
         return cls(**{**plain, "workers": [WorkerReport(**worker) for worker in plain["workers"]]})
 
 
-@dataclass(frozen=True)
-class Payload:
-    """What only Python can carry, pickled by value into the store: the user's callbacks, builder and custom objects."""
-
-    callbacks: tuple[Any, ...] = ()
-    builder: Any = None
-    custom_objects: dict[str, Any] | None = None
-    initial_weights: tuple[NDArray[Any], ...] = ()
-    optimizer_built: bool = False
-
-
-def load_job(job_uri: str) -> TrainJob:
-    """The job that the driver put into the run's folder; a pickle, because the user's own store is trusted."""
-    job = cloudpickle.loads(Store(job_uri).read_bytes(JOB_FILE))
-    if not isinstance(job, TrainJob):
-        raise TypeError(f"{JOB_FILE} in {job_uri} holds a {type(job).__name__}, not a TrainJob.")
-    return job
-
-
-def load_payload(job: TrainJob) -> Payload:
-    """The job's payload. It may import Keras: call it where the Keras backend has been chosen."""
-    payload = cloudpickle.loads(Store(job.uri).read_bytes(PAYLOAD_FILE))
-    if not isinstance(payload, Payload):
-        raise TypeError(f"{PAYLOAD_FILE} in {job.uri} holds a {type(payload).__name__}, not a Payload.")
-    return payload
-
-
 def versions() -> dict[str, str]:
     """Version by package of what is installed here, and Python's."""
-    found = {"python": platform.python_version()}
-    for name in _VERSIONS_OF:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    return {"python": platform.python_version(), **installed_versions(_VERSIONS_OF)}

@@ -1,4 +1,4 @@
-"""LocalBackend: one worker, in this process. The contract written as code."""
+"""LocalBackend: one worker in this process. The shortest implementation of the contract."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from dlspark.worker import WorkerSession, run_worker
 
 
 class LocalBackend(Backend):
-    """Trains in this process, under any Keras backend, with as many threads as the framework takes.
+    """Trains in this process under any Keras backend, with the framework's own choice of threads.
 
-    It trains a copy, as every backend does: the caller's model changes on success only.
+    Like every backend it trains a copy: the caller's model changes on success only.
     """
 
     name: ClassVar[str] = "local"

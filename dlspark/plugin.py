@@ -1,8 +1,8 @@
-"""Everything that a plug-in may import of dlspark; docs/backends.md and CONTRIBUTING.md show how it is used."""
+"""The one module of dlspark that a plug-in imports. CONTRIBUTING.md shows how to write a plug-in."""
 
 from __future__ import annotations
 
-from dlspark.backend import Backend, Capabilities, LaunchBackend, WorkerFunction, watched
+from dlspark.backend import Backend, Capabilities, Engine, LaunchBackend, WorkerFunction, watched
 from dlspark.data import Feed, num_steps
 from dlspark.driver import RunMonitor
 from dlspark.errors import ConfigError, MissingDependencyError, WorkerError
@@ -10,6 +10,7 @@ from dlspark.job import (
     MODEL_FILE,
     PAYLOAD_FILE,
     FitResult,
+    JobSettings,
     TrainJob,
     WorkerReport,
     WorkerResult,
@@ -53,9 +54,11 @@ __all__ = [
     "Checkpoints",
     "ConfigError",
     "Endpoint",
+    "Engine",
     "Feed",
     "FitResult",
     "Frames",
+    "JobSettings",
     "LaunchBackend",
     "MissingDependencyError",
     "Position",

@@ -1,16 +1,17 @@
-"""Which backends are installed: by entry point, ours and a stranger's alike."""
+"""Installed backends, found by entry point."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib import metadata
 
+from dlspark._require import Registered
 from dlspark.backend import Backend
 from dlspark.errors import ConfigError, MissingDependencyError, did_you_mean
 
 GROUP = "dlspark.backends"
+BACKENDS = Registered(GROUP, "backend")
 
-# Plug-ins of this project that may be absent, and what installs them.
+# This project's plug-ins and the commands that install them, for messages about absent ones.
 PLUGINS: Mapping[str, str] = {
     "mirrored": "pip install ./backends/mirrored   (in a checkout of dlspark)",
     "horovod": "python tools/build_horovod.py && pip install ./backends/horovod   (in a checkout; needs a C++ compiler)",
@@ -20,37 +21,24 @@ PLUGINS: Mapping[str, str] = {
 
 def available_backends() -> list[str]:
     """Names of the installed backends, sorted. Nothing is imported."""
-    return sorted(_entry_points())
+    return list(BACKENDS)
 
 
 def load_backend(name: str) -> type[Backend]:
     """The class of backend ``name``.
 
     Raises:
-        ConfigError: no such backend is known, or two distributions claim the name.
-        MissingDependencyError: it is one of ours and not installed; the message has the command.
-        Exception: it is installed and its import fails: the plug-in's own error, as it is.
+        ConfigError: the name is unknown, or two distributions claim it.
+        MissingDependencyError: a plug-in of this project is not installed; the message has the command that installs it.
+        Exception: the plug-in's own error, unchanged, if its import fails.
     """
-    points = _entry_points()
-    if name not in points:
+    if name not in BACKENDS:
         if name in PLUGINS:
-            raise MissingDependencyError(f"Backend {name!r} is not installed here. Run: {PLUGINS[name]}")
-        raise ConfigError(f"There is no backend {name!r}. {did_you_mean(str(name), {*points, *PLUGINS})}")
-    backend = points[name].load()
+            raise MissingDependencyError(f"Backend {name!r} is not installed. Run: {PLUGINS[name]}")
+        raise ConfigError(f"Unknown backend {name!r}. {did_you_mean(str(name), {*BACKENDS, *PLUGINS})}")
+    backend = BACKENDS[name]
     if not (isinstance(backend, type) and issubclass(backend, Backend)):
         raise ConfigError(
-            f"The entry point of backend {name!r} is {backend!r}, and should be a subclass of dlspark's Backend."
+            f"Expected the entry point of backend {name!r} to be a subclass of dlspark's Backend; got {backend!r}."
         )
     return backend
-
-
-def _entry_points() -> dict[str, metadata.EntryPoint]:
-    found: dict[str, metadata.EntryPoint] = {}
-    for point in metadata.entry_points(group=GROUP):
-        other = found.setdefault(point.name, point)
-        if other.value != point.value:
-            raise ConfigError(
-                f"Two installed distributions claim the backend name {point.name!r}: {other.value} and {point.value}. "
-                "Uninstall one of them."
-            )
-    return found

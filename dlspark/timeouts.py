@@ -1,30 +1,32 @@
-"""Timeouts: how long each phase of a run may take before it is ended with an error."""
+"""Timeouts: how long each phase of a run may take before the run fails."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from dlspark._require import number
 from dlspark.errors import ConfigError, did_you_mean
 
 
 @dataclass(frozen=True, kw_only=True)
 class Timeouts:
-    """The bounds of a run's waits, each of them in seconds. The defaults suit anything but very slow steps.
+    """The limits of a run's waits, in seconds. The defaults suit all but very slow steps.
 
     Attributes:
-        launch_seconds: from the launch until every worker has connected to the driver. Also how long a restart waits for
-            lost executors to be replaced.
-        first_step_seconds: from a worker's connection until its first step has ended: it loads the model, traces, compiles.
-        step_seconds: without progress of a worker after that: the next step of training or validation, a callback, a
+        launch_seconds: from the launch until every worker has connected to the driver. A restart waits as long for lost
+            executors to be replaced.
+        first_step_seconds: from a worker's connection to the end of its first step, which includes loading, tracing and
+            compiling the model.
+        step_seconds: the longest time that a worker may make no progress after its first step. A step of training or
+            validation, a callback and a checkpoint are progress.
+        heartbeat_seconds: the longest time without a heartbeat of a worker's process. A stopped process sends none; a slow
+            one does. Also the longest delay of a worker behind the others in any round after the first.
+        end_seconds: from the end of the last worker's work until the engine returns.
+        stop_seconds: from a failure until the engine returns. After it, the engine's Spark jobs are cancelled.
+        interrupt_seconds: from SIGTERM until a checkpoint is saved. If saving takes longer, the run ends without a
             checkpoint.
-        heartbeat_seconds: without a sign of life of a worker's process. One that is stopped gives none; one that computes,
-            however slowly, does. Also how much later than the others a worker may come to a round after the first.
-        end_seconds: from the end of the last worker's work until the engine has returned.
-        stop_seconds: from a failure until the engine has returned; then its Spark jobs are cancelled.
-        interrupt_seconds: from SIGTERM until a checkpoint is written; then the run ends without it.
     """
 
     launch_seconds: float = 600.0
@@ -37,24 +39,25 @@ class Timeouts:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-                raise ConfigError(
-                    f"timeouts: {field.name} must be a number of seconds above 0; {value!r} came. Every wait has a bound: "
-                    "give a large number to wait long."
-                )
+            number(
+                f"the timeout {field.name}",
+                getattr(self, field.name),
+                "of seconds above 0",
+                lambda seconds: seconds > 0,
+                "Every wait has a bound: give a large number to wait long.",
+            )
 
     @classmethod
     def of(cls, value: Mapping[str, float] | Timeouts | None) -> Timeouts:
-        """``value`` as Timeouts: a mapping of names to seconds, Timeouts, or None for the defaults.
+        """Timeouts from a mapping of names to seconds, Timeouts, or None for the defaults.
 
         Raises:
-            ConfigError: an unknown name (the nearest known one is named), or a value that is no number above 0.
+            ConfigError: an unknown name, or a value that is not a number above 0.
         """
         if value is None or isinstance(value, Timeouts):
             return value or cls()
         if not isinstance(value, Mapping):
-            raise ConfigError(f"timeouts must be a dict of seconds by name, or Timeouts; a {type(value).__name__} came.")
+            raise ConfigError(f"Expected timeouts as a dict of seconds by name, or Timeouts; got a {type(value).__name__}.")
         known = [field.name for field in dataclasses.fields(cls)]
         for name in value:
             if name not in known:

@@ -1,4 +1,4 @@
-"""Trainer: checks what it is given, puts a job into the store, asks the backend, and gives the weights back."""
+"""Trainer: validate, prepare the inputs, build one job, launch it with restarts, give the weights back."""
 
 from __future__ import annotations
 
@@ -11,19 +11,17 @@ from contextlib import contextmanager
 from os import PathLike
 from typing import Any
 
-import cloudpickle
-
 from dlspark._require import choice, whole_number
 from dlspark.backend import Backend
 from dlspark.data import ShardedRows
 from dlspark.driver import EventLog, as_rows, checks, pickled_payload, runs, save_model, take_model
 from dlspark.errors import ConfigError, WorkerError
-from dlspark.job import JOB_FILE, PAYLOAD_FILE, FitResult, TrainJob, Verbosity, load_job, versions
+from dlspark.job import IDENTITY_FILE, PAYLOAD_FILE, FitResult, JobSettings, TrainJob, Verbosity, load_job
 from dlspark.registry import load_backend
-from dlspark.storage import Checkpoints, Store, checksum, lease
+from dlspark.storage import Checkpoints, Store, lease
 from dlspark.timeouts import Timeouts
 from dlspark.wire import messages
-from dlspark.worker import build, check_mergeable, give_back, load_trained, weight_shapes
+from dlspark.worker import build, check_mergeable, give_back, load_trained, save_initial_weights, weight_shapes
 
 logger = logging.getLogger(__name__)
 
@@ -33,19 +31,18 @@ class Trainer:
 
     Args:
         backend: name of an installed backend (``available_backends()`` lists them).
-        num_workers: the world size. Nothing else has to change with it: ``batch_size`` is global and learning rates are
-            never scaled.
+        num_workers: the world size. Nothing else changes with it: ``batch_size`` is global and learning rates are never
+            scaled.
         options: the backend's options by name, or an instance of its ``options_type``.
         store: folder or URI for this trainer's runs, which all workers must reach. A run keeps its checkpoints and events
-            there, and goes on from them when the same fit is called again. None means a temporary folder, and nothing to
-            resume from.
-        max_restarts: how often a fit starts again, from its last checkpoint, after a worker has failed.
+            there; calling the same ``fit`` again resumes it. None uses a temporary folder, and nothing can be resumed.
+        max_restarts: how often a run is restarted from its last checkpoint after a worker has failed.
         timeouts: `Timeouts`, or seconds by name: the bounds of every wait.
-        checkpoint_steps: leave a checkpoint every so many steps too, not at the ends of epochs alone.
+        checkpoint_steps: save a checkpoint every so many steps, in addition to the end of each epoch.
 
     Raises:
-        ConfigError: an unknown backend, option or timeout, or a number that is not one.
-        MissingDependencyError: a backend that is not installed.
+        ConfigError: an unknown backend, option or timeout, or an invalid number.
+        MissingDependencyError: the backend is not installed.
     """
 
     def __init__(
@@ -74,7 +71,7 @@ class Trainer:
         most = self._backend.capabilities.max_workers
         if most is not None and num_workers > most:
             raise ConfigError(
-                f"Backend {backend!r} runs at most {most} worker{'s' * (most > 1)}; num_workers={num_workers} came. Set "
+                f"Expected num_workers of at most {most} for backend {backend!r}; got num_workers={num_workers}. Set "
                 f"num_workers={most}, or choose a backend that runs on Spark, such as 'mirrored'."
             )
 
@@ -92,11 +89,13 @@ class Trainer:
         verbose: Verbosity = "auto",
         resume: bool = True,
     ) -> FitResult:
-        """Train, and give the trained weights to the caller's model.
+        """Train the model on the workers.
 
-        On success the model holds the trained weights and the optimizer's state. On any failure it is bit-identical to
-        what it was. Custom classes must be registered with ``keras.saving.register_keras_serializable``; a model that
-        Keras cannot save (a Lambda layer, a subclass without a config) is given as a builder.
+        Validates everything, writes data and model to the run's folder, builds one job, launches it (again after a
+        failure, if restarts are allowed), and copies the trained weights into the caller's model. On success the model
+        holds the trained weights and the optimizer's state; on any failure it is bit-identical to before. Custom classes
+        must be registered with ``keras.saving.register_keras_serializable``. A model that Keras cannot save (a Lambda
+        layer, a subclass without a config) must be given as a builder.
 
         Args:
             model_or_builder: a compiled Keras model, or a function without arguments that returns one. A builder runs
@@ -107,21 +106,21 @@ class Trainer:
             validation_data: of the same kinds; evaluated after every epoch over all its rows.
             epochs: passes over the data.
             batch_size: the most rows that one step takes, over all workers. Steps are ceil(rows / batch_size).
-            seed: of shuffling, dropout and augmentation. The latter two draw differently on every rank.
-            callbacks: Keras callbacks. Workers run copies of them: ModelCheckpoint, CSVLogger, TensorBoard and those with
-                an attribute ``rank_zero_only = True`` on rank 0 only, others on every rank, with logs over all rows.
+            seed: of shuffling, dropout and augmentation. Dropout and augmentation draw differently on every rank.
+            callbacks: Keras callbacks. Workers run copies of them. ModelCheckpoint, CSVLogger, TensorBoard and callbacks
+                with the attribute ``rank_zero_only = True`` run on rank 0 only; others run on every rank. Their logs are
+                over all rows.
             class_weight: weight of the loss by class index.
-            verbose: 0 silent, 1 live display, 2 plain lines, "auto" whichever fits where stderr goes.
-            resume: go on with the run of the trainer's store that was begun by the same fit and did not finish. False begins
-                a new run beside the older ones.
+            verbose: 0 silent, 1 live display, 2 plain lines, "auto" 1 on a terminal and 2 elsewhere.
+            resume: resume the unfinished run of the same ``fit`` in the trainer's store. False begins a new run beside it.
 
         Raises:
-            ConfigError, DataError: something cannot work; found before any job starts. Also when this very run has finished
-                already, and when another run waits to be resumed.
+            ConfigError, DataError: something cannot work. Raised before any job starts; also if this run has finished
+                already, or if another unfinished run in the store could be resumed.
             StoreError: the store cannot be read or written.
             MissingDependencyError: the backend lacks a package; the message has the command that installs it.
-            WorkerError: a worker failed, more often than ``max_restarts`` allows.
-            RunInterruptedError: SIGTERM came. The run can be resumed, if the trainer has a store.
+            WorkerError: a worker failed more often than ``max_restarts`` allows.
+            RunInterruptedError: the process received SIGTERM. With a store, the run can be resumed.
         """
         started = time.perf_counter()
         epochs = whole_number("epochs", epochs)
@@ -136,16 +135,15 @@ class Trainer:
         if validation_data is not None:
             checks.rows("validation_data", validation_data, model, batch_size, self.num_workers)
         checks.class_weight(class_weight, model)
+        payload = pickled_payload(builder, callbacks)
 
         import keras
 
-        job = TrainJob(
-            uri="",
+        settings = JobSettings(
             num_workers=self.num_workers,
             epochs=epochs,
             batch_size=batch_size,
             seed=seed,
-            train=_NOT_YET,
             class_weight=class_weight,
             keras_backend=keras.backend.backend(),
             verbose=verbose,
@@ -156,38 +154,27 @@ class Trainer:
             checkpoint_steps=self.checkpoint_steps,
             keep_events=self.store is not None,
         )
-        with self._run(lambda: self._identity(job, model, data, validation_data, callbacks), resume=resume) as (
-            store,
-            resumed,
-        ):
-            job = dataclasses.replace(job, uri=store.uri)
-            payload = pickled_payload(builder, model, callbacks)  # first: it needs no session
-            self._backend.check(job)
-            if resumed:
-                job = self._as_it_was(job, store, model)
-            else:
-                job = dataclasses.replace(
-                    job,
-                    train=as_rows("data", data, store, "train", model),
-                    validation=None
-                    if validation_data is None
-                    else as_rows("validation_data", validation_data, store, "val", model),
-                )
-                for name, rows in (("data", job.train), ("validation_data", job.validation)):
-                    if rows is not None:
-                        checks.rows(name, rows, model, batch_size, self.num_workers)
-            if not model.built:
-                build(model, job)
-                payload = pickled_payload(builder, model, callbacks)
-            if builder is None and not resumed:
-                save_model(store, model)
+
+        def identity() -> runs.Identity:
+            backend = self._backend
+            return runs.identity(settings, backend.name, backend.options, model, data, validation_data, callbacks)
+
+        with self._run_folder(identity, resume=resume) as (store, resumed):
+            self._backend.check(settings, store.uri)
             store.write_bytes(PAYLOAD_FILE, payload)
-            store.write_bytes(JOB_FILE, cloudpickle.dumps(job))
+            if resumed:
+                job = _resumed_job(settings, store, model)
+            else:
+                job = _new_job(settings, store, model, data, validation_data)
+            job.save()
             preparation_seconds = time.perf_counter() - started
-            result = self._fit_with_restarts(job, store, model)
+            result = self._launch_with_restarts(job, store, model)
             weights, optimizer_state = load_trained(store)
             if [tuple(w.shape) for w in weights] != [tuple(v.shape) for v in model.weights]:
-                raise ConfigError("The trained weights do not fit the model: it was changed while it was being trained.")
+                raise ConfigError(
+                    "Expected the model to keep its shapes during fit; got trained weights of other shapes. Do not change "
+                    "the model while it trains."
+                )
             result = dataclasses.replace(
                 result,
                 time_to_first_step_seconds=result.time_to_first_step_seconds + preparation_seconds,
@@ -198,8 +185,8 @@ class Trainer:
         give_back(model, weights, optimizer_state)  # last: whatever fails before leaves the model as it was
         return dataclasses.replace(result, weights=model.get_weights(), model=model)
 
-    def _fit_with_restarts(self, job: TrainJob, store: Store, model: Any) -> FitResult:
-        """Ask the backend, and ask again after a failure, from the last checkpoint, as often as is allowed."""
+    def _launch_with_restarts(self, job: TrainJob, store: Store, model: Any) -> FitResult:
+        """Run the job, and run it again from its last checkpoint after a failure, at most ``max_restarts`` times."""
         restarts = 0
         while True:
             try:
@@ -222,57 +209,23 @@ class Trainer:
             if job.keep_events:
                 with EventLog(store) as events:
                     events.add(messages.Restarted(rank=None, number=restarts, from_=latest))
-            store.write_bytes(JOB_FILE, cloudpickle.dumps(job))
+            job.save()
             self._wait_until_possible(job)
 
     def _wait_until_possible(self, job: TrainJob) -> None:
-        """Let the cluster replace what it has lost."""
+        """Wait until the cluster has replaced the executors that it lost."""
         deadline = time.monotonic() + self.timeouts.launch_seconds
         while True:
             try:
-                return self._backend.check(job)
+                return self._backend.check(job, job.uri)
             except ConfigError:
                 if time.monotonic() > deadline:
                     raise
             time.sleep(_POLL_SECONDS)
 
-    def _identity(
-        self, job: TrainJob, model: Any, data: Any, validation_data: Any, callbacks: Sequence[Any]
-    ) -> runs.Identity:
-        """What a run must have in common with one that did not finish, to go on with it."""
-        return {
-            "backend": self._backend.name,
-            "options": dataclasses.asdict(self._backend.options),
-            "workers": job.num_workers,
-            "epochs": job.epochs,
-            "batch_size": job.batch_size,
-            "seed": job.seed,
-            "class_weight": None if job.class_weight is None else {str(k): float(v) for k, v in job.class_weight.items()},
-            "keras_backend": job.keras_backend,
-            "dtype_policy": job.dtype_policy,
-            "callbacks": runs.identity_of_callbacks(callbacks),
-            "model": runs.identity_of_model(model),
-            "initial_weights": checksum(model.get_weights()),
-            "data": runs.identity_of_data(data),
-            "validation_data": runs.identity_of_data(validation_data),
-            "versions": versions(),
-        }
-
-    def _as_it_was(self, job: TrainJob, store: Store, model: Any) -> TrainJob:
-        """The job of the run that is resumed, with its data, and with how this fit wants it to be run.
-
-        Raises:
-            DataError: none of its checkpoints fits the model.
-        """
-        latest = Checkpoints(store).latest(weight_shapes(model))
-        before = load_job(store.uri)
-        if latest:
-            logger.warning("Resuming the run in %s from checkpoint %s.", store.uri, latest)
-        return dataclasses.replace(job, train=before.train, validation=before.validation, resume_from=latest)
-
     @contextmanager
-    def _run(self, identity: Callable[[], runs.Identity], *, resume: bool) -> Iterator[tuple[Store, bool]]:
-        """(a run's folder, whether it was there): in the user's store, where it stays, or a temporary one, which goes."""
+    def _run_folder(self, identity: Callable[[], runs.Identity], *, resume: bool) -> Iterator[tuple[Store, bool]]:
+        """Yield the run's folder, in the user's store or a temporary one, and whether its run is resumed."""
         if self.store is None:
             with tempfile.TemporaryDirectory(prefix="dlspark-") as folder:
                 yield Store(folder), False
@@ -283,12 +236,58 @@ class Trainer:
         try:
             with lease(run):
                 if found is None:
-                    run.write_json(runs.IDENTITY_FILE, mine)
+                    run.write_json(IDENTITY_FILE, mine)
                 yield run, found is not None
         except BaseException:
             runs.forget_if_refused(run)
             raise
 
 
+def _new_job(settings: JobSettings, store: Store, model: Any, data: Any, validation_data: Any) -> TrainJob:
+    """Write data and model into a new run's folder and return the job that names them."""
+    limits = {"batch_size": settings.batch_size, "num_workers": settings.num_workers}
+    train = as_rows("data", data, store, "train", model, **limits)
+    validation = None
+    if validation_data is not None:
+        validation = as_rows("validation_data", validation_data, store, "val", model, **limits)
+    _prepare_model(settings, store, model, train)
+    if not settings.from_builder:
+        save_model(store, model)
+    return TrainJob(
+        **vars(settings),
+        uri=store.uri,
+        train=train,
+        validation=validation,
+        optimizer_built=bool(model.optimizer.built),
+    )
+
+
+def _resumed_job(settings: JobSettings, store: Store, model: Any) -> TrainJob:
+    """The job of an unfinished run: its data and model, its newest checkpoint, and these settings.
+
+    Raises:
+        DataError: none of its checkpoints fits the model.
+    """
+    before = load_job(store.uri)
+    _prepare_model(settings, store, model, before.train)
+    latest = Checkpoints(store).latest(weight_shapes(model))
+    if latest:
+        logger.warning("Resuming the run in %s from checkpoint %s.", store.uri, latest)
+    return TrainJob(
+        **vars(settings),
+        uri=store.uri,
+        train=before.train,
+        validation=before.validation,
+        optimizer_built=before.optimizer_built,
+        resume_from=latest,
+    )
+
+
+def _prepare_model(settings: JobSettings, store: Store, model: Any, rows: ShardedRows) -> None:
+    if not model.built:
+        build(model, rows)
+    if settings.from_builder:
+        save_initial_weights(store, model)
+
+
 _POLL_SECONDS = 0.5
-_NOT_YET = ShardedRows(uri="", files=(), rows_per_file=(), x="x", y="y")

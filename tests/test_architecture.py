@@ -24,7 +24,8 @@ ARROWS = """
     job
     models
     model_files  data  report
-    wire  storage  timeouts  _require
+    wire  storage  timeouts
+    _require
     errors  mends
 """
 ROW_OF = {name: row for row, names in enumerate(reversed(ARROWS.split("\n"))) for name in names.split()}

@@ -36,13 +36,13 @@ def fit(model: Any = None, data: Any = (X, Y), **options: Any) -> Any:
 
 
 def test_unknown_backend_names_the_nearest() -> None:
-    with pytest.raises(ConfigError, match=r"no backend 'horovot'. Did you mean 'horovod'"):
+    with pytest.raises(ConfigError, match=r"Unknown backend 'horovot'. Did you mean 'horovod'"):
         Trainer("horovot")
 
 
 def test_a_missing_plugin_gives_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dlspark.registry._entry_points", dict)
-    with pytest.raises(MissingDependencyError, match=r"'elephas' is not installed here. Run: pip install"):
+    monkeypatch.setattr("dlspark.registry.BACKENDS", {})
+    with pytest.raises(MissingDependencyError, match=r"'elephas' is not installed. Run: pip install"):
         load_backend("elephas")
 
 
@@ -58,20 +58,20 @@ def test_two_plugins_of_one_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("workers", [0, -1, 1.5, "2", True])
 def test_workers_that_are_no_number(workers: Any) -> None:
-    with pytest.raises(ConfigError, match="num_workers must be a whole number of at least 1"):
+    with pytest.raises(ConfigError, match="Expected num_workers as a whole number of at least 1"):
         Trainer("local", num_workers=workers)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"epochs": 0}, "epochs must be a whole number"),
-        ({"batch_size": 0}, "batch_size must be a whole number"),
-        ({"seed": -1}, "seed must be a whole number of at least 0"),
-        ({"verbose": 3}, "verbose must be one of"),
-        ({"callbacks": [print]}, "must be Keras callbacks"),
-        ({"class_weight": {7: 1.0}}, "class_weight names class 7; the model has classes 0 to 2"),
-        ({"class_weight": {0: float("nan")}}, "must be a finite number"),
+        ({"epochs": 0}, "Expected epochs as a whole number"),
+        ({"batch_size": 0}, "Expected batch_size as a whole number"),
+        ({"seed": -1}, "Expected seed as a whole number of at least 0"),
+        ({"verbose": 3}, "Expected verbose as one of"),
+        ({"callbacks": [print]}, "Expected Keras callbacks"),
+        ({"class_weight": {7: 1.0}}, "Expected classes 0 to 2 in class_weight.* got class 7"),
+        ({"class_weight": {0: float("nan")}}, "as a finite number"),
     ],
 )
 def test_settings(options: dict[str, Any], message: str) -> None:
@@ -80,34 +80,34 @@ def test_settings(options: dict[str, Any], message: str) -> None:
 
 
 def test_a_model_that_is_not_compiled() -> None:
-    with pytest.raises(ConfigError, match=r"not compiled. Call model.compile"):
+    with pytest.raises(ConfigError, match=r"compiled model; .* Call model.compile"):
         fit(keras.Sequential([keras.layers.Input((8,)), keras.layers.Dense(3)]))
 
 
 def test_what_is_no_model() -> None:
-    with pytest.raises(ConfigError, match="a str came"):
+    with pytest.raises(ConfigError, match="got a str"):
         fit("resnet50")
 
 
 def test_a_builder_that_returns_nothing() -> None:
-    with pytest.raises(ConfigError, match="returned a NoneType"):
+    with pytest.raises(ConfigError, match="got a NoneType"):
         fit(lambda: None)
 
 
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ((X, np.full(60, 3, np.int32)), "class indices from 0 to 2, as the model has 3 outputs; they run from 3 to 3"),
-        ((X, np.full(60, -1, np.int32)), "run from -1 to -1"),
-        ((X[:0], Y[:0]), "has no rows"),
-        ((X, Y[:59]), r"equally many rows; they have \[59, 60\]"),
-        ((X[:, :5], Y), r"A row of data has shape \(5,\); the model's input .* takes \(8,\)"),
-        ((X.reshape(60, 2, 4), Y), r"has shape \(2, 4\)"),
-        (((X, X), Y), "has 2 inputs per row; the model takes 1"),
+        ((X, np.full(60, 3, np.int32)), "class indices from 0 to 2, as the model has 3 outputs; got labels from 3 to 3"),
+        ((X, np.full(60, -1, np.int32)), "from -1 to -1"),
+        ((X[:0], Y[:0]), "got none"),
+        ((X, Y[:59]), r"equally many rows .* got \[59, 60\]"),
+        ((X[:, :5], Y), r"rows of shape \(8,\) in data for the model's input .* got \(5,\)"),
+        ((X.reshape(60, 2, 4), Y), r"got \(2, 4\)"),
+        (((X, X), Y), "Expected 1 inputs per row .* got 2"),
         ((X.astype(str), Y), "NumPy arrays of numbers"),
         ([1, 2], "NumPy arrays of numbers"),
-        ("a/folder", "a tuple .* or a Spark DataFrame; a str came"),
-        (X, "a ndarray came"),
+        ("a/folder", "a tuple .* or a Spark DataFrame; got a str"),
+        (X, "got a ndarray"),
     ],
 )
 def test_data(data: Any, message: str) -> None:
@@ -116,7 +116,7 @@ def test_data(data: Any, message: str) -> None:
 
 
 def test_validation_data_is_checked_alike() -> None:
-    with pytest.raises(DataError, match="validation_data has no rows"):
+    with pytest.raises(DataError, match="validation_data; got none"):
         fit(validation_data=(X[:0], Y[:0]))
 
 
@@ -141,9 +141,9 @@ def test_a_lambda_layer_is_refused_on_the_driver() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"max_restarts": -1}, "max_restarts must be a whole number of at least 0; -1 came"),
-        ({"checkpoint_steps": 0}, "checkpoint_steps must be a whole number of at least 1; 0 came"),
-        ({"timeouts": 60}, "timeouts must be a dict of seconds by name"),
+        ({"max_restarts": -1}, "Expected max_restarts as a whole number of at least 0; got -1"),
+        ({"checkpoint_steps": 0}, "Expected checkpoint_steps as a whole number of at least 1; got 0"),
+        ({"timeouts": 60}, "Expected timeouts as a dict of seconds by name"),
     ],
 )
 def test_settings_for_failures_are_checked(settings: dict[str, Any], message: str) -> None:
@@ -162,7 +162,7 @@ class TestSeveralWorkers:
         monkeypatch.setattr(LocalBackend, "capabilities", everything)
 
     def test_fewer_rows_in_a_step_than_workers(self) -> None:
-        with pytest.raises(ConfigError, match=r"60 rows in 30 steps .*: 2 rows in a step are fewer than the 3 workers"):
+        with pytest.raises(ConfigError, match=r"at least 3 rows in a step.* got 2: data has 60 rows in 30 steps"):
             fit(num_workers=3, batch_size=2)
 
     @pytest.mark.parametrize("reduction", ["sum", "mean_with_sample_weight", "none"])

@@ -1,4 +1,4 @@
-"""``dlspark backends``: which are installed, what they promise, and what is missing for the others."""
+"""``dlspark backends``: the installed backends, their capabilities, and how to install the others."""
 
 from __future__ import annotations
 
@@ -24,11 +24,13 @@ _FRAMEWORKS = ("tensorflow", "jax", "torch")
 
 def add_parser(commands: Any) -> None:
     """Add ``backends``."""
-    add_command(commands, "backends", summary="what trains here, and how to install the rest", example=_EXAMPLE, run=run)
+    add_command(
+        commands, "backends", summary="list the installed backends, and how to install the others", example=_EXAMPLE, run=run
+    )
 
 
 def run(options: argparse.Namespace) -> Report:
-    """List them."""
+    """List the backends."""
     found = describe_backends()
     rows = [[each["name"], each["status"], _workers(each["capabilities"]), _kept(each["capabilities"])] for each in found]
     versions = [[each["name"], _versions(each)] for each in found if each["versions"]]
@@ -51,19 +53,15 @@ def run(options: argparse.Namespace) -> Report:
 
 
 def describe_backends() -> list[dict[str, Any]]:
-    """One document per backend, installed or known. No engine is imported; a plug-in that fails to import says why.
+    """Describe every backend that is installed or known. Imports no engine; a plug-in that cannot be imported says why.
 
     ``status`` is "ready", "incomplete" (a package that it requires is missing), "broken" or "not installed".
     """
-    from importlib import metadata
+    from dlspark.registry import BACKENDS, PLUGINS
 
-    from dlspark.registry import GROUP, PLUGINS, available_backends
-
-    installed = available_backends()
-    points = {point.name: point for point in metadata.entry_points(group=GROUP)}
-    found = [_describe(points[name]) for name in installed]
+    found = [_describe(point) for point in BACKENDS.points().values()]
     for name, install in PLUGINS.items():
-        if name not in installed:
+        if name not in BACKENDS:
             found.append({**_blank(name), "status": "not installed", "install": install})
     return sorted(found, key=lambda each: str(each["name"]))
 
@@ -93,13 +91,13 @@ def _describe(point: EntryPoint) -> dict[str, Any]:
         backend = load_backend(point.name)
         document["capabilities"] = dataclasses.asdict(backend.capabilities)
         document["options"] = _options(backend.options_type)
-    except Exception as error:  # a stranger's module may raise anything, and the others are still to be listed
+    except Exception as error:  # a plug-in's module may raise anything, and the others must still be listed
         document.update(status="broken", error=f"{type(error).__name__}: {error}")
     return document
 
 
 def _requirements(point: EntryPoint) -> tuple[dict[str, str], list[str]]:
-    """Versions of what the plug-in's distribution requires, and what of it is missing."""
+    """Versions of the packages that the plug-in's distribution requires, and the missing ones."""
     if point.dist is None:
         return {}, []
     from importlib.util import find_spec
@@ -113,16 +111,10 @@ def _requirements(point: EntryPoint) -> tuple[dict[str, str], list[str]]:
 
 
 def _split(names: list[str]) -> tuple[dict[str, str], list[str]]:
-    from importlib import metadata
+    from dlspark._require import installed_versions
 
-    versions: dict[str, str] = {}
-    missing: list[str] = []
-    for name in names:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            missing.append(name)
-    return versions, missing
+    versions = installed_versions(names)
+    return versions, [name for name in names if name not in versions]
 
 
 def _options(options_type: type) -> dict[str, dict[str, Any]]:
@@ -143,12 +135,12 @@ def _workers(capabilities: dict[str, Any]) -> Any:
 
 
 def _kept(capabilities: dict[str, Any]) -> Any:
-    """What of the contract's optional clauses it keeps."""
+    """The optional clauses of the contract that it keeps."""
     return [name.replace("_", " ") for name, value in capabilities.items() if value is True] or None
 
 
 def _text(default: Any) -> Any:
-    return "none" if default is None else default  # as --option takes it
+    return "none" if default is None else default  # as --option accepts it
 
 
 def _versions(each: dict[str, Any]) -> str:

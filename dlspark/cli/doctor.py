@@ -38,7 +38,7 @@ def add_parser(commands: Any) -> None:
 def run(options: argparse.Namespace) -> Report:
     """Look at everything; exit code 1 when something is wrong."""
     if options.workers is not None and options.workers < 1:
-        raise ConfigError(f"--workers must be a whole number of at least 1; {options.workers} came.")
+        raise ConfigError(f"Expected --workers as a whole number of at least 1; got {options.workers}.")
     found = list(diagnose(options.workers, options.store))
     wrong = sum(check.ok is False for check in found)
     blocks: list[Block] = [Table(["check", "", "found"], [[each.name, _WORDS[each.ok], each.found] for each in found])]

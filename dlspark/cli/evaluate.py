@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from dlspark.cli.arguments import add_command, banded_columns, words
@@ -65,7 +64,7 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> Report:
     """Predict in this process, batch by batch; then judge."""
-    from dlspark.images import ImageDataset
+    from dlspark.images import ImageDataset, show_progress
 
     dataset = ImageDataset.open(options.data)
     rows = getattr(dataset, options.part)
@@ -88,8 +87,9 @@ def run(options: argparse.Namespace) -> Report:
     }
     with without_noise():
         model = load_model(options.model)
-    with _progress(f"evaluating {rows.rows} rows") as on_batch:
-        found = predict_rows(model, rows, batch_size=options.batch_size, on_batch=on_batch)
+    done = [0]
+    with show_progress("evaluated", rows.rows, lambda: done[-1]):
+        found = predict_rows(model, rows, batch_size=options.batch_size, on_batch=lambda seen, _: done.append(seen))
     evaluation = evaluate_predictions(
         found.labels,
         found.probabilities,
@@ -211,14 +211,3 @@ def _known(dataset: ImageDataset, names: Sequence[str], flag: str) -> list[str]:
         if name not in offered:
             raise ConfigError(f"{flag} names no column of the dataset. {did_you_mean(name, offered)}")
     return list(names)
-
-
-@contextmanager
-def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(what)
-        yield lambda done, total: progress.update(task, completed=done, total=total)

@@ -17,6 +17,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from dlspark._require import installed_version
 from dlspark.cli import backends, doctor, evaluate, explore, output, prepare, study, train
 from dlspark.cli.arguments import Parser
 from dlspark.errors import (
@@ -105,12 +106,7 @@ def _run(options: argparse.Namespace, *, debug: bool) -> int:
 
 class _Version(argparse.Action):
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
-        from importlib import metadata
-
-        try:
-            found = metadata.version("dlspark")
-        except metadata.PackageNotFoundError:
-            found = "(not installed: run from a checkout)"
+        found = installed_version("dlspark") or "(not installed: run from a checkout)"
         sys.stdout.write(f"dlspark {found}\n")
         parser.exit()
 

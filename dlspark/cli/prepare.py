@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from dlspark._require import LAYOUTS
 from dlspark.cli.arguments import add_command, image_size, key_value, typed
 from dlspark.cli.output import Block, Facts, Report, Table
 from dlspark.errors import ConfigError
@@ -24,14 +25,14 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("source", metavar="SOURCE", help="folder or URI of the images")
     parser.add_argument("out", metavar="OUT", help="folder or URI of the dataset to make")
-    parser.add_argument("--layout", required=True, help="how images and labels are found: folders, csv, ham10000 or cnmc")
+    parser.add_argument("--layout", required=True, help=f"how the collection is stored: {', '.join(LAYOUTS)}")
     parser.add_argument(
         "--layout-option",
         metavar="K=V",
         action="append",
         type=key_value,
         default=[],
-        help="of layout csv: csv, image_column, label_column, group_column, extension or folder; repeatable",
+        help="an option of the layout, such as label_column=finding of csv; repeatable",
     )
     parser.add_argument("--image-size", metavar="SIZE", required=True, type=image_size, help="pixels: 224, or HEIGHTxWIDTH")
     parser.add_argument(
@@ -137,15 +138,7 @@ def _test_size(options: argparse.Namespace) -> float:
 def _layout(name: str, pairs: list[tuple[str, str]]) -> Any:
     if not pairs:
         return name
-    from dataclasses import fields
+    from dlspark.images import find_layout
 
-    from dlspark.errors import did_you_mean
-    from dlspark.images import CsvLayout, find_layout
-
-    if not isinstance(find_layout(name), CsvLayout):
-        raise ConfigError(f"Layout {name!r} has no options; layout 'csv' has. Leave --layout-option out.")
-    known = [field.name for field in fields(CsvLayout)]
-    for option, _ in pairs:
-        if option not in known:
-            raise ConfigError(f"Layout {name!r} has no option {option!r}. {did_you_mean(option, known)}")
-    return CsvLayout(**typed(pairs, CsvLayout, flag="--layout-option"))
+    kind = LAYOUTS.find(name)
+    return find_layout(name, typed(pairs, kind, flag="--layout-option") if isinstance(kind, type) else dict(pairs))

@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> Report:
     from dlspark.study import PAGE, Study, StudyFile
 
     file = StudyFile.read(options.file)
-    if file.settings["networks"]:
+    if file.settings.networks:
         with without_noise():
             import keras  # noqa: F401 - the study's identity has its backend
     study = Study.of(file)

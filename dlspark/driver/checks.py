@@ -1,4 +1,4 @@
-"""What Trainer.fit refuses before any work starts."""
+"""Checks of the arguments of Trainer.fit, before any work starts."""
 
 from __future__ import annotations
 
@@ -13,35 +13,37 @@ from dlspark.errors import ConfigError, DataError
 
 
 def callbacks(values: Sequence[Any], num_workers: int) -> None:
-    """Refuse what is no Keras callback, and the one that would let ranks start at different epochs."""
+    """Reject values that are not Keras callbacks, and BackupAndRestore, with which ranks would start at different epochs."""
     import keras
 
     if not isinstance(values, list | tuple):
-        raise ConfigError(f"callbacks must be a list of Keras callbacks; a {type(values).__name__} came.")
+        raise ConfigError(f"Expected callbacks as a list of Keras callbacks; got a {type(values).__name__}.")
     for value in values:
         if not isinstance(value, keras.callbacks.Callback):
-            raise ConfigError(f"callbacks must be Keras callbacks; a {type(value).__name__} came.")
+            raise ConfigError(f"Expected Keras callbacks; got a {type(value).__name__}.")
         if num_workers > 1 and isinstance(value, keras.callbacks.BackupAndRestore):
             raise ConfigError(
-                "BackupAndRestore restores one process; with several workers their epochs would differ. Leave it out."
+                "BackupAndRestore restores one process only; the workers' epochs would differ. Remove it and give "
+                "Trainer a store."
             )
 
 
 def is_dataframe(data: Any) -> bool:
-    """Whether ``data`` is a Spark DataFrame (classic or Connect), told without importing pyspark."""
+    """Whether ``data`` is a Spark DataFrame, classic or Connect. Does not import pyspark."""
     return any(cls.__name__ == "DataFrame" and cls.__module__.startswith("pyspark.sql") for cls in type(data).__mro__)
 
 
 def rows(name: str, data: Any, model: Any, batch_size: int, num_workers: int) -> None:
-    """Refuse data that is empty, does not fit the model, has labels outside its classes or too few rows per worker."""
+    """Reject data that is empty, does not fit the model, has labels outside its classes or too few rows per worker."""
     if is_dataframe(data):
-        return  # checked when its executors have written it and counted
+        return  # checked when its executors have written and counted its rows
     if isinstance(data, ShardedRows):
         count, classes = data.rows, data.num_classes
         units = _classes_of(model)
         if classes is not None and units is not None and classes > units:
             raise DataError(
-                f"{name} has {classes} classes and the model tells only {units} apart. Give it {classes} outputs."
+                f"Expected at most {units} classes in {name}, one for each output of the model; got {classes}. "
+                f"Give the model {classes} outputs."
             )
         if count:
             with data.open() as reader:
@@ -50,18 +52,18 @@ def rows(name: str, data: Any, model: Any, batch_size: int, num_workers: int) ->
     else:
         count = _arrays(name, data, model)
     if count == 0:
-        raise DataError(f"{name} has no rows; fit needs at least one per worker ({num_workers}).")
+        raise DataError(f"Expected at least one row per worker ({num_workers}) in {name}; got none.")
     fewest = fewest_rows(count, batch_size, num_workers)
     if fewest == 0:
         steps = num_steps(count, batch_size)
         raise ConfigError(
-            f"{name} has {count} rows in {steps} steps (batch_size {batch_size}): {count // steps} rows in a step are "
-            f"fewer than the {num_workers} workers that share it. Use a larger batch_size or fewer workers."
+            f"Expected at least {num_workers} rows in a step, one for each worker; got {count // steps}: {name} has {count} "
+            f"rows in {steps} steps (batch_size {batch_size}). Use a larger batch_size or fewer workers."
         )
 
 
 def dataframe_labels(name: str, data: Any, model: Any) -> None:
-    """Refuse class indices outside the model's classes in a DataFrame's last column; one small Spark job over it."""
+    """Reject class indices outside the model's classes in a DataFrame's last column, by one small Spark job."""
     units, label = _classes_of(model), data.columns[-1]
     if units is None or dict(data.dtypes)[label] not in ("tinyint", "smallint", "int", "bigint", "float", "double"):
         return
@@ -75,22 +77,24 @@ def dataframe_labels(name: str, data: Any, model: Any) -> None:
 
 def _outside(name: str, units: int, low: Any, high: Any) -> str:
     return (
-        f"Labels in {name} must be class indices from 0 to {units - 1}, as the model has {units} outputs; they run from "
-        f"{low} to {high}."
+        f"Expected labels in {name} as class indices from 0 to {units - 1}, as the model has {units} outputs; got labels "
+        f"from {low} to {high}."
     )
 
 
 def class_weight(value: Mapping[int, float] | None, model: Any) -> None:
-    """Refuse weights that are no numbers or of classes that do not exist."""
+    """Reject weights that are not numbers and classes that do not exist."""
     if value is None:
         return
     units = _classes_of(model)
     for index, weight in dict(value).items():
         whole_number("a key of class_weight", index, least=0)
         if not np.isfinite(weight) or weight < 0:
-            raise ConfigError(f"class_weight[{index}] must be a finite number of at least 0; {weight!r} came.")
+            raise ConfigError(f"Expected class_weight[{index}] as a finite number of at least 0; got {weight!r}.")
         if units is not None and index >= units:
-            raise ConfigError(f"class_weight names class {index}; the model has classes 0 to {units - 1}.")
+            raise ConfigError(
+                f"Expected classes 0 to {units - 1} in class_weight, as the model has {units} outputs; got class {index}."
+            )
 
 
 def _unpack(batch: tuple[Any, ...]) -> tuple[Any, Any, Any]:
@@ -103,18 +107,18 @@ def _arrays(name: str, data: Any, model: Any) -> int:
 
     if not isinstance(data, tuple | list) or not 2 <= len(data) <= 3:
         raise DataError(
-            f"{name} must be a part of an ImageDataset, a tuple (x, y) of NumPy arrays or a Spark DataFrame; "
-            f"a {type(data).__name__} came."
+            f"Expected {name} as a part of an ImageDataset, a tuple (x, y) of NumPy arrays or a Spark DataFrame; got a "
+            f"{type(data).__name__}."
         )
     x, y, _ = _unpack(tuple(data))
     leaves = [leaf for leaf in keras.tree.flatten(tuple(data)) if leaf is not None]
     for leaf in leaves:
         if not isinstance(leaf, np.ndarray) or leaf.ndim == 0 or leaf.dtype.kind not in "fiub":
             what = f"{leaf.dtype} of shape {leaf.shape}" if isinstance(leaf, np.ndarray) else type(leaf).__name__
-            raise DataError(f"{name} must hold NumPy arrays of numbers with one row per example; {what} came.")
+            raise DataError(f"Expected NumPy arrays of numbers in {name}, one row per example; got {what}.")
     counts = {len(leaf) for leaf in leaves}
     if len(counts) != 1:
-        raise DataError(f"The arrays in {name} must have equally many rows; they have {sorted(counts)}.")
+        raise DataError(f"Expected equally many rows in all arrays of {name}; got {sorted(counts)}.")
     (count,) = counts
     if count:
         _shapes(name, keras.tree.map_structure(lambda leaf: leaf[:1], x), model)
@@ -125,12 +129,12 @@ def _arrays(name: str, data: Any, model: Any) -> int:
 
 
 def _shapes(name: str, x: Any, model: Any) -> None:
-    """Compare one row's shapes with the model's, where the model knows them."""
+    """Compare the shapes of one row with the model's, if they are known."""
     import keras
 
     expected = getattr(model, "inputs", None)
     if not expected:
-        return  # a subclassed model tells no shapes
+        return  # a subclassed model has no known shapes
     given = x
     if isinstance(x, dict):
         names = [tensor.name for tensor in expected]
@@ -138,19 +142,19 @@ def _shapes(name: str, x: Any, model: Any) -> None:
             given = [x[name] for name in names]
     leaves = keras.tree.flatten(given)
     if len(leaves) != len(expected):
-        raise DataError(f"{name} has {len(leaves)} inputs per row; the model takes {len(expected)}.")
+        raise DataError(f"Expected {len(expected)} inputs per row in {name}, as the model takes; got {len(leaves)}.")
     for leaf, tensor in zip(leaves, expected, strict=True):
         want, have = tuple(tensor.shape[1:]), tuple(leaf.shape[1:])
         squeezed = have == () and want == (1,)  # Keras adds that axis itself
         if not squeezed and (len(want) != len(have) or any(w not in (None, h) for w, h in zip(want, have, strict=True))):
             raise DataError(
-                f"A row of {name} has shape {have}; the model's input {tensor.name!r} takes {want}. "
-                "Prepare the data with the model's size, or build the model for the data's."
+                f"Expected rows of shape {want} in {name} for the model's input {tensor.name!r}; got {have}. "
+                "Prepare the data in the model's size, or build the model for the size of the data."
             )
 
 
 def _classes_of(model: Any) -> int | None:
-    """How many classes a model trained on class indices tells apart; None for any other model."""
+    """The number of classes of a model that is trained on class indices; None for any other model."""
     import keras
 
     loss = getattr(model, "loss", None)

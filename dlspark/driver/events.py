@@ -15,13 +15,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from dlspark.job import EVENTS_FILE, TENSORBOARD_FOLDER
 from dlspark.storage import Store
 from dlspark.wire import messages
 
 logger = logging.getLogger(__name__)
 
-EVENTS_FILE = "events.jsonl"
-TENSORBOARD_FOLDER = "tensorboard"
 CLOSE_SECONDS = 60.0  # limit for the last upload
 
 

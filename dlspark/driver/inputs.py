@@ -1,4 +1,4 @@
-"""What goes from the caller's model and data to the workers, and what comes back into the model."""
+"""The caller's model, callbacks and data, written to the store for the workers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 def take_model(model_or_builder: Any, seed: int) -> tuple[Callable[[], Any] | None, Any]:
-    """(builder or None, compiled model)."""
+    """Return the builder (None if a model was given) and the compiled model, which a builder builds here once."""
     import keras
 
     builder: Callable[[], Any] | None = None
@@ -27,62 +27,64 @@ def take_model(model_or_builder: Any, seed: int) -> tuple[Callable[[], Any] | No
     if not isinstance(model, keras.Model):
         if not callable(model):
             raise ConfigError(
-                f"fit needs a compiled Keras model or a function that builds one; a {type(model).__name__} came."
+                f"Expected a compiled Keras model or a function that builds one; got a {type(model).__name__}."
             )
         builder = model
         keras.utils.set_random_seed(seed)
         model = model()
         if not isinstance(model, keras.Model):
-            raise ConfigError(f"The builder must return a compiled Keras model; it returned a {type(model).__name__}.")
+            raise ConfigError(f"Expected the builder to return a compiled Keras model; got a {type(model).__name__}.")
     if not model.compiled or model.optimizer is None:
-        raise ConfigError("The model is not compiled. Call model.compile(optimizer=…, loss=…) before fit.")
+        raise ConfigError(
+            "Expected a compiled model; got one without an optimizer. Call model.compile(optimizer=…, loss=…) before fit."
+        )
     return builder, model
 
 
-def pickled_payload(builder: Any, model: Any, callbacks: Sequence[Any]) -> bytes:
-    """The payload, pickled by value.
+def pickled_payload(builder: Callable[[], Any] | None, callbacks: Sequence[Any]) -> bytes:
+    """Pickle builder, callbacks and custom objects by value; together, so that they may share objects.
 
     Raises:
-        ConfigError: something cannot be pickled; it is named.
+        ConfigError: one of them cannot be pickled; the message names it.
     """
     import keras
 
-    named = [("The builder", builder), *((f"Callback {type(c).__name__}", c) for c in callbacks)]
-    for name, value in named:
-        try:
-            cloudpickle.dumps(value)
-        except Exception as error:  # pickling runs the object's own code: anything may come out
-            raise ConfigError(
-                f"{name} cannot be sent to workers: {type(error).__name__}: {error}. Keep locks, files, sessions and "
-                "models out of it; open them where it runs (in on_train_begin, or inside the builder)."
-            ) from error
-    weights = tuple(model.get_weights()) if builder is not None else ()
-    payload = Payload(
-        callbacks=tuple(callbacks),
-        builder=builder,
-        custom_objects=dict(keras.saving.get_custom_objects()),
-        initial_weights=weights,
-        optimizer_built=bool(model.optimizer.built),
-    )
-    return cloudpickle.dumps(payload)
+    payload = Payload(tuple(callbacks), builder, dict(keras.saving.get_custom_objects()))
+    try:
+        return cloudpickle.dumps(payload)
+    except Exception as error:  # pickling runs the object's own code: anything may be raised
+        parts = [("The builder", builder), *((f"Callback {type(c).__name__}", c) for c in callbacks)]
+        name = next((name for name, part in parts if not _pickles(part)), "A registered custom object")
+        raise ConfigError(
+            f"{name} cannot be sent to workers: {type(error).__name__}: {error}. Do not store locks, files, sessions or "
+            "models in it; open them where it runs (in on_train_begin, or inside the builder)."
+        ) from error
+
+
+def _pickles(value: Any) -> bool:
+    try:
+        cloudpickle.dumps(value)
+    except Exception:  # as above; the first error of all is the one that is raised
+        return False
+    return True
 
 
 def save_model(store: Store, model: Any) -> None:
-    """Put the model into the store as workers load it.
+    """Save the model to the store, from which workers load it.
 
     Raises:
-        ConfigError: they could not: it has Lambda layers, or classes that are not registered.
+        ConfigError: workers could not load it, because it has Lambda layers or classes that are not registered.
     """
     import keras
 
     with store.open_writer(MODEL_FILE) as path:
         model.save(path)
-        # Classes of the user's own may be unregistered, and Lambda layers are refused: better said here than by a worker.
+        # The user's own classes may be unregistered, and Lambda layers are refused. Find out here, not on a worker.
         if any(not type(layer).__module__.startswith("keras.") for layer in [model, *model.layers]) or any(
             isinstance(layer, keras.layers.Lambda) for layer in model.layers
         ):
             try:
-                with warnings.catch_warnings():  # the file may hold no state of the optimizer: it need not
+                with warnings.catch_warnings():  # the file need not hold the optimizer's state
                     warnings.filterwarnings("ignore", message="Skipping variable loading for optimizer")
                     keras.saving.load_model(path, safe_mode=True)
             except Exception as error:  # Keras raises many kinds here
@@ -92,8 +94,12 @@ def save_model(store: Store, model: Any) -> None:
                 ) from error
 
 
-def as_rows(name: str, data: Any, store: Store, part: str, model: Any) -> ShardedRows:
-    """``data`` as shards: as they are, or written to the store."""
+def as_rows(name: str, data: Any, store: Store, part: str, model: Any, *, batch_size: int, num_workers: int) -> ShardedRows:
+    """``data``, which `checks.rows` has passed, as shards: as they are, or written to the store as ``part``.
+
+    Raises:
+        ConfigError, DataError: a DataFrame's rows do not fit; they are checked when its executors have written them.
+    """
     if isinstance(data, ShardedRows):
         return data
     if isinstance(data, tuple | list):
@@ -105,11 +111,13 @@ def as_rows(name: str, data: Any, store: Store, part: str, model: Any) -> Sharde
 
         *features, label = data.columns
         if not features:
-            raise DataError(f"{name} needs feature columns and, last, the label column; it has only {data.columns}.")
+            raise DataError(f"Expected feature columns in {name} and the label column last; got {data.columns}.")
         checks.dataframe_labels(name, data, model)
         columns = features[0] if len(features) == 1 else features
-        return write_dataframe(store.child("data"), part, data, features=columns, label=label)
+        rows = write_dataframe(store.child("data"), part, data, features=columns, label=label)
+        checks.rows(name, rows, model, batch_size, num_workers)
+        return rows
     raise DataError(
-        f"{name} must be a part of an ImageDataset, a tuple (x, y) of NumPy arrays or a Spark DataFrame; "
-        f"a {type(data).__name__} came."
+        f"Expected {name} as a part of an ImageDataset, a tuple (x, y) of NumPy arrays or a Spark DataFrame; got a "
+        f"{type(data).__name__}."
     )

@@ -1,7 +1,8 @@
-"""The runs of one store: which of them a new ``fit`` goes on with, and what makes two of them the same."""
+"""The runs of one store: which of them a ``fit`` resumes, and what makes two runs the same."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import re
@@ -13,32 +14,29 @@ from typing import Any
 
 from dlspark.data import ShardedRows
 from dlspark.errors import ConfigError
-from dlspark.job import JOB_FILE, WEIGHTS_FILE, FitResult
+from dlspark.job import IDENTITY_FILE, JOB_FILE, RESULT_FILE, WEIGHTS_FILE, FitResult, JobSettings, versions
 from dlspark.storage import Checkpoints, Store, StoreError, checksum, refuse_if_running
 
 logger = logging.getLogger(__name__)
 
-IDENTITY_FILE = "run.json"
-RESULT_FILE = "result.json"
-
 Identity = dict[str, Any]
 
 
-def find(store: Store, identity: Identity) -> Store | None:
-    """The run in ``store`` that a fit of this identity goes on with; None when it begins a new one.
+def find(store: Store, wanted: Identity) -> Store | None:
+    """The run in ``store`` that a fit of this identity resumes; None when it begins a new one.
 
     Raises:
-        ConfigError: the same run has finished, or is still running; or the newest one did not finish, can be resumed, and is
-            another one, which the message tells by name.
+        ConfigError: the same run has finished or is still running; or the newest run is unfinished, can be resumed and
+            differs from this fit. The message names the differences.
     """
-    identity = json.loads(json.dumps(identity))
+    wanted = json.loads(json.dumps(wanted))
     runs = (store.child(name) for name in sorted(store.list(), reverse=True) if name.startswith("run-"))
     begun = (run for run in runs if run.exists(IDENTITY_FILE) and run.exists(JOB_FILE))
     newest_unfinished: tuple[Store, Identity] | None = None
     for number, run in enumerate(begun):
-        theirs = run.read_json(IDENTITY_FILE)  # as JSON has it: no tuples
+        theirs = run.read_json(IDENTITY_FILE)  # JSON has no tuples
         finished = run.exists(RESULT_FILE)
-        if theirs == identity:
+        if theirs == wanted:
             if finished:
                 raise ConfigError(_finished(run))
             refuse_if_running(run)
@@ -48,9 +46,9 @@ def find(store: Store, identity: Identity) -> Store | None:
     if newest_unfinished is not None:
         run, theirs = newest_unfinished
         raise ConfigError(
-            f"The run in {run.uri!r} did not finish and can be resumed, but not by this fit, which differs from it: "
-            f"{'; '.join(differences(theirs, identity))}. Run what was run there, or give fit resume=False to begin a new "
-            "run beside it."
+            f"The run in {run.uri!r} is unfinished and can be resumed, but not by this fit, which differs: "
+            f"{'; '.join(differences(theirs, wanted))}. Repeat the fit of that run, or pass resume=False to begin a "
+            "new run beside it."
         )
     return None
 
@@ -61,16 +59,16 @@ def new(store: Store) -> Store:
 
 
 def forget_if_refused(run: Store) -> None:
-    """Remove what a fit has left that was refused, or failed, before it had a job."""
+    """Remove the folder of a fit that was refused or failed before it had a job."""
     try:
         if not run.exists(JOB_FILE):
             run.delete_all()
-    except (StoreError, OSError) as error:  # what the fit has raised says more
+    except (StoreError, OSError) as error:  # the error of the fit itself says more
         logger.debug("The folder of a refused run stays: %s", error)
 
 
 def finish(run: Store, result: FitResult) -> None:
-    """Say that the run has ended well, and how."""
+    """Mark the run as finished and keep its result."""
     run.write_bytes(RESULT_FILE, (result.to_json() + "\n").encode())
 
 
@@ -78,13 +76,13 @@ def _finished(run: Store) -> str:
     result = FitResult.from_json(run.read_bytes(RESULT_FILE).decode())
     last = ", ".join(f"{name} {values[-1]:.4g}" for name, values in result.history.items() if values)
     return (
-        f"This very run has finished already ({last}). Its result is {run.uri}/{RESULT_FILE}, its weights are in "
-        f"{run.uri}/{WEIGHTS_FILE}. To train anew, beside it, give fit resume=False; to train longer, more epochs."
+        f"This run has finished already ({last}). Its result is {run.uri}/{RESULT_FILE}; its weights are "
+        f"{run.uri}/{WEIGHTS_FILE}. Pass resume=False to train anew beside it, or more epochs to train longer."
     )
 
 
 def differences(before: Identity, now: Identity) -> list[str]:
-    """What differs between two identities, by name, with both values."""
+    """The differences between two identities, by name, with both values."""
     found = []
     for name in sorted({*before, *now}):
         was, is_ = before.get(name), now.get(name)
@@ -102,8 +100,32 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:60]}… ({zlib.crc32(text.encode()):08x})"
 
 
+def identity(
+    settings: JobSettings, backend: str, options: Any, model: Any, data: Any, validation_data: Any, callbacks: Sequence[Any]
+) -> Identity:
+    """What a fit must have in common with an unfinished run to resume it. ``options`` is the backend's dataclass."""
+    weights = settings.class_weight
+    return {
+        "backend": backend,
+        "options": dataclasses.asdict(options),
+        "workers": settings.num_workers,
+        "epochs": settings.epochs,
+        "batch_size": settings.batch_size,
+        "seed": settings.seed,
+        "class_weight": None if weights is None else {str(k): float(v) for k, v in weights.items()},
+        "keras_backend": settings.keras_backend,
+        "dtype_policy": settings.dtype_policy,
+        "callbacks": identity_of_callbacks(callbacks),
+        "model": identity_of_model(model),
+        "initial_weights": checksum(model.get_weights()),
+        "data": identity_of_data(data),
+        "validation_data": identity_of_data(validation_data),
+        "versions": versions(),
+    }
+
+
 def identity_of_data(data: Any) -> Any:
-    """What tells one data set from another: files and checksums, the values of arrays, the columns of a DataFrame."""
+    """Identify a data set: by files and checksums, by the values of arrays, or by the columns of a DataFrame."""
     if data is None:
         return None
     if isinstance(data, ShardedRows):
@@ -112,12 +134,12 @@ def identity_of_data(data: Any) -> Any:
         import keras
 
         return checksum([leaf for leaf in keras.tree.flatten(tuple(data)) if leaf is not None])
-    # A DataFrame has no identity of its own. A resumed run reads the rows that were written when it began.
+    # A DataFrame has no identity. A resumed run reads the rows that were written when it began.
     return data.dtypes
 
 
 def identity_of_callbacks(callbacks: Sequence[Any]) -> list[str]:
-    """The callbacks' names; of Keras' own also what they are set to."""
+    """The callbacks' names, and the settings of Keras' own callbacks."""
     found = []
     for callback in callbacks:
         cls, settings = type(callback), ""
@@ -129,19 +151,19 @@ def identity_of_callbacks(callbacks: Sequence[Any]) -> list[str]:
 
 
 def identity_of_model(model: Any, *, seeds: bool = True) -> str:
-    """A checksum of its layers, how they are connected and how it is compiled; as far as the model can tell them.
+    """A checksum of the model's layers, their connections and its compilation, as far as its config describes them.
 
     Args:
         model: the model.
-        seeds: whether those of its layers and initializers count.
+        seeds: include the seeds of layers and initializers.
     """
     try:
         described: Any = json.loads(model.to_json())
-    except Exception:  # a config is the user's own code, and many models have none
+    except Exception:  # get_config is the user's own code, and many models have none
         shapes = [(type(layer).__name__, [tuple(w.shape) for w in layer.weights]) for layer in model.layers]
         described = [shapes, str(model.loss), str(model.optimizer.get_config())]
-    # Keras numbers layers through the life of a process: what is "dense_3" here is "dense" when the command is run again. So
-    # names count by where they come first.
+    # Keras numbers layers per process: "dense_3" here is "dense" when the command runs again. So a name counts by the place
+    # where it appears first.
     numbers: dict[str, int] = {}
 
     def renamed(text: str) -> str:

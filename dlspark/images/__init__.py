@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dlspark._require import LAYOUTS
 from dlspark.images.dataset import ImageDataset
 from dlspark.images.decode import RESIZES, decode, scale
 from dlspark.images.explore import explore, rows_of
-from dlspark.images.layouts import LAYOUTS, CsvLayout, KnownLayout, Layout, find_layout
+from dlspark.images.layouts import CsvLayout, KnownLayout, Layout, find_layout
 from dlspark.images.prepare import prepare_images
+from dlspark.images.progress import show_progress
 from dlspark.images.read import READ_AT_ONCE, read_files
 
 __all__ = [
@@ -24,4 +26,5 @@ __all__ = [
     "read_files",
     "rows_of",
     "scale",
+    "show_progress",
 ]

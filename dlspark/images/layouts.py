@@ -1,33 +1,36 @@
-"""Layouts: where a collection keeps its images and what it says about them.
+"""Layouts: how a collection stores its images, labels and groups.
 
 A layout is a function ``(source, spark) -> DataFrame`` with one row per image and the columns
 
 - ``path``: a local path or URI of the image file,
 - ``id``: unique,
-- ``label``: the class' name,
-- ``group``, optional: what must not be on both sides of a split (a patient, a lesion),
+- ``label``: the name of the class,
+- ``group``, optional: a patient or lesion whose images must stay in one part of a split,
+- ``problem``, optional: why the image cannot be used, or null. A row with a problem is rejected, and its other columns may
+  be null,
 
-- ``problem``, optional: why this image cannot be used, null where it can; it is then put aside like one that cannot be
-  read, and its other columns may be null,
+and any further columns of text, numbers or booleans, which are kept beside the images.
 
-and any further columns of texts, numbers or booleans, which are kept beside the images.
+Layouts are found by name through the entry-point group ``dlspark.layouts``. An entry point names such a function, or a
+frozen dataclass whose instances are such functions: its fields are the options of the layout. The first line of the
+docstring says what the layout reads.
 """
 
 from __future__ import annotations
 
-import csv
-import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, is_dataclass
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import partial
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import fsspec
 
+from dlspark._require import LAYOUTS
 from dlspark.data import quoted
 from dlspark.errors import ConfigError, DataError, did_you_mean
-from dlspark.images.decode import EXTENSIONS
+from dlspark.images.source import is_image, read_csv, walk
 from dlspark.storage import Store
 
 if TYPE_CHECKING:
@@ -36,34 +39,85 @@ if TYPE_CHECKING:
 Layout: TypeAlias = "Callable[[str, SparkSession], DataFrame]"
 
 RESERVED = ("path", "id", "label", "group", "image", "problem", "fold")
-"""Columns with a meaning of their own; a CSV column of such a name is kept as ``csv_<name>``."""
+"""Columns with a fixed meaning; a CSV column of such a name is kept as ``csv_<name>``."""
+
+
+def find_layout(layout: str | Layout, options: Mapping[str, Any] | None = None) -> Layout:
+    """The layout of that name, with ``options``; a layout is returned as it is.
+
+    Raises:
+        ConfigError: an unknown name or option, or a missing option.
+    """
+    if callable(layout):
+        return layout
+    found, options = LAYOUTS.find(layout, "Or give a function."), options or {}
+    made = isinstance(found, type)  # a dataclass; anything else is the layout itself
+    required = {field.name: field.default is field.default_factory is MISSING for field in fields(found)} if made else {}
+    if options and not required:
+        raise ConfigError(f"Layout {layout!r} has no options; got {', '.join(options)}. Leave them out.")
+    for option in options:
+        if option not in required:
+            raise ConfigError(f"Layout {layout!r} has no option {option!r}. {did_you_mean(option, required)}")
+    missing = [name for name, needed in required.items() if needed and name not in options]
+    if missing:
+        raise ConfigError(f"Expected a value for the option {missing[0]!r} of layout {layout!r}; got none. Give one.")
+    return found(**options) if made else found
+
+
+def describe(layout: str | Layout) -> str:
+    """A layout as text: equal for equal layouts and options, in any process."""
+    if isinstance(layout, str):
+        return layout
+    kind = type(layout) if is_dataclass(layout) else layout
+    module, name = getattr(kind, "__module__", ""), getattr(kind, "__qualname__", type(kind).__qualname__)
+    plain = not is_dataclass(layout) or all(getattr(layout, field.name) == field.default for field in fields(layout))
+    registered = [key for key, point in LAYOUTS.points().items() if point.value == f"{module}:{name}" and plain]
+    if registered:
+        return registered[0]
+    return repr(layout) if is_dataclass(layout) else f"{module}.{name}"
+
+
+def reads(layout: Layout) -> str:
+    """What a layout reads: the first line of its docstring, empty if it has none."""
+    return (inspect.getdoc(layout) or "").partition("\n")[0]
 
 
 def folders(source: str, spark: SparkSession) -> DataFrame:
-    """Class folders: ``<source>/<class>/…/<image>``, at any depth. The id is the path within ``source``.
+    """Class folders with image files at any depth: ``<source>/<class>/…/<image>``.
 
-    Files whose names do not end like an image's, and hidden ones, are passed over.
+    The id is the path within ``source``. Hidden files and files without the extension of an image are skipped.
 
     Raises:
-        DataError: there are no folders in ``source``.
+        DataError: ``source`` holds no folders.
     """
     store = Store(source)
     filesystem, root = fsspec.core.url_to_fs(store.uri)
     try:
         entries = filesystem.ls(root, detail=True)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise DataError(f"Expected a folder at {store.uri!r}: there is none.") from error
+        raise DataError(f"Expected a folder; got {store.uri!r}, which does not exist.") from error
     names = sorted(PurePosixPath(entry["name"]).name for entry in entries if entry["type"] == "directory")
     classes = [name for name in names if not name.startswith(".")]
     if not classes:
-        raise DataError(f"Expected folders named after the classes in {store.uri!r}: there are none.")
+        raise DataError(f"Expected folders named after the classes in {store.uri!r}; got none.")
     listed = spark.sparkContext.parallelize(classes, len(classes)).flatMap(partial(_list_class, uri=store.uri))
     return spark.createDataFrame(listed, "path string, id string, label string")
 
 
 @dataclass(frozen=True, kw_only=True)
 class CsvLayout:
-    """A folder of images and a CSV file about them; see `csv_layout`."""
+    """A CSV file with a header and one line per image, and the images that it names.
+
+    All cells are text. Columns without a meaning of their own keep their names.
+
+    Attributes:
+        csv: the file, relative to the source.
+        image_column: the column with the name of the image, which is also its id.
+        label_column: the column with the class.
+        group_column: the column with the patient or lesion; None if there is none. A split can use any other column.
+        extension: appended to the name of the image to get its file name; empty if the column has the whole name.
+        folder: the folder of the images, relative to the source.
+    """
 
     csv: str = "metadata.csv"
     image_column: str = "image_id"
@@ -73,14 +127,21 @@ class CsvLayout:
     folder: str = "."
 
     def __call__(self, source: str, spark: SparkSession) -> DataFrame:
-        """One row per line of the file. All cells are text; columns keep their names."""
+        """One row per line of the file.
+
+        Raises:
+            ConfigError: a column is missing.
+            DataError: there is no such file, or it is not a table.
+        """
         from pyspark.sql import functions as F
 
         root = Store(source)
         table = read_csv(root.child(*PurePosixPath(self.csv).parts).uri, spark)
         for column in (self.image_column, self.label_column, self.group_column):
             if column is not None and column not in table.columns:
-                raise ConfigError(f"Expected a column {column!r} in {self.csv!r}. {did_you_mean(column, table.columns)}")
+                raise ConfigError(
+                    f"Expected a column of {self.csv!r}; got {column!r}. {did_you_mean(column, table.columns)}"
+                )
         folder = root.child(*PurePosixPath(self.folder).parts).uri
         path = F.concat(F.lit(f"{folder}/"), F.trim(_column(self.image_column)), F.lit(self.extension))
         columns = [
@@ -90,64 +151,36 @@ class CsvLayout:
         ]
         if self.group_column is not None:
             columns.append(_column(self.group_column).alias("group"))
-        told = {self.image_column, self.label_column} | ({self.group_column} & set(RESERVED))
-        kept = [name for name in table.columns if name not in told]
+        used = {self.image_column, self.label_column} | ({self.group_column} & set(RESERVED))
+        kept = [name for name in table.columns if name not in used]
         columns += [_column(name).alias(f"csv_{name}" if name in RESERVED else name) for name in kept]
         return table.select(columns)
 
 
-def csv_layout(
-    *,
-    csv: str = "metadata.csv",
-    image_column: str = "image_id",
-    label_column: str = "label",
-    group_column: str | None = None,
-    extension: str = ".jpg",
-    folder: str = ".",
-) -> CsvLayout:
-    """A layout: images named in a CSV file with a header line.
-
-    Args:
-        csv: the file, relative to the source.
-        image_column: the column that names the image, and is its id.
-        label_column: the column with its class.
-        group_column: the column with its patient, lesion or the like; None when there is none. A split can be by any
-            other column, too.
-        extension: what follows the image's name to make the file's; empty where the column has the whole name.
-        folder: where the images are, relative to the source.
-    """
-    return CsvLayout(
-        csv=csv,
-        image_column=image_column,
-        label_column=label_column,
-        group_column=group_column,
-        extension=extension,
-        folder=folder,
-    )
+csv_layout = CsvLayout
+"""`CsvLayout` by its older name."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class KnownLayout:
-    """Another layout, whose rows are put aside where a column is empty, NaN or says "unknown"; the reason is listed.
+    """Another layout, without the rows where a column is empty, NaN or "unknown"; those are rejected.
 
     Attributes:
-        layout: the other one, or its name.
-        columns: columns of it that must be known.
+        layout: the other layout, or its name.
+        columns: the columns that must be known.
     """
 
     layout: str | Layout
     columns: tuple[str, ...]
 
     def __call__(self, source: str, spark: SparkSession) -> DataFrame:
-        """The other layout's rows, with the column ``problem``."""
+        """The rows of the other layout, with the column ``problem``."""
         from pyspark.sql import functions as F
 
         rows = find_layout(self.layout)(source, spark)
         for column in self.columns:
             if column not in rows.columns:
-                raise ConfigError(
-                    f"Expected a column that must be known: there is no {column!r}. {did_you_mean(column, rows.columns)}"
-                )
+                raise ConfigError(f"Expected a column of the layout; got {column!r}. {did_you_mean(column, rows.columns)}")
         problems = [F.col("problem")] if "problem" in rows.columns else []
         for column in self.columns:
             text = F.lower(F.trim(_column(column).cast("string")))
@@ -156,13 +189,13 @@ class KnownLayout:
 
 
 def ham10000(source: str, spark: SparkSession) -> DataFrame:
-    """HAM10000 as it is downloaded: ``HAM10000_metadata`` and the images, in one folder or several, at any depth.
+    """HAM10000 as downloaded: ``HAM10000_metadata`` and the images, in one or several folders at any depth.
 
-    Label is ``dx``, group ``lesion_id``; ``lesion_id``, ``dx_type``, ``age`` (years, NaN where unknown), ``sex`` and
-    ``localization`` are kept. An image that the table names and nobody finds is listed as rejected, not passed over.
+    The label is ``dx``, the group ``lesion_id``. The columns ``lesion_id``, ``dx_type``, ``age`` (years, NaN if unknown),
+    ``sex`` and ``localization`` are kept. An image that the table names and that does not exist is rejected.
 
     Raises:
-        DataError: no table.
+        DataError: the table is missing.
     """
     from pyspark.sql import functions as F
 
@@ -170,8 +203,8 @@ def ham10000(source: str, spark: SparkSession) -> DataFrame:
     files = list(walk(store.uri))
     tables = [path for path in files if "ham10000_metadata" in PurePosixPath(path).name.lower()]
     if not tables:
-        raise DataError(f"Expected a file HAM10000_metadata.csv in {store.uri!r}: there is none.")
-    # Where an image is there twice, the first by name is taken.
+        raise DataError(f"Expected a file HAM10000_metadata.csv in {store.uri!r}; got none.")
+    # Of two images with one name, the first path is used.
     images = {PurePosixPath(path).stem: path for path in sorted(files, reverse=True) if is_image(path)}
     paths = spark.createDataFrame(list(images.items()), "image_id string, path string")
     missing = F.concat(F.lit(f"{store.uri}/"), F.col("image_id"), F.lit(".jpg"))
@@ -192,12 +225,15 @@ def ham10000(source: str, spark: SparkSession) -> DataFrame:
     )
 
 
+_CNMC_NAME = r"^UID_(H?\d+)_(\d+)_(\d+)_(all|hem)\.[A-Za-z]+$"
+
+
 def cnmc(source: str, spark: SparkSession) -> DataFrame:
     """C-NMC 2019, labelled cells: images at any depth named ``UID_<subject>_<image>_<cell>_<all or hem>``.
 
-    Label is ``all`` (malignant) or ``hem`` (healthy), group the subject, as written: ``11``, or ``H12`` of a healthy one.
-    ``subject``, ``image_number`` and ``cell`` are kept. The id is the path within ``source``. An image whose name says
-    something else, or calls a healthy subject ill or the reverse, is put aside: nothing is guessed.
+    The label is ``all`` (malignant) or ``hem`` (healthy), the group the subject as written: ``11``, or ``H12`` for a
+    healthy one. The columns ``subject``, ``image_number`` and ``cell`` are kept. The id is the path within ``source``. An
+    image with another name, or whose label contradicts its subject, is rejected: nothing is guessed.
     """
     from pyspark.sql import functions as F
 
@@ -205,101 +241,23 @@ def cnmc(source: str, spark: SparkSession) -> DataFrame:
     found = spark.createDataFrame([(path,) for path in sorted(walk(root)) if is_image(path)], "path string")
     name = F.element_at(F.split("path", "/"), -1)
 
-    def told(number: int) -> Any:
+    def field(number: int) -> Any:
         return F.regexp_extract(name, _CNMC_NAME, number)
 
     parsed = name.rlike(_CNMC_NAME)
-    healthy = told(1).startswith("H") == (told(4) == "hem")
+    consistent = field(1).startswith("H") == (field(4) == "hem")
     return found.select(
         "path",
         F.substring(F.col("path"), len(root) + 2, 2**31 - 1).alias("id"),
-        told(4).alias("label"),
-        told(1).alias("group"),
-        told(1).alias("subject"),
-        told(2).cast("int").alias("image_number"),
-        told(3).cast("int").alias("cell"),
+        field(4).alias("label"),
+        field(1).alias("group"),
+        field(1).alias("subject"),
+        field(2).cast("int").alias("image_number"),
+        field(3).cast("int").alias("cell"),
         F.when(~parsed, "its name is not UID_<subject>_<image>_<cell>_<all or hem>")
-        .when(~healthy, "its name gives a diagnosis that contradicts its subject")
+        .when(~consistent, "its name gives a diagnosis that contradicts its subject")
         .alias("problem"),
     )
-
-
-_CNMC_NAME = r"^UID_(H?\d+)_(\d+)_(\d+)_(all|hem)\.[A-Za-z]+$"
-
-LAYOUTS: dict[str, Layout] = {"folders": folders, "csv": csv_layout(), "ham10000": ham10000, "cnmc": cnmc}
-"""Layouts by name."""
-
-
-def find_layout(layout: str | Layout) -> Layout:
-    """The layout of that name; a layout is its own.
-
-    Raises:
-        ConfigError: an unknown name.
-    """
-    if callable(layout):
-        return layout
-    if layout not in LAYOUTS:
-        raise ConfigError(f"Unknown layout {layout!r}. {did_you_mean(str(layout), LAYOUTS)} Or give a function.")
-    return LAYOUTS[layout]
-
-
-def describe(layout: str | Layout) -> str:
-    """A layout as text: the same for the same layout and settings, in any process."""
-    known = [name for name, value in LAYOUTS.items() if value == layout]
-    if isinstance(layout, str) or known:
-        return str(layout) if isinstance(layout, str) else known[0]
-    if is_dataclass(layout):
-        return repr(layout)
-    return f"{getattr(layout, '__module__', '')}.{getattr(layout, '__qualname__', type(layout).__qualname__)}"
-
-
-def walk(uri: str) -> Iterator[str]:
-    """All files at any depth in a folder, as paths or URIs, hidden ones left out, in no order to rely on."""
-    if Store(uri).is_local:
-        for folder, children, names in os.walk(uri):
-            children[:] = [name for name in children if not name.startswith(".")]
-            yield from (f"{folder}/{name}" for name in names if not name.startswith("."))
-        return
-    filesystem, root = fsspec.core.url_to_fs(uri)
-    for path in filesystem.find(root):
-        name = path[len(root) :].lstrip("/")
-        if not any(part.startswith(".") for part in name.split("/")):
-            yield f"{uri.rstrip('/')}/{name}"
-
-
-def is_image(path: str) -> bool:
-    """Whether a file's name ends like an image's."""
-    return path.lower().endswith(EXTENSIONS)
-
-
-def read_csv(uri: str, spark: SparkSession) -> DataFrame:
-    """A CSV file with a header line, all cells text, read by one executor through fsspec.
-
-    Raises:
-        DataError: no such file, no header, or a column name twice. A line of the wrong length fails the job that reads.
-    """
-    try:
-        with fsspec.open(uri, "rt", encoding="utf-8-sig", newline="") as lines:
-            header = next(csv.reader(lines), [])
-    except FileNotFoundError as error:
-        raise DataError(f"Expected a CSV file at {uri!r}: there is none.") from error
-    if not header or len({name.lower() for name in header}) != len(header):  # Spark does not tell cases apart
-        raise DataError(f"Expected a first line of distinct column names in {uri!r}: received {header}.")
-    rows = spark.sparkContext.parallelize([uri], 1).flatMap(_csv_rows)
-    from pyspark.sql.types import StringType, StructField, StructType
-
-    return spark.createDataFrame(rows, StructType([StructField(name, StringType()) for name in header]))
-
-
-def _csv_rows(uri: str) -> Iterator[list[str]]:
-    with fsspec.open(uri, "rt", encoding="utf-8-sig", newline="") as lines:
-        reader = csv.reader(lines)
-        header = next(reader)
-        for row in reader:
-            if row and len(row) != len(header):
-                raise DataError(f"Expected {len(header)} cells in line {reader.line_num} of {uri!r}: it has {len(row)}.")
-            if row:
-                yield row
 
 
 def _list_class(name: str, *, uri: str) -> Iterator[tuple[str, str, str]]:

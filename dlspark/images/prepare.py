@@ -18,16 +18,15 @@ import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-from dlspark._require import require
+from dlspark._require import choice, installed_versions, require
 from dlspark.data import PARTS, SHARD_BYTES, Split, assign, leak_warning, quoted, split_report, undersampled
-from dlspark.errors import ConfigError, DataError, did_you_mean
+from dlspark.errors import ConfigError, DataError
 from dlspark.images.dataset import FORMAT, MANIFEST, ImageDataset
 from dlspark.images.decode import RESIZES
-from dlspark.images.layouts import Layout, describe, find_layout
-from dlspark.images.progress import shown
+from dlspark.images.layouts import Layout, describe, find_layout, reads
+from dlspark.images.progress import show_progress
 from dlspark.images.rejected import MAX_LISTED, REJECTED, Rejected, judge
 from dlspark.images.table import counted, normalised
 from dlspark.images.write import SOURCE_SIZE, ShardTask, column_kind, write_counted
@@ -46,6 +45,7 @@ _OURS = re.compile(rf"^((train|validation|test)-\d{{5}}-[0-9a-f-]+\.arrow|{re.es
 _SHARDS = 64  # as many as that at least, where rows allow: enough for a small cluster, the same on any
 _FEWEST_ROWS = 32
 _SHARDS_PER_TASK = 16
+_VERSIONS_OF = ("dlspark", "numpy", "pillow", "pyarrow", "pyspark")
 
 
 def prepare_images(
@@ -88,8 +88,7 @@ def prepare_images(
     """
     split = split or Split()
     height, width = _checked(image_size, max_rejected_fraction)
-    if resize not in RESIZES:
-        raise ConfigError(f"Unknown resize {resize!r}. {did_you_mean(str(resize), RESIZES)}")
+    choice("resize", resize, RESIZES)
     find_layout(layout)
     store = Store(out)
     settings = {
@@ -142,7 +141,7 @@ def _prepare(
             # Judged now too: a collection that does not fit its layout must not be decoded first.
             judge(useless.summary(), strict, max_rejected_fraction)
             rows = found.filter("problem IS NULL").drop("problem")
-        total, classes = counted(rows, settings)
+        total, classes = counted(rows, settings, reads(layout))
         known = {"path", "label", "part"}
         kinds = tuple((name, column_kind(name, kind)) for name, kind in rows.dtypes if name not in known)
         parted = assign(rows, split)
@@ -174,7 +173,7 @@ def _prepare(
         tasks = min(count, max(4 * available_slots(spark), -(-count // _SHARDS_PER_TASK)))
         done = spark.sparkContext.accumulator(0)  # counts a task's images when it ends; for the eye only
         work = numbered.partitionBy(tasks, int).mapPartitions(partial(write_counted, task, done))
-        with shown(sum(sizes.values()), lambda: done.value):
+        with show_progress("prepared", sum(sizes.values()), lambda: done.value):
             summaries = work.collect()
     finally:
         for table in cached:
@@ -199,7 +198,7 @@ def _prepare(
         "rejected": rejected.summary(),
         "split": drawn,
         "settings": settings,
-        "versions": _versions(),
+        "versions": {"python": platform.python_version(), **installed_versions(_VERSIONS_OF)},
     }
 
 
@@ -291,24 +290,7 @@ def _part(part: str, classes: Sequence[str], summaries: Sequence[dict[str, Any]]
 
 def _all_there(store: Store, summaries: Sequence[dict[str, Any]]) -> None:
     """That what executors wrote is what the driver sees; what nobody reported is removed."""
-    there = set(store.list())
     files = {summary["file"]["file"] for summary in summaries if summary["file"]}
-    if not files <= there:
-        raise ConfigError(
-            "Expected a folder that the driver and all executors share, and nobody else writes to: "
-            f"{min(files - there)!r}, which an executor wrote into {store.uri!r}, is not visible here. Use a shared "
-            "folder or an object store."
-        )
-    for left in there - files - {UNFINISHED, REJECTED}:
+    for left in store.require(files) - files - {UNFINISHED, REJECTED}:
         store.delete(left, missing_ok=True)
     store.delete_unfinished()  # of tasks that Spark killed, and of workers that outlived an earlier driver for a moment
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for package in ("dlspark", "numpy", "pillow", "pyarrow", "pyspark"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:  # run from a checkout
-            continue
-    return found

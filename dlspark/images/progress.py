@@ -1,4 +1,4 @@
-"""How far a prepare has come: a bar on a terminal, a line now and then elsewhere; on stderr, from the driver."""
+"""A progress bar on a terminal, or a line every few seconds elsewhere; on stderr, in the driver."""
 
 from __future__ import annotations
 
@@ -12,32 +12,33 @@ LINE_SECONDS = 10.0
 
 
 @contextmanager
-def shown(total: int, done: Callable[[], int]) -> Iterator[None]:
+def show_progress(verb: str, total: int, done: Callable[[], int]) -> Iterator[None]:
     """Show progress during the block.
 
     Args:
-        total: images that there are.
-        done: how many of them are ready; called from a thread, every `LOOK_SECONDS`.
+        verb: what is done to the images: ``"prepared"``.
+        total: the number of images.
+        done: returns how many of them are done; a thread calls it every `LOOK_SECONDS`.
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
+    columns = (TextColumn(verb), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     over = threading.Event()
-    columns = (TextColumn("preparing images"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
 
     def follow() -> None:
         started = last = time.monotonic()
-        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-            bar = progress.add_task("", total=total)
+        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+            bar = bars.add_task("", total=total)
             while not over.wait(LOOK_SECONDS):
-                progress.update(bar, completed=done())
+                bars.update(bar, completed=done())
                 now = time.monotonic()
                 if not console.is_terminal and now - last >= LINE_SECONDS:
                     last = now
-                    console.print(f"prepared {done():,} of {total:,} images in {now - started:.0f} s", highlight=False)
+                    console.print(f"{verb} {done():,} of {total:,} images in {now - started:.0f} s", highlight=False)
 
-    thread = threading.Thread(target=follow, name="dlspark-prepare-progress", daemon=True)
+    thread = threading.Thread(target=follow, name="dlspark-progress", daemon=True)
     thread.start()
     try:
         yield

@@ -1,4 +1,4 @@
-"""The table that a layout gives: what must hold of it before a split or an image is looked at."""
+"""Checks of a layout's table, before rows are split and images are read."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ if TYPE_CHECKING:
 
 
 def normalised(rows: DataFrame) -> DataFrame:
-    """The layout's rows with ids, labels, groups and problems as text.
+    """Cast ids, labels, groups and problems to text.
 
     Raises:
-        ConfigError: a column that a layout must give is missing, or one that it must not is there.
+        ConfigError: a required column is missing, or a reserved one is present.
     """
     from pyspark.sql import functions as F
 
     missing = {"path", "id", "label"} - set(rows.columns)
     if missing:
         raise ConfigError(
-            f"Expected the layout to give the columns path, id and label: {', '.join(sorted(missing))} missing."
+            f"Expected the columns path, id and label from the layout; got no {', '.join(sorted(missing))}. Add them."
         )
     for name in ("image", *SOURCE_SIZE):
         if name in rows.columns:
             raise ConfigError(
-                f"Expected the layout to leave the column name {name!r} to prepare_images. Rename that column."
+                f"Expected no column {name!r} from the layout; got one. Rename it: prepare_images writes that column."
             )
     for name in ("path", "id", "label", "group", "problem"):
         if name in rows.columns:
@@ -36,19 +36,20 @@ def normalised(rows: DataFrame) -> DataFrame:
     return rows
 
 
-def counted(rows: DataFrame, settings: dict[str, Any]) -> tuple[int, tuple[str, ...]]:
-    """How many there are and of which classes, after a look at what would make the dataset wrong.
+def counted(rows: DataFrame, settings: dict[str, Any], reads: str) -> tuple[int, tuple[str, ...]]:
+    """Check ids and labels; returns the number of rows and the names of the classes.
 
     Args:
-        rows: what `normalised` gave.
-        settings: the manifest's; ``source`` and ``layout`` are named in messages.
+        rows: the result of `normalised`.
+        settings: those of the manifest; messages name ``source`` and ``layout``.
+        reads: what the layout reads, for the message when it finds nothing.
 
     Raises:
-        DataError: no rows, a row without id or label, or an id twice.
+        DataError: there are no rows, a row has no id or label, or an id occurs twice.
     """
     from pyspark.sql import functions as F
 
-    # One pass; what went wrong is looked up only when something did.
+    # One pass. Examples of wrong rows are looked up only if there are any.
     seen = rows.agg(
         F.count(F.lit(1)).alias("rows"),
         F.count_if(empty("id")).alias("id"),
@@ -59,15 +60,14 @@ def counted(rows: DataFrame, settings: dict[str, Any]) -> tuple[int, tuple[str, 
     total = int(seen["rows"])
     if total == 0:
         raise DataError(
-            f"Expected images in {settings['source']!r}: the layout {settings['layout']!r} found none. It looks for "
-            "class folders with .jpg, .png, .bmp, .webp or .tif files ('folders'), or for a table of images ('csv')."
+            f"Expected images in {settings['source']!r}; got none with the layout {settings['layout']!r}. It reads: {reads}"
         )
     for name in ("id", "label"):
         if seen[name]:
             example = rows.filter(empty(name)).select("path").first()[0]
-            raise DataError(f"Expected a {name} for every image: {seen[name]} of {total} have none, such as {example!r}.")
+            raise DataError(f"Expected a {name} for every image; got none for {seen[name]} of {total}, such as {example!r}.")
     if seen["distinct"] < total:
         several = rows.groupBy("id").agg(F.count(F.lit(1)).alias("times"), F.min("path"), F.max("path"))
         name, times, one, other = several.filter("times > 1").orderBy("id").first()
-        raise DataError(f"Expected every id once: {name!r} comes {times} times, for {one!r} and {other!r}.")
+        raise DataError(f"Expected distinct ids; got {name!r} {times} times, for {one!r} and {other!r}.")
     return total, tuple(sorted(seen["classes"]))

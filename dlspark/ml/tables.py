@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dlspark.data import PARTS, ShardedRows, quoted
-from dlspark.errors import ConfigError, DataError
+from dlspark.errors import DataError
 from dlspark.images import ImageDataset
 from dlspark.spark import available_slots, told_plainly
 from dlspark.storage import Store
@@ -49,13 +49,7 @@ def write_table(store: Store, df: DataFrame) -> dict[str, Any]:
     with told_plainly():
         parts = sorted(numbered.mapInArrow(task, _SUMMARY).collect(), key=lambda part: part.partition)
     files = [part.file for part in parts]
-    there = store.list()
-    missing = [file for file in files if file not in there]
-    if missing:
-        raise ConfigError(
-            f"Expected a store that the driver and all executors share: {missing[0]!r}, which an executor wrote into "
-            f"{store.uri!r}, is not visible here. Use a shared folder or an object store."
-        )
+    store.require(files)
     return {"files": files, "rows": [part.rows for part in parts], "schema": json.loads(df.schema.json())}
 
 

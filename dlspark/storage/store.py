@@ -13,7 +13,7 @@ import os
 import re
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +68,21 @@ class Store:
     def list(self) -> tuple[str, ...]:
         """Names of the files and folders directly inside, sorted; empty when the store does not exist yet."""
         return tuple(sorted(name for name in self._names() if not name.startswith(_TEMPORARY)))
+
+    def require(self, names: Iterable[str]) -> set[str]:
+        """Check that this process sees the files that executors wrote; returns the names of all files.
+
+        Raises:
+            ConfigError: a file of ``names`` is missing here.
+        """
+        found = set(self.list())
+        missing = set(names) - found
+        if missing:
+            raise ConfigError(
+                f"Expected a store that the driver and all executors share; got {self.uri!r}, where the driver does not see "
+                f"{min(missing)!r}, which an executor wrote. Use a shared folder or an object store."
+            )
+        return found
 
     def size(self, name: str) -> int:
         """Bytes of the file ``name``."""

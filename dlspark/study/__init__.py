@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dlspark.study.judge import PAGE
 from dlspark.study.page import first_table, model_table
-from dlspark.study.settings import EXAMPLES, StudyFile, example
 from dlspark.study.study import Study
+from dlspark.study.study_file import EXAMPLES, StudyFile, example
 
 __all__ = [
     "EXAMPLES",

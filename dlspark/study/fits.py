@@ -10,7 +10,7 @@ from dlspark.data import quoted
 from dlspark.ml.tables import read_table, write_table
 from dlspark.spark import available_slots, require_slots, told_plainly
 from dlspark.storage import Document, Folder, Result
-from dlspark.study.classifiers import ClassifierSettings, fit_classifier, predict_classes, with_classes
+from dlspark.study.pipelines import FitSettings, fit_classifier, predict_classes, with_classes
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 PIPELINE = "pipeline"
 
 
-def keep_fit(folder: Folder, spark: SparkSession, settings: ClassifierSettings) -> Document:
+def keep_fit(folder: Folder, spark: SparkSession, settings: FitSettings) -> Document:
     """Fit, and keep what the model says of the test rows: columns id and probabilities.
 
     The pipeline is saved beside it, by Spark, in a store that is a folder; in others Spark would need a Hadoop connector.
@@ -40,7 +40,7 @@ def keep_fit(folder: Folder, spark: SparkSession, settings: ClassifierSettings) 
     try:
         with told_plainly():
             fitted = fit_classifier(train, settings, num_classes=len(classes))
-            predicted = predict_classes(fitted.pipeline, test, num_classes=len(classes))
+            predicted = predict_classes(fitted, test, num_classes=len(classes))
             table = write_table(folder.store, predicted.select("id", "probabilities"))
         if folder.store.is_local:
             # With its scheme: to Spark a bare path is one of the cluster's default file system.
@@ -53,7 +53,7 @@ def keep_fit(folder: Folder, spark: SparkSession, settings: ClassifierSettings) 
 
 
 def _joined(
-    spark: SparkSession, rows: Result, features: Sequence[Result], classes: Sequence[str], settings: ClassifierSettings
+    spark: SparkSession, rows: Result, features: Sequence[Result], classes: Sequence[str], settings: FitSettings
 ) -> DataFrame:
     """Rows with their features: id, label, part, fold, the metadata that is named, and ``features_0`` …, vectors."""
     from pyspark.ml.functions import array_to_vector

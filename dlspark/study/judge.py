@@ -19,12 +19,13 @@ from dlspark.ml.tables import read_local
 from dlspark.report import png
 from dlspark.storage import Document, Folder, Result, Step, Store
 from dlspark.study.page import study_figures, study_page
-from dlspark.study.settings import StudyFile
+from dlspark.study.settings import EvaluateSettings, StudySettings, banded
+from dlspark.study.study_file import StudyFile
 
 PAGE = "study.html"
 
 
-def check_against_data(settings: Mapping[str, Any], prepared: Document, rows: Result) -> None:
+def check_against_data(settings: StudySettings, prepared: Document, rows: Result) -> None:
     """Refuse what a study's settings say of columns and classes and the data does not have.
 
     Args:
@@ -38,28 +39,28 @@ def check_against_data(settings: Mapping[str, Any], prepared: Document, rows: Re
     """
     table = read_local(rows.store, rows.document["table"])
     known = [name for name in table.column_names if name not in ("id", "label", "part", "fold")]
-    metadata, evaluate = settings["metadata"], settings["evaluate"]
-    for name in [*metadata["categorical"], *metadata["numeric"], *(text.partition(":")[0] for text in evaluate["by"])]:
+    metadata, evaluate = settings.metadata, settings.evaluate
+    for name in [*metadata.categorical, *metadata.numeric, *(banded(text)[0] for text in evaluate.by)]:
         if name not in known:
             raise ConfigError(f"There is no column {name!r} beside the images. {did_you_mean(name, known)}")
         if "." in name or "`" in name:
             raise ConfigError(
                 f"Spark ML cannot take a column named {name!r}: rename it where it comes from, without the dot."
             )
-    for name in metadata["numeric"]:
+    for name in metadata.numeric:
         try:
             table[name].cast(pa.float64())
         except pa.ArrowInvalid as error:
             raise DataError(f"metadata.numeric: column {name!r} holds what is no number: {error}.") from error
     test = table.filter(pc.equal(table["part"], "test"))
-    for text in evaluate["by"]:
-        name, _, width = text.partition(":")
+    for text in evaluate.by:
+        name, width = banded(text)
         found = test[name].to_pylist()
         try:
-            value_texts(name, bands(found, float(width)) if width else found)
+            value_texts(name, found if width is None else bands(found, width))
         except DataError as error:
             raise ConfigError(f"evaluate.by: {text!r}: {error}") from error
-    for name in evaluate["first"]:
+    for name in evaluate.first:
         if name not in prepared["classes"]:
             raise ConfigError(f"evaluate.first: there is no class {name!r}. {did_you_mean(name, prepared['classes'])}")
 
@@ -97,8 +98,8 @@ def judge(folder: Folder, *, by: Sequence[str], bootstrap: int, seed: int, group
     groups = columns.get(group) if group is not None else columns.get("group")
     told = {}
     for name in by:
-        column, _, width = name.partition(":")
-        told[name] = bands(columns[column], float(width)) if width else columns[column]
+        column, width = banded(name)
+        told[name] = columns[column] if width is None else bands(columns[column], width)
     found = evaluate_predictions(
         np.array(columns["label"]),
         probabilities,
@@ -115,11 +116,11 @@ def judge(folder: Folder, *, by: Sequence[str], bootstrap: int, seed: int, group
 def report(file: StudyFile, steps: Sequence[Step], results: Mapping[str, Result], kept: Mapping[str, bool]) -> Document:
     """Everything that a study has found, as plain data."""
     settings = file.settings
-    splits = {name: _of_split(name, settings, steps, results) for name in settings["splits"]}
+    splits = {name: _of_split(name, settings.evaluate, steps, results) for name in settings.splits}
     return {
-        "name": settings["name"],
+        "name": settings.name,
         "file": file.path,
-        "settings": settings,
+        "settings": file.plain,
         "splits": splits,
         "warnings": [f"{name}: {warning}" for name, split in splits.items() for warning in split["warnings"]],
         "steps": [
@@ -139,7 +140,7 @@ def report(file: StudyFile, steps: Sequence[Step], results: Mapping[str, Result]
 
 
 def _of_split(
-    split: str, settings: Mapping[str, Any], steps: Sequence[Step], results: Mapping[str, Result]
+    split: str, evaluate: EvaluateSettings, steps: Sequence[Step], results: Mapping[str, Result]
 ) -> dict[str, Any]:
     def found(kind: str) -> dict[str, Result]:
         prefix = f"{split} "
@@ -148,9 +149,8 @@ def _of_split(
 
     prepared, explored = found("prepare")[split].document, found("explore")[split]
     fits = {name: result.document for name, result in found("fit").items()}
-    best_by, first = settings["evaluate"]["best_by"], settings["evaluate"]["first"]
     models = {name: result.document for name, result in found("evaluate").items()}
-    scored = {name: score for name, of in models.items() if (score := of["scores"][best_by]["value"]) is not None}
+    scored = {name: score for name, of in models.items() if (score := of["scores"][evaluate.best_by]["value"]) is not None}
     return {
         "data": prepared,
         "explored": {**explored.document, "folder": explored.store.uri},
@@ -165,7 +165,7 @@ def _of_split(
             for name, of in fits.items()
         },
         "models": models,
-        "first": first,
+        "first": evaluate.first,
         "best": max(scored, key=lambda name: scored[name]) if scored else None,
     }
 

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from dlspark.driver import runs
 from dlspark.errors import ConfigError, DataError
 from dlspark.images import ImageDataset
-from dlspark.job import FitResult
+from dlspark.job import RESULT_FILE, FitResult
 from dlspark.ml.network import output_of
 from dlspark.ml.tables import dataset_images, dataset_rows, featurized, read_table, write_table
 from dlspark.model_files import MODEL, load_model
 from dlspark.models import build_classifier
 from dlspark.storage import FOLDER as CHECKPOINTS
 from dlspark.storage import Document, Folder, Store
-from dlspark.study.settings import told_at
+from dlspark.study.settings import NetworkSettings, PhaseSettings, StudySettings, told_at
 from dlspark.trainer import Trainer
 from dlspark.worker import load_trained
 
@@ -25,44 +25,44 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 RUNS = "runs"
-_UNTRAINED = {"fine_tune": "head", "learning_rate": 1e-4, "schedule": "constant", "depth_decay": 1.0}
+_UNTRAINED = PhaseSettings(epochs=1, fine_tune="head", learning_rate=1e-4, schedule="constant", depth_decay=1.0)
 
 
-def trainer_of(network: Mapping[str, Any], store: Store | None = None) -> Trainer:
+def trainer_of(network: NetworkSettings, store: Store | None = None) -> Trainer:
     """The trainer of a network; checks its settings, so making it early finds what is wrong with them."""
     return Trainer(
-        network["backend"],
-        num_workers=network["workers"],
-        options=network["options"],
-        max_restarts=network["max_restarts"],
+        network.backend,
+        num_workers=network.workers,
+        options=network.options,
+        max_restarts=network.max_restarts,
         store=None if store is None else store.uri,
     )
 
 
-def check_networks(settings: Mapping[str, Any], dataset: ImageDataset) -> None:
+def check_networks(settings: StudySettings, dataset: ImageDataset) -> None:
     """Build every network of a study once: what is wrong with one is told before another has trained for hours.
 
     Raises:
         ConfigError: what `build_classifier` refuses; a layer of ``features`` that is not there; too many components.
     """
     models = {}
-    for name, network in settings["networks"].items():
-        for phase in network["phases"] or [_UNTRAINED]:
-            with told_at(f"networks.{name}"), _policy(network["dtype"]):
-                built = network if network["phases"] else as_it_comes(network)
-                models[name] = _build(dataset, built, phase, settings["seed"], 1)
-    for name, made in settings["features"].items():
+    for name, network in settings.networks.items():
+        for phase in network.phases or [_UNTRAINED]:
+            with told_at(f"networks.{name}"), _policy(network.dtype):
+                built = network if network.phases else as_it_comes(network)
+                models[name] = _build(dataset, built, phase, settings.seed, 1)
+    for name, made in settings.features.items():
         with told_at(f"features.{name}"):
-            outputs = [output_of(models[network], made["layer"]) for network in made["networks"]]
+            outputs = [output_of(models[network], made.layer) for network in made.networks]
             numbers = sum(math.prod(output.shape[1:]) for output in outputs)
-            if made["pca"] is not None and made["pca"] > numbers:
+            if made.pca is not None and made.pca > numbers:
                 raise ConfigError(
-                    f"pca: expected at most {numbers} components, as many as there are numbers; {made['pca']} came."
+                    f"pca: expected at most {numbers} components, as many as there are numbers; {made.pca} came."
                 )
 
 
 def train_phase(
-    folder: Folder, dataset: ImageDataset, network: Mapping[str, Any], phase: Mapping[str, Any], seed: int
+    folder: Folder, dataset: ImageDataset, network: NetworkSettings, phase: PhaseSettings, seed: int
 ) -> Document:
     """Train one phase and leave ``model.keras``; goes on with a run that was cut.
 
@@ -70,8 +70,8 @@ def train_phase(
     """
     if dataset.train is None:
         raise DataError(f"Expected rows to train on: the dataset at {dataset.uri!r} has none in its part 'train'.")
-    steps = phase["epochs"] * math.ceil(dataset.train.rows / network["batch_size"])
-    with _policy(network["dtype"]):
+    steps = phase.epochs * math.ceil(dataset.train.rows / network.batch_size)
+    with _policy(network.dtype):
         model = _build(dataset, network, phase, seed, steps)
         before = [result for result in folder.results if result.store.exists(MODEL)]
         if before:
@@ -83,13 +83,13 @@ def train_phase(
                 model,
                 dataset.train,
                 validation_data=dataset.validation,
-                epochs=phase["epochs"],
-                batch_size=network["batch_size"],
+                epochs=phase.epochs,
+                batch_size=network.batch_size,
                 seed=seed,
-                class_weight=dataset.class_weight() if network["class_weight"] == "balanced" else None,
+                class_weight=dataset.class_weight() if network.class_weight == "balanced" else None,
             )
         else:  # killed between the end of the training and that of the step
-            result = FitResult.from_json(finished.read_bytes(runs.RESULT_FILE).decode())
+            result = FitResult.from_json(finished.read_bytes(RESULT_FILE).decode())
             model.set_weights(load_trained(finished)[0])
         _save(model, folder.store)
     for name in place.list():
@@ -105,19 +105,19 @@ def train_phase(
     }
 
 
-def as_it_comes(network: Mapping[str, Any]) -> dict[str, Any]:
+def as_it_comes(network: NetworkSettings) -> NetworkSettings:
     """A network without what acts in training only: augmentation would draw seeds before the weights are drawn."""
-    return {**network, "augment": [], "dropout": 0.0}
+    return replace(network, augment=[], dropout=0.0)
 
 
-def keep_untrained(folder: Folder, dataset: ImageDataset, network: Mapping[str, Any], seed: int) -> Document:
+def keep_untrained(folder: Folder, dataset: ImageDataset, network: NetworkSettings, seed: int) -> Document:
     """Leave the ``model.keras`` of a network that is used as it is."""
-    with _policy(network["dtype"]):
+    with _policy(network.dtype):
         _save(_build(dataset, as_it_comes(network), _UNTRAINED, seed, 1), folder.store)
     return {"history": {}, "epoch_seconds": []}
 
 
-def keep_features(folder: Folder, spark: SparkSession, dataset: ImageDataset, layer: str, *, trained: bool) -> Document:
+def keep_features(folder: Folder, dataset: ImageDataset, spark: SparkSession, *, layer: str, trained: bool) -> Document:
     """Keep what a layer of the network that is the last of the steps needed gives: columns id and features.
 
     Of a trained one its predictions too, as they cost no second pass over the images: the column probabilities.
@@ -137,7 +137,7 @@ def keep_features(folder: Folder, spark: SparkSession, dataset: ImageDataset, la
     return {"table": table, "layer": layer, "rows": sum(table["rows"])}
 
 
-def keep_predictions(folder: Folder, spark: SparkSession, dataset: ImageDataset) -> Document:
+def keep_predictions(folder: Folder, dataset: ImageDataset, spark: SparkSession) -> Document:
     """Keep what a trained network says of the test rows: columns id and probabilities.
 
     The last of the steps needed is either the network's, or one that kept its predictions with the features of all rows.
@@ -165,9 +165,10 @@ def _with_predictions(model: Any, layer: str) -> Any:
     return keras.Model(model.inputs, both)
 
 
-def _build(dataset: ImageDataset, network: Mapping[str, Any], phase: Mapping[str, Any], seed: int, steps: int) -> Any:
+def _build(dataset: ImageDataset, made: NetworkSettings, trained: PhaseSettings, seed: int, steps: int) -> Any:
     import keras
 
+    network, phase = vars(made), vars(trained)
     keras.utils.set_random_seed(seed)
     rate: Any = phase["learning_rate"]
     if phase["schedule"] == "cosine":
@@ -196,7 +197,7 @@ def _finished(place: Store) -> Store | None:
     """The run in a step's folder that has ended well: the step's key says that it can be no other."""
     for name in reversed(place.list()):
         run = place.child(name)
-        if run.exists(runs.RESULT_FILE):
+        if run.exists(RESULT_FILE):
             return run
     return None
 

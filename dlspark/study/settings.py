@@ -1,271 +1,219 @@
-"""The file of a study: YAML, checked against a schema before anything starts, with defaults filled in."""
+"""The settings of a study, typed. `study_schema.json` has their defaults and limits; `StudyFile` reads and checks them."""
 
 from __future__ import annotations
 
-import json
-import math
-import os
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
-from importlib.resources import files
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
-from dlspark._require import require
-from dlspark.errors import ConfigError, did_you_mean
-from dlspark.images import LAYOUTS, CsvLayout
-from dlspark.models import AUGMENTATIONS, BACKBONES
-from dlspark.registry import available_backends
-
-INSTALL = "dlspark[study]"
-EXAMPLES = ("cnmc", "ham10000")
-"""Names of the studies that are shipped as examples."""
-
-# YAML 1.1 takes 1e-4 for a text, as it has no dot; everybody means a number.
-_NUMBER = re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$")
-_TYPES = {"object": "names with values", "array": "a list", "string": "a text", "integer": "a whole number"}
-_TYPES |= {"number": "a number", "boolean": "true or false", "null": "null"}
-
-Place = tuple[str | int, ...]
+from dlspark.data import Split
+from dlspark.errors import ConfigError
 
 
-@dataclass(frozen=True)
-class StudyFile:
-    """A study as it was written down, checked.
+@dataclass(frozen=True, kw_only=True)
+class DataSettings:
+    """Images, and how they are prepared; the arguments of `prepare_images`.
 
     Attributes:
-        path: of the file.
-        settings: all of them, defaults included, as plain data; `study_schema.json` says what there is.
+        source: folder or URI of the images.
+        layout: name of a layout.
+        layout_options: options of the layout csv.
+        image_size: pixels: a side, or height and width.
+        resize: "fit" or "crop".
+        known: columns; rows without a value in one of them are left out.
+        max_rejected_fraction: the largest fraction of images that may be unreadable.
     """
 
-    path: str
-    settings: Mapping[str, Any]
+    source: str
+    layout: str
+    layout_options: Mapping[str, Any]
+    image_size: int | Sequence[int]
+    resize: str
+    known: Sequence[str]
+    max_rejected_fraction: float
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        height, width = (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
+        return height, width
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExploreSettings:
+    """Columns to count, None for all that can be counted, and how many sample images to show of each class."""
+
+    columns: Sequence[str] | None
+    samples: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseSettings:
+    """One training of a network; each phase starts with the weights of the one before."""
+
+    epochs: int
+    fine_tune: str
+    learning_rate: float
+    schedule: str
+    depth_decay: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkSettings:
+    """A network: the options of `build_classifier`, of `Trainer` and of its ``fit``.
+
+    Attributes:
+        weights: "imagenet", "none" or a file.
+        dtype: name of the dtype policy.
+        batch_size: *global* rows of a step.
+        class_weight: "none" or "balanced".
+        phases: empty for a network that is not trained and only gives features.
+    """
+
+    backbone: str
+    weights: str
+    batch_norm: str
+    dense: Sequence[int]
+    dropout: float
+    augment: Sequence[str]
+    dtype: str
+    batch_size: int
+    class_weight: str
+    backend: str
+    workers: int
+    options: Mapping[str, Any]
+    max_restarts: int
+    phases: Sequence[PhaseSettings]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetadataSettings:
+    """Columns that are joined to the features: texts, and numbers."""
+
+    categorical: Sequence[str]
+    numeric: Sequence[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureSettings:
+    """A set of features.
+
+    Attributes:
+        networks: their outputs are concatenated.
+        layer: "pooling", "dense_N" or the name of the backbone.
+        metadata: add the columns of `MetadataSettings`.
+        pca: number of principal components; None for all numbers of the layer.
+    """
+
+    networks: Sequence[str]
+    layer: str
+    metadata: bool
+    pca: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrossValidation:
+    """Number of folds, and the metric by which a grid is decided: "f1" (weighted) or "accuracy"."""
+
+    folds: int
+    metric: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierSettings:
+    """A classifier, fitted on each of the named sets of features; see `FitSettings`."""
+
+    algorithm: str
+    features: Sequence[str]
+    params: Mapping[str, Any]
+    grid: Mapping[str, Sequence[Any]]
+    undersample: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateSettings:
+    """How models are evaluated on the test part.
+
+    Attributes:
+        by: columns, numeric ones with the width of their bands (see `banded`).
+        bootstrap: number of resamples.
+        first: classes to show first.
+        best_by: name of the score that decides which model is the best.
+    """
+
+    by: Sequence[str]
+    bootstrap: int
+    first: Sequence[str]
+    best_by: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudySettings:
+    """All settings of a study; mappings are from the names that the file gives."""
+
+    name: str
+    store: str
+    seed: int
+    data: DataSettings
+    splits: Mapping[str, Split]
+    explore: ExploreSettings
+    networks: Mapping[str, NetworkSettings]
+    metadata: MetadataSettings
+    features: Mapping[str, FeatureSettings]
+    cross_validation: CrossValidation
+    classifiers: Mapping[str, ClassifierSettings]
+    ensembles: Mapping[str, Sequence[str]]
+    evaluate: EvaluateSettings
 
     @classmethod
-    def read(cls, path: str | os.PathLike[str]) -> StudyFile:
-        """Read and check a file.
+    def of(cls, plain: Mapping[str, Any]) -> StudySettings:
+        """From plain data that keeps to the schema, defaults included.
 
         Raises:
-            ConfigError: there is no such file, it is no YAML, or something in it cannot be; the message has the line and the
-                place in the file.
-            MissingDependencyError: PyYAML or jsonschema is not installed.
+            ConfigError: a split that is not possible.
         """
-        name = os.fspath(path)
-        try:
-            text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(
-                f"Expected a study's YAML file at {name!r}: {error}. `dlspark study init` writes an example."
-            ) from error
-        settings, lines = _parse(text, name)
-        checker = _Checker(name, lines)
-        checker.schema(settings)
-        filled = _with_defaults(settings, schema())
-        checker.references(filled)
-        return cls(name, filled)
+        splits = {}
+        for name, each in plain["splits"].items():
+            with told_at(f"splits.{name}"):
+                splits[name] = Split(**each, seed=plain["seed"])
+        networks = {}
+        for name, each in plain["networks"].items():
+            phases = tuple(PhaseSettings(**phase) for phase in each["phases"])
+            networks[name] = NetworkSettings(**{**each, "phases": phases})
+        return cls(
+            name=plain["name"],
+            store=plain["store"],
+            seed=plain["seed"],
+            data=DataSettings(**plain["data"]),
+            splits=splits,
+            explore=ExploreSettings(**plain["explore"]),
+            networks=networks,
+            metadata=MetadataSettings(**plain["metadata"]),
+            features={name: FeatureSettings(**each) for name, each in plain["features"].items()},
+            cross_validation=CrossValidation(**plain["cross_validation"]),
+            classifiers={name: ClassifierSettings(**each) for name, each in plain["classifiers"].items()},
+            ensembles={name: each["models"] for name, each in plain["ensembles"].items()},
+            evaluate=EvaluateSettings(**plain["evaluate"]),
+        )
+
+    @property
+    def models(self) -> list[str]:
+        """Names of the models that are not ensembles: trained networks, then classifier/features."""
+        trained = [name for name, network in self.networks.items() if network.phases]
+        return trained + [f"{name}/{each}" for name, made in self.classifiers.items() for each in made.features]
 
 
-def schema() -> dict[str, Any]:
-    """The JSON schema of a study."""
-    found: dict[str, Any] = json.loads(files(__package__).joinpath("study_schema.json").read_text(encoding="utf-8"))
-    return found
-
-
-def example(name: str) -> str:
-    """The text of an example study, with comments.
-
-    Raises:
-        ConfigError: an unknown name.
-    """
-    if name not in EXAMPLES:
-        raise ConfigError(f"There is no example study {name!r}. {did_you_mean(name, EXAMPLES)}")
-    return files(__package__).joinpath("studies", f"{name}.yaml").read_text(encoding="utf-8")
-
-
-def model_names(settings: Mapping[str, Any]) -> list[str]:
-    """The models of a study without its ensembles: trained networks, then classifier/features."""
-    trained = [name for name, network in settings["networks"].items() if network["phases"]]
-    return trained + [f"{name}/{each}" for name, made in settings["classifiers"].items() for each in made["features"]]
+def banded(text: str) -> tuple[str, float | None]:
+    """``"age:20"`` as a column and the width of its bands; ``"sex"`` as a column and None."""
+    name, colon, width = text.partition(":")
+    return name, float(width) if colon else None
 
 
 @contextmanager
 def told_at(place: str) -> Iterator[None]:
-    """Say where in the study's file the setting is that is refused."""
+    """Add the place in the study's file to the message of a ConfigError."""
     try:
         yield
     except ConfigError as error:
         raise ConfigError(f"{place}: {error}") from error
-
-
-def _parse(text: str, name: str) -> tuple[Any, dict[Place, int]]:
-    """The document, and the line of every place in it."""
-    yaml = require("yaml", install=INSTALL, purpose="Reading a study")
-
-    class Loader(yaml.SafeLoader):  # type: ignore[name-defined]
-        pass
-
-    Loader.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBER, list("-+.0123456789"))
-    try:
-        root = yaml.compose(text, Loader)
-        lines = dict(_lines(root, (), name)) if root is not None else {}
-        return yaml.load(text, Loader), lines
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{name!r} is no YAML: {' '.join(str(error).split())}.") from error
-
-
-def _lines(node: Any, place: Place, name: str) -> Iterator[tuple[Place, int]]:
-    yield place, node.start_mark.line + 1
-    if node.id == "mapping":
-        seen: dict[str, int] = {}
-        for key, value in node.value:
-            line = key.start_mark.line + 1
-            if key.tag != "tag:yaml.org,2002:str" and key.value != "<<":
-                raise ConfigError(f"{name}, line {line}: expected a name, {key.value} came. Put it in quotes if it is one.")
-            if key.value in seen and key.value != "<<":  # YAML would take the last one and say nothing
-                raise ConfigError(
-                    f"{name}, line {line}: {_told((*place, key.value))} is there already, in line {seen[key.value]}. "
-                    "Give every name once."
-                )
-            seen[key.value] = line
-            if key.value == "<<":  # what is merged is at fault where it is written
-                for merged in value.value if value.id == "sequence" else [value]:
-                    yield from ((found, at) for found, at in _lines(merged, place, name) if found != place)
-                continue
-            yield from _lines(value, (*place, key.value), name)
-            yield (*place, key.value), line
-    elif node.id == "sequence":
-        for number, item in enumerate(node.value):
-            yield from _lines(item, (*place, number), name)
-
-
-def _told(place: Place) -> str:
-    return ".".join(str(part) for part in place) or "the file"
-
-
-@dataclass(frozen=True)
-class _Checker:
-    name: str
-    lines: Mapping[Place, int]
-
-    def refusal(self, place: Place, message: str) -> ConfigError:
-        known = next((place[:end] for end in range(len(place), -1, -1) if place[:end] in self.lines), ())
-        return ConfigError(f"{self.name}, line {self.lines.get(known, 1)}: {_told(place)}: {message}")
-
-    def schema(self, settings: Any) -> None:
-        if settings is None:
-            raise ConfigError(f"{self.name!r} is empty. `dlspark study init` writes an example.")
-        jsonschema = require("jsonschema", install=INSTALL, purpose="Checking a study")
-        # What is missing comes last: mostly it is there under a mistyped name.
-        found = sorted(
-            jsonschema.Draft202012Validator(schema()).iter_errors(settings),
-            key=lambda error: (error.validator == "required", list(map(str, error.path))),
-        )
-        for error in found:
-            raise self._explained(error)
-
-    def _explained(self, error: Any) -> ConfigError:
-        place: Place = tuple(error.absolute_path)
-        came = json.dumps(error.instance, default=str, ensure_ascii=False)
-        came = came if len(came) <= 60 else f"{came[:57]}…"
-        rule, value = error.validator, error.validator_value
-        if rule == "additionalProperties":
-            known = error.schema["properties"]
-            free = "patternProperties" in error.schema
-            unknown = next(key for key in error.instance if key not in known and not (free and str(key).startswith("x-")))
-            return self.refusal((*place, unknown), f"there is no such setting. {did_you_mean(str(unknown), known)}")
-        if rule == "required":
-            missing = next(key for key in value if key not in error.instance)
-            return self.refusal(place, f"{missing!r} is missing; expected {', '.join(value)}.")
-        if rule == "enum":
-            return self.refusal(place, f"{came} came. {did_you_mean(str(error.instance), map(str, value))}")
-        if rule in ("type", "oneOf"):
-            kinds = (
-                [value]
-                if isinstance(value, str)
-                else value
-                if rule == "type"
-                else [one.get("type", "array") for one in value]
-            )
-            expected = " or ".join(_TYPES[kind] for kind in kinds)
-            told = error.schema.get("description")
-            return self.refusal(place, f"expected {expected}{f' ({told})' if told else ''}; {came} came.")
-        if rule == "pattern" and error.parent is None and "propertyNames" not in error.schema_path:
-            return self.refusal(place, f"{came} came; expected a text like {value}.")
-        if rule == "minItems":
-            return self.refusal(place, f"expected {value} or more; {came} came.")
-        if rule == "uniqueItems":
-            return self.refusal(place, f"something is there twice; {came} came.")
-        return self.refusal(place, f"{error.message}.")
-
-    def references(self, settings: Mapping[str, Any]) -> None:
-        """Names that must be names of something."""
-        networks, sets = settings["networks"], settings["features"]
-        self._known(("data", "layout"), settings["data"]["layout"], LAYOUTS, "layout")
-        for option in settings["data"]["layout_options"]:
-            if settings["data"]["layout"] != "csv":
-                raise self.refusal(("data", "layout_options"), "only the layout csv has options. Leave them out.")
-            options = [field.name for field in fields(CsvLayout)]
-            self._known(("data", "layout_options", option), option, options, "option of the layout csv")
-        for number, column in enumerate(settings["evaluate"]["by"]):
-            name, colon, width = column.partition(":")
-            if colon and not (name and _NUMBER.match(width) and float(width) > 0):
-                message = f"expected a column, or numbers in bands as age:20; {column!r} came."
-                raise self.refusal(("evaluate", "by", number), message)
-        backends = available_backends()
-        for name, network in networks.items():
-            self._known(("networks", name, "backbone"), network["backbone"], BACKBONES, "backbone")
-            self._known(("networks", name, "backend"), network["backend"], backends, "backend")
-            for number, augment in enumerate(network["augment"]):
-                place = ("networks", name, "augment", number)
-                self._known(place, augment.partition(":")[0], AUGMENTATIONS, "augmentation")
-            for number, phase in enumerate(network["phases"]):
-                if not math.isfinite(phase["learning_rate"]):
-                    rate = ("networks", name, "phases", number, "learning_rate")
-                    raise self.refusal(rate, f"expected a number; {phase['learning_rate']} came.")
-                if phase["depth_decay"] != 1 and phase["fine_tune"] == "head":
-                    message = "a frozen backbone has no learning rates. Leave it at 1, or give another fine_tune."
-                    raise self.refusal(("networks", name, "phases", number, "depth_decay"), message)
-        for name, made in sets.items():
-            for number, network in enumerate(made["networks"]):
-                self._known(("features", name, "networks", number), network, networks, "network")
-                dense = [f"dense_{i}" for i, _ in enumerate(networks[network]["dense"], start=1)]
-                if made["layer"].startswith("dense_") and made["layer"] not in dense:
-                    layers = ", ".join(["pooling", *dense])
-                    message = f"the network {network!r} has no layer {made['layer']!r}. Known: {layers}, and its backbone."
-                    raise self.refusal(("features", name, "layer"), message)
-        for name, made in settings["classifiers"].items():
-            for number, each in enumerate(made["features"]):
-                self._known(("classifiers", name, "features", number), each, sets, "set of features")
-            for param in made["grid"]:
-                if param in made["params"]:
-                    raise self.refusal(("classifiers", name, "grid", param), "it is among the params too. Give it once.")
-        models = model_names(settings)
-        for name, made in settings["ensembles"].items():
-            if name in models:
-                raise self.refusal(("ensembles", name), "a network has that name. Choose another one.")
-            for number, model in enumerate(made["models"]):
-                self._known(("ensembles", name, "models", number), model, models, "model")
-
-    def _known(self, place: Place, name: str, known: Any, what: str) -> None:
-        if name not in known:
-            raise self.refusal(place, f"there is no {what} {name!r}. {did_you_mean(name, known)}")
-
-
-def _with_defaults(value: Any, of: Mapping[str, Any]) -> Any:
-    """``value`` with what its schema says of settings that are not given."""
-    if not isinstance(value, dict):
-        if isinstance(value, list) and isinstance(of.get("items"), dict):
-            return [_with_defaults(item, of["items"]) for item in value]
-        return value
-    properties = of.get("properties", {})
-    others = of.get("additionalProperties")
-    filled = {}
-    for key in [*properties, *(key for key in value if key not in properties)]:
-        inner = properties.get(key, others if isinstance(others, dict) else {})
-        if key in value:
-            filled[key] = _with_defaults(value[key], inner)
-        elif "default" in inner:
-            filled[key] = _with_defaults(inner["default"], inner)
-    return {key: item for key, item in filled.items() if not str(key).startswith("x-")} if others is False else filled

@@ -11,13 +11,15 @@ features are better than those on test. They choose between settings; what is re
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from dlspark.storage import Document, KeptSteps, Result, Step, Store, lease
 from dlspark.study import judge as judging
+from dlspark.study.networks import check_networks
 from dlspark.study.plan import StudyPlan
-from dlspark.study.settings import StudyFile
+from dlspark.study.steps import prepared_dataset
+from dlspark.study.study_file import StudyFile
 
 REPORT = "study.json"
 
@@ -35,7 +37,6 @@ class Study:
     file: StudyFile
     store: Store
     steps: tuple[Step, ...]
-    _check_networks: Callable[[Result], None] = field(repr=False)
 
     @classmethod
     def of(cls, file: StudyFile) -> Study:
@@ -44,9 +45,8 @@ class Study:
         Raises:
             ConfigError: a backend's option or a classifier's parameter that does not exist, or a file that is not there.
         """
-        store = Store(file.settings["store"])
-        plan = StudyPlan(file.settings, store)
-        return cls(file, store, tuple(plan.steps()), plan.check_networks)
+        store = Store(file.settings.store)
+        return cls(file, store, tuple(StudyPlan(file.settings, store).steps()))
 
     def run(self, *, command: Sequence[str] = ()) -> Document:
         """Do what is not kept, and write what came out to ``study.json`` and ``study.html`` in the store, with pictures.
@@ -75,7 +75,7 @@ class Study:
                 prepared = results[step.needs[0].key]
                 judging.check_against_data(self.file.settings, prepared.document, result)
                 if step is first_rows and networks_to_do:
-                    self._check_networks(prepared)
+                    check_networks(self.file.settings, prepared_dataset(prepared))
 
         with lease(self.store):
             steps.run(self.steps, on_step=note)

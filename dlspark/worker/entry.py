@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from dlspark.data import Feed
+import numpy as np
+
+from dlspark.data import ShardedRows
 from dlspark.errors import ConfigError, RunInterruptedError
 from dlspark.job import MODEL_FILE, Payload, TrainJob, WorkerResult, load_job, load_payload, versions
 from dlspark.storage import Checkpoints, Store
@@ -20,7 +22,7 @@ from dlspark.worker.device import describe_device, worker_report
 from dlspark.worker.gradient_sync import check_mergeable
 from dlspark.worker.heartbeat import Pulse
 from dlspark.worker.loop import train
-from dlspark.worker.model_state import restore, save_trained, set_weights
+from dlspark.worker.model_state import load_initial_weights, restore, save_trained, set_weights
 from dlspark.worker.process import environment, random_states
 from dlspark.worker.session import WorkerSession
 from dlspark.worker.status import WorkerStatus
@@ -140,19 +142,19 @@ def load_model(job: TrainJob, payload: Payload) -> Any:
         finally:
             keras.config.set_dtype_policy(before)
         if not model.built:
-            build(model, job)
-        set_weights(model, payload.initial_weights)
+            build(model, job.train)
+        load_initial_weights(Store(job.uri), model)
         return model
-    with keras.saving.custom_object_scope(payload.custom_objects or {}), warnings.catch_warnings():
-        if not payload.optimizer_built:  # the file has no optimizer state, and Keras would warn
+    with keras.saving.custom_object_scope(dict(payload.custom_objects)), warnings.catch_warnings():
+        if not job.optimizer_built:  # the file has no optimizer state, and Keras would warn
             warnings.filterwarnings("ignore", message="Skipping variable loading for optimizer")
         return keras.saving.load_model(Store(job.uri).local_file(MODEL_FILE), safe_mode=True)
 
 
-def build(model: Any, job: TrainJob) -> None:
+def build(model: Any, rows: ShardedRows) -> None:
     """Create the variables of a model that builds itself on its first input."""
     import keras
 
-    with Feed(job.train, batch_size=1) as feed:
-        x, _, _ = keras.utils.unpack_x_y_sample_weight(feed.batch(0, None))
+    with rows.open() as reader:
+        x, _, _ = keras.utils.unpack_x_y_sample_weight(reader.batch(np.arange(1)))
     model(keras.tree.map_structure(keras.ops.convert_to_tensor, x), training=False)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlspark.errors import DataError
-from dlspark.job import WEIGHTS_FILE
+from dlspark.job import INITIAL_WEIGHTS_FILE, WEIGHTS_FILE
 from dlspark.storage import Store, differing
 from dlspark.worker.gradient_sync import optimizers_of
 from dlspark.worker.session import WorkerSession
@@ -50,6 +50,19 @@ def load_trained(store: Store) -> tuple[list[NDArray[Any]], list[NDArray[Any]]]:
     with np.load(store.local_file(WEIGHTS_FILE), allow_pickle=False) as file:
         count = sum(name.startswith("w") for name in file.files)
         return [file[f"w{i}"] for i in range(count)], [file[f"o{i}"] for i in range(len(file.files) - count)]
+
+
+def save_initial_weights(store: Store, model: Any) -> None:
+    """Write the weights that a builder's model starts with, which each worker's copy of it takes."""
+    arrays = {f"w{i}": storable(v) for i, v in enumerate(model.weights)}
+    with store.open_writer(INITIAL_WEIGHTS_FILE, size=sum(array.nbytes for array in arrays.values())) as path:
+        np.savez(path, **arrays)
+
+
+def load_initial_weights(store: Store, model: Any) -> None:
+    """Give ``model`` what `save_initial_weights` wrote."""
+    with np.load(store.local_file(INITIAL_WEIGHTS_FILE), allow_pickle=False) as file:
+        set_weights(model, [file[f"w{i}"] for i in range(len(file.files))])
 
 
 def storable(variable: Any) -> NDArray[Any]:

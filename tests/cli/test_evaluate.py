@@ -128,8 +128,8 @@ def test_rows_may_be_drawn_alone_or_not_at_all(dataset: str, model: str, capsys:
         (["--group", "patients"], "--group names no column of the dataset. Did you mean 'patient'"),
         (["--by", "age:20,age:10"], "--by names 'age' twice"),
         (["--by", "age"], "'age' has 40. Put numbers into bands"),
-        (["--seed", "-1"], "seed must be a whole number of at least 0"),
-        (["--bootstrap", "-1"], "bootstrap must be a whole number of at least 0"),
+        (["--seed", "-1"], "Expected seed as a whole number of at least 0"),
+        (["--bootstrap", "-1"], "Expected bootstrap as a whole number of at least 0"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -42,7 +42,7 @@ def command(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Any]], No
         (["--verson"], "Did you mean '--version'?"),
         ([*TRAIN, "--epoch", "3"], "Did you mean '--epochs'?"),
         ([*TRAIN, "--epochs=three"], "argument --epochs: invalid int value: 'three'"),
-        ([*TRAIN, "--workers", "0"], "num_workers must be a whole number of at least 1"),
+        ([*TRAIN, "--workers", "0"], "Expected num_workers as a whole number of at least 1"),
         ([*TRAIN, "--backend", "horovd"], "Did you mean 'horovod'?"),
         ([*TRAIN, "--option", "nics"], "expected NAME=VALUE, got 'nics'"),
         ([*TRAIN, "--option", "nics=lo"], "Backend 'local' has no option 'nics'"),
@@ -58,7 +58,7 @@ def command(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Any]], No
         ([*PREPARE, "--layout", "csv", "--layout-option", "lable_column=dx"], "Did you mean 'label_column'?"),
         (["evaluate", "model.keras", "data"], "has no manifest.json"),
         (["evaluate", "model.keras", "data", "--part", "tset"], "choose from 'test', 'validation', 'train'"),
-        (["doctor", "--workers", "0"], "--workers must be a whole number of at least 1"),
+        (["doctor", "--workers", "0"], "Expected --workers as a whole number of at least 1"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -179,7 +179,7 @@ def test_curves_are_thinned_and_look_the_same() -> None:
         ({"classes": ["a", "a", "b"]}, "different names"),
         ({"groups": [1, 2]}, r"Expected groups of shape \(3,\), as labels: received \(2,\)"),
         ({"by": {"age": [1.0]}}, r"Expected age of shape \(3,\)"),
-        ({"bootstrap": -1}, "bootstrap must be a whole number of at least 0"),
+        ({"bootstrap": -1}, "Expected bootstrap as a whole number of at least 0"),
     ],
     ids=str,
 )

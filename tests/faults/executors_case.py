@@ -114,7 +114,7 @@ def check(store: Path, engine: str) -> None:
     """What the engine asks of the cluster."""
     rows = ShardedRows(str(store), ("a",), (4,), "x", "y")
     job = TrainJob(uri=str(store), num_workers=2, epochs=1, batch_size=2, seed=0, train=rows)
-    load_backend(engine).from_options(None).check(job)
+    load_backend(engine).from_options(None).check(job, job.uri)
 
 
 def main(folder: Path, out: Path) -> None:

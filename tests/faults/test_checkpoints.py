@@ -417,5 +417,5 @@ def test_the_defaults_of_a_trainer_without_a_store(tmp_path: Path) -> None:
         Trainer("local", checkpoint_steps=5)
     with pytest.raises(ConfigError, match=r"no timeout 'step_second'\. Did you mean 'step_seconds'"):
         Trainer("local", timeouts={"step_second": 5})
-    with pytest.raises(ConfigError, match="heartbeat_seconds must be a number of seconds above 0"):
+    with pytest.raises(ConfigError, match="heartbeat_seconds as a number of seconds above 0"):
         Trainer("local", timeouts={"heartbeat_seconds": 0})

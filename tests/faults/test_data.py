@@ -138,7 +138,7 @@ class TestFewerRowsThanWorkers:
         x, y = toys.separable(rows)
         for refused in ({"data": (x, y)}, {"data": toys.separable(60), "validation_data": (x, y)}):
             started = time.monotonic()
-            with pytest.raises(ConfigError, match=rf"data has {told} .*fewer than the 2 workers"):
+            with pytest.raises(ConfigError, match=rf"at least 2 rows in a step.*data has {told}"):
                 fit(engine, toys.dense_classifier(), batch_size=batch_size if refused["data"][0] is x else 32, **refused)
             assert time.monotonic() - started <= REFUSAL_SECONDS
             if batch_size == 2:
@@ -148,6 +148,6 @@ class TestFewerRowsThanWorkers:
         """Its rows are known when it is written, which is after the look at the cluster and before the launch."""
         data = frame(spark, *toys.separable(1), [0, 1])
         started = time.monotonic()
-        with pytest.raises(ConfigError, match=r"data has 1 rows in 1 steps .*fewer than the 2 workers"):
+        with pytest.raises(ConfigError, match=r"at least 2 rows in a step.*data has 1 rows in 1 steps"):
             fit(engine, toys.dense_classifier(), data)
         assert time.monotonic() - started <= REFUSAL_SECONDS

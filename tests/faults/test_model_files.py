@@ -105,9 +105,14 @@ def with_code(path: Path, marker: Path) -> Path:
 
 
 @pytest.fixture
-def unsafe_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Somebody in this process has called keras.config.enable_unsafe_deserialization(), which cannot be taken back."""
-    monkeypatch.setattr("keras.src.saving.serialization_lib.in_safe_mode", lambda: False)
+def unsafe_process() -> Iterator[None]:
+    """Code in this process has called keras.config.enable_unsafe_deserialization(), which has no public inverse."""
+    from keras.src.backend.common import global_state
+
+    before = global_state.get_global_attribute("safe_mode_saving")
+    keras.config.enable_unsafe_deserialization()
+    yield
+    global_state.set_global_attribute("safe_mode_saving", before)
 
 
 def test_the_payload_is_alive(tmp_path: Path, marker: Path) -> None:

@@ -155,7 +155,7 @@ def test_the_same_settings_return_what_is_there(
 ) -> None:
     monkeypatch.setattr(prepare, "get_session", lambda *_: pytest.fail("Spark was asked for"))
     assert again(prepared, folder) == prepared
-    with pytest.raises(DataError, match=r"strict.*2 are.*(?i:truncated)"):
+    with pytest.raises(DataError, match=r"strict.*got 2.*(?i:truncated)"):
         again(prepared, folder, strict=True)
     with pytest.raises(ConfigError, match=r"image_size: \[12, 16\] there, \[12, 12\] asked for"):
         again(prepared, folder, image_size=(12, 12))
@@ -188,10 +188,10 @@ def test_the_same_rows_come_out_of_another_cluster_and_an_unfinished_folder(
 
 
 def test_strict_and_too_many_rejected_leave_nothing(spark: Any, folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"strict\): 2 are.*0[56]\.jpg: .*; .*0[56]\.jpg: ") as caught:
+    with pytest.raises(DataError, match=r"strict\); got 2.*0[56]\.jpg: .*; .*0[56]\.jpg: ") as caught:
         prepare_images(folder, tmp_path / "out", layout="folders", image_size=SIZE, strict=True)
     assert "truncated" in str(caught.value).lower()
-    with pytest.raises(DataError, match=r"max_rejected_fraction=0\.01\): 2 are"):
+    with pytest.raises(DataError, match=r"max_rejected_fraction=0\.01\); got 2"):
         prepare_images(folder, tmp_path / "out", layout="folders", image_size=SIZE)
     assert list(tmp_path.iterdir()) == []
 
@@ -261,13 +261,13 @@ def layout_of(rows: list[tuple[Any, ...]], schema: str = "path string, id string
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([], "found none"),
-        ([("a.jpg", "1", "x"), ("b.jpg", "2", None)], "label for every image: 1 of 2.*'b.jpg'"),
+        ([], "got none with the layout"),
+        ([("a.jpg", "1", "x"), ("b.jpg", "2", None)], "label for every image; got none for 1 of 2.*'b.jpg'"),
         ([("a.jpg", "1", " ")], "label for every image"),
         ([("a.jpg", "", "x")], "id for every image"),
-        ([("a.jpg", "1", "x"), ("b.jpg", "1", "x")], "'1' comes 2 times, for 'a.jpg' and 'b.jpg'"),
+        ([("a.jpg", "1", "x"), ("b.jpg", "1", "x")], "got '1' 2 times, for 'a.jpg' and 'b.jpg'"),
         ([("a.jpg", "1", "x"), ("b.jpg", "2", "x")], "part 'test'"),
-        ([(f"/no/{i}.jpg", str(i), "x") for i in range(5)], "5 are.*/no/0.jpg: cannot be read: No such file"),
+        ([(f"/no/{i}.jpg", str(i), "x") for i in range(5)], "got 5.*/no/0.jpg: cannot be read: No such file"),
     ],
 )
 def test_tables_that_cannot_be_are_refused(spark: Any, tmp_path: Path, rows: list[Any], message: str) -> None:
@@ -313,10 +313,10 @@ def test_sources_that_are_not_there(spark: Any, folder: Path, tmp_path: Path) ->
     (tmp_path / "empty").mkdir()
     (tmp_path / "no-images" / "class").mkdir(parents=True)
     for source, layout, message in (
-        ("nowhere", "folders", "nowhere.*there is none"),
+        ("nowhere", "folders", "nowhere.*does not exist"),
         ("empty", "folders", "folders named after the classes"),
-        ("no-images", "folders", "found none"),
-        ("empty", "csv", r"metadata\.csv.*there is none"),
+        ("no-images", "folders", "got none with the layout 'folders'. It reads: Class folders"),
+        ("empty", "csv", r"metadata\.csv.*does not exist"),
         ("empty", "ham10000", r"HAM10000_metadata\.csv"),
     ):
         with pytest.raises(DataError, match=message):
@@ -412,7 +412,7 @@ def test_an_image_whose_name_says_nothing_is_put_aside(spark: Any, tmp_path: Pat
     for name in names:
         picture(tmp_path / "in" / "fold_0" / f"{name}.bmp", COLORS["nv"])
     settings: dict[str, Any] = {"layout": "cnmc", "image_size": (4, 4), "split": Split(test=0.5)}
-    with pytest.raises(DataError, match=r"at most 0 of 7 images.*3 are"):
+    with pytest.raises(DataError, match=r"at most 0 of 7 images.*got 3"):
         prepare_images(tmp_path / "in", tmp_path / "out", **settings)
     data = prepare_images(tmp_path / "in", tmp_path / "out", max_rejected_fraction=0.5, **settings)
     assert data.classes == ("all", "hem")

@@ -271,7 +271,7 @@ def uncompiled() -> Any:
         (trainable_norm, {}, r"1 layers would change, the first is 'norm'. Build the model with fine_tune='head'"),
         (classifier, {"views": 2}, r"Expected views=1, as nothing in the model up to 'pooling' is random: received 2"),
         (lambda: classifier(augment=True), {}, r"views of 2 or more, as the model augments: received 1"),
-        (classifier, {"views": 0}, r"views must be a whole number of at least 1"),
+        (classifier, {"views": 0}, r"Expected views as a whole number of at least 1"),
         (classifier, {"layer": "poling"}, r"The model has no layer 'poling'. .*'pooling'"),
         (classifier, {"layer": "backbone"}, r"a layer that gives a vector: 'backbone' gives \(14, 14, 6\)"),
         (classifier, {"layer": "probabilities"}, r"The model cannot be cut at layer 'probabilities'"),

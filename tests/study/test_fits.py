@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +12,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from dlspark.errors import ConfigError
 from dlspark.ml.tables import read_local, read_table, write_table
 from dlspark.storage.steps import Folder, Result
 from dlspark.storage.store import Store
-from dlspark.study.classifiers import ClassifierSettings
 from dlspark.study.fits import keep_fit
 from dlspark.study.judge import mean_of_predictions
+from dlspark.study.pipelines import FitSettings, check_params
 
 pytestmark = [pytest.mark.spark, pytest.mark.slow]
 
 CLASSES = ("hem", "all")
-SETTINGS = ClassifierSettings(
+SETTINGS = FitSettings(
     algorithm="logistic_regression",
     vectors=("features_0", "features_1"),
     categorical=("sex",),
@@ -95,7 +97,18 @@ def test_changed_test_rows_change_nothing_that_was_fitted(spark: Any, tmp_path: 
 
     store = Store(tmp_path / "mean")
     mean = mean_of_predictions(Folder(store, results))
-    assert read_local(store, mean["table"])["probabilities"].to_pylist() == ((before + after) / 2).tolist()
+    assert read_local(store, mean["table"])["probabilities"].to_pylist() == pytest.approx(((before + after) / 2), abs=1e-6)
+
+
+def test_a_strangers_kind_of_classifier_is_fitted(spark: Any, stranger: None, tmp_path: Path) -> None:
+    settings = replace(SETTINGS, algorithm="naive_bayes", params={"smoothing": 0.5})
+    with pytest.raises(ConfigError, match="Did you mean 'smoothing'"):
+        check_params(replace(settings, params={"smothing": 0.5}))
+    store = Store(tmp_path)
+    document = keep_fit(Folder(store.child("fit"), needed(store, 0.0)), spark, settings)
+    assert (document["params"], document["inputs"]) == ({"smoothing": 0.5}, 2 + 2 + 1)
+    probabilities = read_local(store.child("fit"), document["table"]).sort_by("id")["probabilities"].to_pylist()
+    assert (np.argmax(probabilities, axis=1) == np.arange(0, 48, 3) // 3 % 2).mean() > 0.9
 
 
 def test_a_table_comes_back_as_it_was(spark: Any, tmp_path: Path) -> None:

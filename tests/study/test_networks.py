@@ -17,26 +17,28 @@ from dlspark.spark.slots import available_slots
 from dlspark.storage.steps import Folder, Result
 from dlspark.storage.store import Store
 from dlspark.study.networks import keep_features, keep_predictions, train_phase
+from dlspark.study.settings import NetworkSettings, PhaseSettings
 from dlspark.testing.cells import cell_files
 
 pytestmark = [pytest.mark.spark, pytest.mark.slow]
 
-NETWORK = {
-    "backbone": "mobilenetv2",
-    "weights": "none",
-    "batch_norm": "frozen",
-    "dense": [4],
-    "dropout": 0.0,
-    "augment": [],
-    "dtype": "mixed_bfloat16",
-    "batch_size": 8,
-    "class_weight": "balanced",
-    "backend": "local",
-    "workers": 1,
-    "options": {},
-    "max_restarts": 0,
-}
-HEAD = {"epochs": 1, "fine_tune": "head", "learning_rate": 0.01, "schedule": "cosine", "depth_decay": 1.0}
+HEAD = PhaseSettings(epochs=1, fine_tune="head", learning_rate=0.01, schedule="cosine", depth_decay=1.0)
+NETWORK = NetworkSettings(
+    backbone="mobilenetv2",
+    weights="none",
+    batch_norm="frozen",
+    dense=[4],
+    dropout=0.0,
+    augment=[],
+    dtype="mixed_bfloat16",
+    batch_size=8,
+    class_weight="balanced",
+    backend="local",
+    workers=1,
+    options={},
+    max_restarts=0,
+    phases=[HEAD],
+)
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +65,7 @@ def test_phases_hand_over_and_a_finished_training_is_not_repeated(
     assert keras.config.dtype_policy().name == "float32"
     head = load_model(first.child("model.keras").uri)
     needs = [Result(first, document, 0.0, {})]
-    train_phase(Folder(second, needs), dataset, NETWORK, {**HEAD, "fine_tune": "top:1"}, seed=1)
+    train_phase(Folder(second, needs), dataset, NETWORK, replace(HEAD, fine_tune="top:1"), seed=1)
     top = load_model(second.child("model.keras").uri)
     assert list(tmp_path.glob("1/runs/*/events.jsonl"))
     assert not list(tmp_path.glob("**/checkpoints")), "the model is what a finished step keeps"
@@ -121,7 +123,9 @@ def test_features_and_predictions_come_of_one_pass(dataset: ImageDataset, spark:
     prepared, network = (Result(Store(tmp_path / name), {}, 0.0, {}) for name in ("data", "network"))
     featurized = Result(
         Store(tmp_path / "features"),
-        keep_features(Folder(Store(tmp_path / "features"), [prepared, network]), spark, dataset, "dense_1", trained=True),
+        keep_features(
+            Folder(Store(tmp_path / "features"), [prepared, network]), dataset, spark, layer="dense_1", trained=True
+        ),
         0.0,
         {},
     )
@@ -146,7 +150,7 @@ def test_features_and_predictions_come_of_one_pass(dataset: ImageDataset, spark:
 
     for number, source in enumerate((featurized, network)):
         store = Store(tmp_path / f"predictions-{number}")
-        document = keep_predictions(Folder(store, [prepared, source]), spark, dataset)
+        document = keep_predictions(Folder(store, [prepared, source]), dataset, spark)
         table = read_local(store, document["table"]).sort_by("id")
         assert table["id"].to_pylist() == ids, "test rows, and all of them"
         np.testing.assert_allclose(table["probabilities"].to_pylist(), expected, atol=1e-5)

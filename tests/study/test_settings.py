@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from dlspark.cli.main import main
+from dlspark.data import Split
 from dlspark.errors import ConfigError
-from dlspark.study.settings import EXAMPLES, StudyFile, example, model_names
+from dlspark.study.settings import PhaseSettings, StudySettings
+from dlspark.study.study_file import EXAMPLES, StudyFile, example
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,7 +34,7 @@ ensembles:
 """
 
 
-def read(tmp_path: Path, text: str) -> Any:
+def read(tmp_path: Path, text: str) -> StudySettings:
     path = tmp_path / "study.yaml"
     path.write_text(text)
     return StudyFile.read(path).settings
@@ -41,20 +42,14 @@ def read(tmp_path: Path, text: str) -> Any:
 
 def test_defaults_are_filled_in(tmp_path: Path) -> None:
     settings = read(tmp_path, SMALL)
-    assert settings["seed"] == 0
-    assert settings["splits"]["only"] == {
-        "test": 0.25,
-        "validation": 0.0,
-        "stratify": True,
-        "group": None,
-        "undersample": False,
-    }
-    assert settings["networks"]["net"]["phases"] == [
-        {"epochs": 1, "fine_tune": "all", "learning_rate": 0.001, "schedule": "constant", "depth_decay": 1.0}
-    ]
-    assert settings["cross_validation"] == {"folds": 5, "metric": "f1"}
-    assert settings["evaluate"]["bootstrap"] == 1000
-    assert model_names(settings) == ["net", "lr/pooled"]
+    assert settings.seed == 0
+    assert settings.splits["only"] == Split(test=0.25)
+    assert settings.networks["net"].phases == (
+        PhaseSettings(epochs=1, fine_tune="all", learning_rate=0.001, schedule="constant", depth_decay=1.0),
+    )
+    assert (settings.cross_validation.folds, settings.cross_validation.metric) == (5, "f1")
+    assert settings.evaluate.bootstrap == 1000
+    assert settings.models == ["net", "lr/pooled"]
 
 
 @pytest.mark.parametrize(
@@ -118,7 +113,7 @@ def test_init_writes_the_examples(
     monkeypatch.chdir(tmp_path)
     for name in EXAMPLES:
         assert main(["study", "init", name]) == 0
-        assert StudyFile.read(f"{name}.yaml").settings["name"] == name
+        assert StudyFile.read(f"{name}.yaml").settings.name == name
         assert Path(f"{name}.yaml").read_text() == (ROOT / "examples" / f"{name}.yaml").read_text() == example(name)
     assert main(["study", "init", "cnmc"]) == 2
     assert "is there already" in capsys.readouterr().err

@@ -14,8 +14,8 @@ import fsspec
 import pytest
 
 from dlspark.cli.main import main
-from dlspark.study.settings import StudyFile
 from dlspark.study.study import Study
+from dlspark.study.study_file import StudyFile
 from dlspark.testing.cells import cell_files
 
 pytestmark = [pytest.mark.spark, pytest.mark.slow, pytest.mark.timeout(400)]
@@ -288,7 +288,7 @@ def test_what_cannot_work_is_refused_before_any_work(
     for old, new, told in (
         ("regParam", "regparam", "classifiers.lr: LogisticRegression has no parameter 'regparam'. Did you mean 'regParam'"),
         ("maxIter: 2", "maxIter: -2", "maxIter given invalid value -2"),
-        ("backend: mirrored", "backend: local", "networks.tuned: Backend 'local' runs at most 1 worker"),
+        ("backend: mirrored", "backend: local", "networks.tuned: Expected num_workers of at most 1 for backend 'local'"),
         ("image_size: 32", "image_size: 16", "networks.plain: image_size must be"),
         ("augment: [flip]", "augment: ['flip:banana']", "networks.tuned: 'flip' takes no number"),
         ('source: "cells"', "source: cellz", "data.source: Expected a folder of images: there is no file in"),

@@ -13,7 +13,9 @@ from dlspark.plugin import (
     Capabilities,
     Checkpoints,
     ConfigError,
+    Engine,
     FitResult,
+    JobSettings,
     Position,
     RunMonitor,
     Store,
@@ -86,6 +88,7 @@ class ElephasBackend(Backend):
     """Weight averaging between epochs, or a parameter server, over Spark tasks that do not wait for each other."""
 
     name: ClassVar[str] = "elephas"
+    engine: ClassVar[Engine] = Engine(packages=("dlspark-elephas", "elephas"), modules=("elephas",))
     options_type: ClassVar[type] = ElephasOptions
     capabilities = Capabilities(synchronous_gradients=False, exact_rows=True, deterministic=True, resumable=True)
 
@@ -94,19 +97,19 @@ class ElephasBackend(Backend):
         if self.options.mode == "asynchronous":  # the result depends on the order of the updates
             self.capabilities = dataclasses.replace(self.capabilities, deterministic=False, resumable=False)
 
-    def check(self, job: TrainJob) -> None:
-        if job.checkpoint_steps:
+    def check(self, settings: JobSettings, uri: str) -> None:
+        if settings.checkpoint_steps:
             raise ConfigError(
                 "Backend 'elephas' cannot save a checkpoint within an epoch, because a partial round is lost. Leave "
                 "checkpoint_steps out: it saves one after every epoch."
             )
-        spark = get_session(job.num_workers)
+        spark = get_session(settings.num_workers)
         if spark.sparkContext.getConf().get("spark.speculation", "false").strip().lower() == "true":
             raise ConfigError(
                 "Backend 'elephas' needs every task to run once, but spark.speculation=true starts slow tasks twice. Start "
                 "the session without it."
             )
-        check_cluster(job, self.name, barrier=False, packages=("dlspark-elephas", "elephas"))
+        check_cluster(settings, uri, backend=self.name, barrier=False, packages=self.engine.packages)
 
     def fit(self, job: TrainJob) -> FitResult:
         spark = get_session(job.num_workers)

@@ -19,7 +19,9 @@ from dlspark.plugin import (
     PAYLOAD_FILE,
     Capabilities,
     ConfigError,
+    Engine,
     FitResult,
+    JobSettings,
     LaunchBackend,
     MissingDependencyError,
     Store,
@@ -65,25 +67,32 @@ class HorovodOptions:
 
     def __post_init__(self) -> None:
         if self.cycle_time_ms is not None and self.cycle_time_ms <= 0:
-            raise ConfigError(f"cycle_time_ms must be above 0; {self.cycle_time_ms} came.")
+            raise ConfigError(f"Expected cycle_time_ms above 0; got {self.cycle_time_ms}.")
         if self.start_timeout_seconds is not None and self.start_timeout_seconds < 1:
-            raise ConfigError(f"start_timeout_seconds must be at least 1; {self.start_timeout_seconds} came.")
+            raise ConfigError(f"Expected start_timeout_seconds of at least 1; got {self.start_timeout_seconds}.")
 
 
 class HorovodBackend(LaunchBackend):
     """One worker per Spark task, in a fresh process beside the task's own; CPU, or one GPU each from Spark."""
 
     name: ClassVar[str] = "horovod"
+    engine: ClassVar[Engine] = Engine(
+        packages=("dlspark-horovod", "horovod"),
+        modules=("horovod",),
+        environment=("HOROVOD_CYCLE_TIME", "CUDA_VISIBLE_DEVICES"),
+        barrier=True,
+        open_ports="Horovod's gloo",
+    )
     options_type: ClassVar[type] = HorovodOptions
     capabilities = Capabilities(synchronous_gradients=True, exact_rows=True, deterministic=True, resumable=True)
 
-    def check(self, job: TrainJob) -> None:
+    def check(self, settings: JobSettings, uri: str) -> None:
         if importlib.util.find_spec("horovod") is None:
             raise MissingDependencyError(
                 "Backend 'horovod' needs Horovod, which is not installed. Run: python tools/build_horovod.py in a checkout "
                 "of dlspark; it needs a C++ compiler."
             )
-        check_cluster(job, self.name, barrier=True, packages=("dlspark-horovod", "horovod"))
+        check_cluster(settings, uri, backend=self.name, barrier=True, packages=self.engine.packages)
 
     def driver_host(self) -> str:
         return driver_host(get_session())
@@ -126,10 +135,10 @@ class HorovodBackend(LaunchBackend):
 
 @contextmanager
 def _quiet_spark_thread() -> Iterator[None]:
-    """Keep sixty lines of Java from the console when a run fails.
+    """Hide the sixty lines of Java that a failed run would print.
 
-    Horovod runs the Spark job in a thread of its own and cancels it when a rank has failed; the thread then dies of the
-    cancellation. The failure itself reaches the caller on another way.
+    Horovod runs the Spark job in its own thread and cancels the job when a rank has failed; the thread then raises the
+    cancellation. The failure itself reaches the caller by other means.
     """
     before, others = threading.excepthook, set(threading.enumerate())
 
@@ -149,7 +158,7 @@ def _quiet_spark_thread() -> Iterator[None]:
 
 
 def _rank(function: WorkerFunction, options: HorovodOptions, threads: int, needs_gpu: bool) -> WorkerResult:
-    """Runs in every process that Horovod starts."""
+    """Run in every process that Horovod starts."""
     from horovod.spark.task import get_available_devices
 
     with environment(

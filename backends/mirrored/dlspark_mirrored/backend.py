@@ -14,7 +14,9 @@ from typing import ClassVar
 from dlspark.plugin import (
     Capabilities,
     ConfigError,
+    Engine,
     FitResult,
+    JobSettings,
     LaunchBackend,
     TrainJob,
     WorkerError,
@@ -33,7 +35,7 @@ from dlspark_mirrored.collectives import CollectiveSession
 logger = logging.getLogger(__name__)
 
 LAUNCHES = 3
-PORT_TAKEN = "Could not start gRPC server"  # TensorFlow's words; it tells no reason
+PORT_TAKEN = "Could not start gRPC server"  # TensorFlow's message, which gives no reason
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +43,8 @@ class MirroredOptions:
     """Options of backend ``mirrored``.
 
     Attributes:
-        bytes_per_pack: about how many bytes of gradients go into one collective. Four packs for a ResNet50.
-        collective_timeout_seconds: the most that one collective waits for a worker that does not come; 0 for ever.
+        bytes_per_pack: about how many bytes of gradients one collective sums. A ResNet50 takes four.
+        collective_timeout_seconds: how long a collective waits for a worker; 0 waits for ever.
     """
 
     bytes_per_pack: int = 25_000_000
@@ -50,20 +52,27 @@ class MirroredOptions:
 
     def __post_init__(self) -> None:
         if self.bytes_per_pack < 1:
-            raise ConfigError(f"bytes_per_pack must be at least 1; {self.bytes_per_pack} came.")
+            raise ConfigError(f"Expected bytes_per_pack of at least 1; got {self.bytes_per_pack}.")
         if self.collective_timeout_seconds < 0:
-            raise ConfigError(f"collective_timeout_seconds must be at least 0; {self.collective_timeout_seconds} came.")
+            raise ConfigError(f"Expected collective_timeout_seconds of at least 0; got {self.collective_timeout_seconds}.")
 
 
 class MirroredBackend(LaunchBackend):
     """One worker per Spark task of a barrier stage; CPU, or one GPU each when Spark schedules them."""
 
     name: ClassVar[str] = "mirrored"
+    engine: ClassVar[Engine] = Engine(
+        packages=("dlspark-mirrored", "spark-tensorflow-distributor"),
+        modules=("spark_tensorflow_distributor",),
+        environment=("TF_CONFIG", "CUDA_VISIBLE_DEVICES"),
+        barrier=True,
+        open_ports="TensorFlow's gRPC",
+    )
     options_type: ClassVar[type] = MirroredOptions
     capabilities = Capabilities(synchronous_gradients=True, exact_rows=True, deterministic=True, resumable=True)
 
-    def check(self, job: TrainJob) -> None:
-        check_cluster(job, self.name, barrier=True, packages=("dlspark-mirrored", "spark-tensorflow-distributor"))
+    def check(self, settings: JobSettings, uri: str) -> None:
+        check_cluster(settings, uri, backend=self.name, barrier=True, packages=self.engine.packages)
 
     def driver_host(self) -> str:
         return driver_host(get_session())
@@ -74,9 +83,9 @@ class MirroredBackend(LaunchBackend):
             yield cancel
 
     def fit(self, job: TrainJob) -> FitResult:
-        """Launch, and launch again when a port that the runner had found was taken before TensorFlow bound it.
+        """Launch, and launch again if another process took a worker's port before TensorFlow bound it.
 
-        The runner looks for a free port and lets go of it; TensorFlow binds it seconds later, and only exactly that one.
+        The runner finds a free port and closes it; TensorFlow binds exactly that port seconds later.
         """
         for _ in range(LAUNCHES - 1):
             try:
@@ -98,7 +107,7 @@ class MirroredBackend(LaunchBackend):
 
 
 def _rank(function: WorkerFunction, options: MirroredOptions, threads: int, needs_gpu: bool) -> list[str]:
-    """Runs in every task, after the runner has set TF_CONFIG; returns every rank's result."""
+    """Run in every task, after the runner has set TF_CONFIG. Returns the results of all ranks."""
     from pyspark import BarrierTaskContext
 
     context = BarrierTaskContext.get()
@@ -119,13 +128,13 @@ def _rank(function: WorkerFunction, options: MirroredOptions, threads: int, need
         result = function(session)
     finally:
         tensorflow_context.reset()
-    # The runner hands on the first task's value only, so the first task must have everybody's.
+    # The runner returns the first task's value only, so the first task must have all results.
     return context.allGather(base64.b64encode(pickle.dumps(result)).decode())
 
 
 @contextmanager
 def _quiet(name: str) -> Iterator[None]:
-    """Keep the runner's notes on its own doings to itself; its warnings still show."""
+    """Hide the runner's informational log lines; its warnings still show."""
     logger = logging.getLogger(name)
 
     def important(record: logging.LogRecord) -> bool:

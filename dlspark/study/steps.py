@@ -1,0 +1,116 @@
+"""What the first steps of a study do: prepare the images, explore them, keep their rows with folds."""
+
+from __future__ import annotations
+
+from functools import reduce
+from typing import TYPE_CHECKING
+
+from dlspark.data import Split, assign, leak_warning
+from dlspark.errors import DataError
+from dlspark.images import CsvLayout, ImageDataset, KnownLayout, Layout, explore, prepare_images
+from dlspark.ml.tables import dataset_rows, write_table
+from dlspark.report import png
+from dlspark.storage import Document, Folder, Result
+from dlspark.study.settings import DataSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pyspark.sql import DataFrame, SparkSession
+
+_DATA = "data"
+
+
+def prepared_dataset(prepared: Result) -> ImageDataset:
+    """The dataset of the step ``prepare``."""
+    return ImageDataset.open(prepared.store.child(_DATA).uri)  # found by the step: a store can be moved
+
+
+def prepare_data(folder: Folder, spark: SparkSession, data: DataSettings, split: Split) -> Document:
+    """Prepare the images, with one split."""
+    layout: str | Layout = data.layout
+    if data.layout_options:
+        layout = CsvLayout(**data.layout_options)
+    if data.known:
+        layout = KnownLayout(layout=layout, columns=tuple(data.known))
+    dataset = prepare_images(
+        data.source,
+        folder.store.child(_DATA).uri,
+        layout=layout,
+        image_size=data.size,
+        resize=data.resize,
+        split=split,
+        max_rejected_fraction=data.max_rejected_fraction,
+        spark=spark,
+    )
+    return {**dataset.summary(), "leak": leak_warning(dataset.manifest["split"])}
+
+
+def explore_data(
+    folder: Folder, dataset: ImageDataset, *, columns: Sequence[str] | None, samples: int, seed: int
+) -> Document:
+    """Count values by class, and draw the counts and sample images."""
+    found = explore(dataset, columns=columns, samples=samples, seed=seed)
+    figures = found.figures()
+    folder.store.write_bytes("explore.html", found.page(figures).render().encode())
+    for name, figure in figures.items():
+        folder.store.write_bytes(f"{name}.png", png(figure))
+    return {**found.to_dict(), "pictures": [f"{name}.png" for name in figures]}
+
+
+def keep_rows(
+    folder: Folder,
+    dataset: ImageDataset,
+    spark: SparkSession,
+    *,
+    folds: int,
+    group: str | None,
+    seed: int,
+    stratify: bool,
+    all_folds: bool,
+) -> Document:
+    """Keep all columns but the images, with the fold of each training row.
+
+    Args:
+        folder: of the step.
+        dataset: prepared.
+        spark: the session.
+        folds: number of folds.
+        group: see `with_folds`, as ``stratify`` and ``seed``.
+        seed: of the draw.
+        stratify: keep the ratio of the classes in each fold.
+        all_folds: reject data that leaves a fold empty.
+    """
+    rows = dataset_rows(spark, dataset).persist()
+    try:
+        train = with_folds(rows.filter("part = 'train'"), folds, stratify=stratify, group=group, seed=seed)
+        there = train.select("fold").distinct().count()
+        if there < folds and all_folds:
+            raise DataError(
+                f"Expected training rows in each of {folds} folds; got some in {there} of them"
+                f"{f', as rows of one {group} stay together' if group else ''}. Set cross_validation.folds lower."
+            )
+        # Partitions of equal rows are joined to features later: one is enough for texts and numbers.
+        table = rows.join(train.select("id", "fold"), "id", "left").coalesce(1).sortWithinPartitions("id")
+        return {"table": write_table(folder.store, table)}
+    finally:
+        rows.unpersist()
+
+
+def with_folds(rows: DataFrame, folds: int, *, stratify: bool, group: str | None, seed: int) -> DataFrame:
+    """Give every row its fold, from 0 to ``folds`` - 1, in the column ``fold``; see `dlspark.data.split.assign`.
+
+    Args:
+        rows: training rows: ids, labels and, where groups must stay whole, the column ``group``.
+        folds: how many.
+        stratify: keep the ratio of the classes in each.
+        group: a column whose values stay in one fold; None where rows stand for themselves.
+        seed: of the draw.
+    """
+    from pyspark.sql import functions as F
+
+    splits = Split.kfold(folds, stratify=stratify, group=group, seed=seed)
+    dealt = [
+        assign(rows, split).filter("part = 'test'").select("id", F.lit(i).alias("fold")) for i, split in enumerate(splits)
+    ]
+    return rows.join(reduce(lambda some, more: some.unionByName(more), dealt), "id")

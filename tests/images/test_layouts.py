@@ -1,0 +1,69 @@
+"""Layouts by name: dlspark's own, and one that a stranger adds by an entry point alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from dlspark.cli.main import main
+from dlspark.errors import ConfigError
+from dlspark.images import LAYOUTS, CsvLayout, find_layout, prepare_images
+from dlspark.images.layouts import csv_layout, describe, folders
+
+STRANGER = Path(__file__).parent / "stranger"
+
+
+@pytest.fixture
+def stranger(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder on the path, as an installation puts it there."""
+    monkeypatch.syspath_prepend(str(STRANGER))
+
+
+def test_names_and_options() -> None:
+    assert list(LAYOUTS) == ["cnmc", "csv", "folders", "ham10000"]
+    assert find_layout("csv", {"label_column": "finding"}) == CsvLayout(label_column="finding")
+    assert find_layout("csv") == csv_layout()
+    assert find_layout("folders") is find_layout(folders) is folders
+    with pytest.raises(ConfigError, match="Layout 'folders' has no options; got csv"):
+        find_layout("folders", {"csv": "a.csv"})
+    with pytest.raises(ConfigError, match=r"Unknown layout 'ham1000'. Did you mean 'ham10000'"):
+        find_layout("ham1000")
+
+
+def test_a_layout_and_its_name_are_one_setting() -> None:
+    assert describe(csv_layout()) == describe("csv") == "csv"
+    assert describe(folders) == "folders"
+    assert describe(csv_layout(csv="a.csv")).startswith("CsvLayout(csv='a.csv', ")
+
+
+def test_two_layouts_of_one_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "rival-1.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: rival\nVersion: 1\n")
+    (folder / "entry_points.txt").write_text("[dlspark.layouts]\ncsv = rival:Rival\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ConfigError, match=r"claim the layout name 'csv'.*rival:Rival.*Uninstall"):
+        find_layout("csv")
+
+
+@pytest.mark.spark
+def test_a_strangers_layout(spark: Any, stranger: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = tmp_path / "in"
+    source.mkdir()
+    for number in range(10):
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(source / f"{'ab'[number % 2]}_{number}.bmp")
+    prepare = ["prepare", str(source), str(tmp_path / "out"), "--layout", "slides", "--image-size", "8"]
+    assert main(["prepare", "--help"]) == 0
+    assert "ham10000, slides" in " ".join(capsys.readouterr().out.split())
+    assert main(prepare) == 2
+    assert "layout 'slides'. It reads: Files named ``<label>_<number>``, of one type." in capsys.readouterr().err
+    assert main([*prepare, "--layout-option", "extention=.bmp"]) == 2
+    assert "Layout 'slides' has no option 'extention'. Did you mean 'extension'?" in capsys.readouterr().err
+    assert main([*prepare, "--layout-option", "extension=.bmp", "--format", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)["classes"] == ["a", "b"]
+    layout = find_layout("slides", {"extension": ".bmp"})
+    assert prepare_images(source, tmp_path / "out", layout=layout, image_size=(8, 8)).num_classes == 2  # opened
