@@ -24,9 +24,10 @@ from dlspark.mends.horovod_rendezvous import stopped_rendezvous
 from dlspark.mends.horovod_signals import own_signals
 from dlspark.spark import cancellable, check_cluster, driver_host, get_session, is_local, own_gpus, task_resources
 from dlspark.storage import Checkpoints, Position, Store
-from dlspark.wire import Endpoint, Reporter
+from dlspark.wire import Endpoint, Frames, Reporter, Server, SocketEndpoint, messages
 from dlspark.worker import (
     WorkerSession,
+    WorkerStatus,
     callback_arrays,
     capture,
     describe_device,
@@ -38,6 +39,7 @@ from dlspark.worker import (
     restore_callbacks,
     resumed,
     save_trained,
+    seed_variables,
     set_weights,
     train,
     worker_environment,
@@ -55,12 +57,15 @@ __all__ = [
     "Engine",
     "Feed",
     "FitResult",
+    "Frames",
     "JobSettings",
     "LaunchBackend",
     "MissingDependencyError",
     "Position",
     "Reporter",
     "RunMonitor",
+    "Server",
+    "SocketEndpoint",
     "Store",
     "TrainJob",
     "WorkerError",
@@ -68,6 +73,7 @@ __all__ = [
     "WorkerReport",
     "WorkerResult",
     "WorkerSession",
+    "WorkerStatus",
     "callback_arrays",
     "cancellable",
     "capture",
@@ -81,6 +87,7 @@ __all__ = [
     "load_job",
     "load_model",
     "load_payload",
+    "messages",
     "moving",
     "num_steps",
     "own_gpus",
@@ -90,6 +97,7 @@ __all__ = [
     "restore_callbacks",
     "resumed",
     "save_trained",
+    "seed_variables",
     "set_weights",
     "stopped_rendezvous",
     "task_resources",

@@ -20,6 +20,7 @@ from dlspark.job import IDENTITY_FILE, PAYLOAD_FILE, FitResult, JobSettings, Tra
 from dlspark.registry import load_backend
 from dlspark.storage import Checkpoints, Store, lease
 from dlspark.timeouts import Timeouts
+from dlspark.wire import messages
 from dlspark.worker import build, check_mergeable, give_back, load_trained, save_initial_weights, weight_shapes
 
 logger = logging.getLogger(__name__)
@@ -207,7 +208,7 @@ class Trainer:
             job = dataclasses.replace(job, resume_from=latest)
             if job.keep_events:
                 with EventLog(store) as events:
-                    events.add({"kind": "restart", "rank": None, "number": restarts, "from": latest})
+                    events.add(messages.Restarted(rank=None, number=restarts, from_=latest))
             job.save()
             self._wait_until_possible(job)
 

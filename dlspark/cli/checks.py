@@ -127,13 +127,13 @@ def executors(found: Sequence[Mapping[str, Any]], here: Mapping[str, Any]) -> It
 def way_to_driver(spark: SparkSession, tasks: int) -> Check:
     """Whether executors reach the driver as workers do: at its address, on a port of the system's choice."""
     from dlspark.spark import driver_host
-    from dlspark.wire import ReportServer
+    from dlspark.wire import ReportServer, messages
 
     heard: set[int] = set()
     all_heard = threading.Event()
 
-    def hear(message: dict[str, Any]) -> None:
-        heard.add(int(message["rank"]))
+    def hear(message: messages.FromWorker) -> None:
+        heard.add(message.rank)
         if len(heard) == tasks:
             all_heard.set()
 
@@ -162,11 +162,13 @@ def way_to_driver(spark: SparkSession, tasks: int) -> Check:
 
 def _report(endpoint: Endpoint, rank: int) -> str:
     """On an executor: send the driver a report; what went wrong, or an empty text."""
+    from dlspark.wire import messages
+
     try:
         reporter = endpoint.connect(rank)
     except DlsparkError as error:
         return str(error)
-    reporter.send("doctor")
+    reporter.send(messages.Note(rank=rank, text="doctor"))
     reporter.close()
     return ""
 

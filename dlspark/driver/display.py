@@ -14,21 +14,21 @@ from rich.text import Text
 
 from dlspark.data import num_steps
 from dlspark.job import TrainJob
-from dlspark.wire import Report
+from dlspark.wire import messages
 
 
 class Display(Protocol):
-    """Shows reports as they come."""
+    """Shows messages as they arrive."""
 
     def start(self) -> None: ...
 
-    def update(self, report: Report) -> None: ...
+    def update(self, message: messages.FromWorker) -> None: ...
 
     def stop(self) -> None: ...
 
 
 def open_display(job: TrainJob, backend: str) -> Display:
-    """The display that ``job.verbose`` asks for."""
+    """The display for ``job.verbose``."""
     console = Console(stderr=True)
     verbose = job.verbose
     if verbose == "auto":
@@ -38,18 +38,18 @@ def open_display(job: TrainJob, backend: str) -> Display:
     return _LiveDisplay(job, backend, console) if verbose == 1 and console.is_terminal else _Lines(job, backend, console)
 
 
-def epoch_line(report: Report, epochs: int, rows: int) -> str:
-    """One epoch in one line: number, seconds, images/s, metrics."""
-    metrics = "  ".join(f"{name} {value:.4g}" for name, value in report["logs"].items())
-    rate = rows / report["seconds"] if report["seconds"] else 0.0
-    return f"epoch {report['epoch'] + 1}/{epochs}  {report['seconds']:.1f} s  {rate:.0f} rows/s  {metrics}"
+def epoch_line(epoch: messages.EpochEnded, epochs: int, rows: int) -> str:
+    """One epoch in one line: number, seconds, training rows/s, metrics."""
+    metrics = "  ".join(f"{name} {value:.4g}" for name, value in epoch.logs.items())
+    rate = rows / epoch.seconds if epoch.seconds else 0.0
+    return f"epoch {epoch.epoch + 1}/{epochs}  {epoch.seconds:.1f} s  {rate:.0f} rows/s  {metrics}"
 
 
 class _Silent:
     def start(self) -> None:
         """Nothing to show."""
 
-    def update(self, report: Report) -> None:
+    def update(self, message: messages.FromWorker) -> None:
         """Nothing to show."""
 
     def stop(self) -> None:
@@ -57,7 +57,7 @@ class _Silent:
 
 
 class _Lines:
-    """One line per event that a log file should keep."""
+    """One line for each event that belongs in a log file."""
 
     def __init__(self, job: TrainJob, backend: str, console: Console) -> None:
         self._job = job
@@ -69,25 +69,26 @@ class _Lines:
         workers = "1 worker" if self._job.num_workers == 1 else f"{self._job.num_workers} workers"
         self._say(f"{self._job.train.rows} rows, {steps} steps an epoch, {workers}")
 
-    def update(self, report: Report) -> None:
-        if report["kind"] == "started":
-            self._say(f"rank {report['rank']} on {report['host']} (pid {report['pid']}): {report['device']}")
-        elif report["kind"] == "epoch" and report["rank"] == 0:
-            self._say(epoch_line(report, self._job.epochs, self._job.train.rows))
-        elif report["kind"] == "note" and report["rank"] == 0:
-            self._say(report["text"])
-        elif report["kind"] == "failed":
-            self._say(f"rank {report['rank']} on {report['host']} failed: {report['error']}: {report['message']}")
+    def update(self, message: messages.FromWorker) -> None:
+        match message:
+            case messages.Started():
+                self._say(f"rank {message.rank} on {message.host} (pid {message.pid}): {message.device}")
+            case messages.EpochEnded(rank=0):
+                self._say(epoch_line(message, self._job.epochs, self._job.train.rows))
+            case messages.Note(rank=0):
+                self._say(message.text)
+            case messages.Failed():
+                self._say(f"rank {message.rank} on {message.host} failed: {message.error}: {message.message}")
 
     def stop(self) -> None:
-        """Lines need no end."""
+        """Nothing to do."""
 
     def _say(self, text: str) -> None:
         self._console.print(f"[{self._backend}] {text}", markup=False, highlight=False, soft_wrap=True)
 
 
 class _LiveDisplay:
-    """A bar for the epoch, a line per worker, and the finished epochs above them."""
+    """A progress bar for the epoch and a line for each worker, below the complete epochs."""
 
     def __init__(self, job: TrainJob, backend: str, console: Console) -> None:
         self._job = job
@@ -95,7 +96,7 @@ class _LiveDisplay:
         self._console = console
         self._lock = threading.Lock()
         self._state: dict[int, str] = dict.fromkeys(range(job.num_workers), "launching")
-        self._last: Report | None = None
+        self._last: messages.StepEnded | None = None
         self._epoch_started = self._started = time.monotonic()
         self._live = Live(console=console, get_renderable=self._render, refresh_per_second=5, transient=True)
 
@@ -105,27 +106,27 @@ class _LiveDisplay:
     def stop(self) -> None:
         self._live.stop()
 
-    def update(self, report: Report) -> None:
-        kind, rank = report["kind"], report["rank"]
+    def update(self, message: messages.FromWorker) -> None:
+        rank, line = message.rank, None
         with self._lock:
-            if kind == "started":
-                self._state[rank] = f"{report['host']} pid {report['pid']}, {report['device']}: loading the model"
-            elif kind == "step":
-                if self._last is None or self._last["epoch"] != report["epoch"]:
-                    self._epoch_started = time.monotonic()
-                self._state[rank] = f"epoch {report['epoch'] + 1} step {report['step']}/{report['steps']}"
-                self._last = report if rank == 0 else self._last
-            elif kind == "failed":
-                self._state[rank] = f"failed: {report['error']}"
-            elif kind == "done":
-                self._state[rank] = f"done, {report['rows']} rows in {report['seconds']:.1f} s"
-        if kind in ("epoch", "note") and rank == 0:
-            text = report["text"] if kind == "note" else epoch_line(report, self._job.epochs, self._job.train.rows)
-            self._live.console.print(
-                f"[{self._backend}] {text}",
-                markup=False,
-                highlight=False,
-            )
+            match message:
+                case messages.Started():
+                    self._state[rank] = f"{message.host} pid {message.pid}, {message.device}: loading the model"
+                case messages.StepEnded():
+                    if self._last is None or self._last.epoch != message.epoch:
+                        self._epoch_started = time.monotonic()
+                    self._state[rank] = f"epoch {message.epoch + 1} step {message.step}/{message.steps}"
+                    self._last = message if rank == 0 else self._last
+                case messages.Failed():
+                    self._state[rank] = f"failed: {message.error}"
+                case messages.Done():
+                    self._state[rank] = f"done, {message.rows} rows in {message.seconds:.1f} s"
+                case messages.EpochEnded(rank=0):
+                    line = epoch_line(message, self._job.epochs, self._job.train.rows)
+                case messages.Note(rank=0):
+                    line = message.text
+        if line is not None:
+            self._live.console.print(f"[{self._backend}] {line}", markup=False, highlight=False)
 
     def _render(self) -> Table:
         with self._lock:
@@ -135,13 +136,11 @@ class _LiveDisplay:
                 grid.add_row(Text(f"[{self._backend}] starting, {now - self._started:.0f} s"))
             else:
                 elapsed = now - self._epoch_started
-                facts = f"{last['rows'] / elapsed:.0f} rows/s" if elapsed > 0 else ""
-                if last["loss"] is not None:
-                    facts += f"  loss {last['loss']:.4f}"
-                bar = ProgressBar(total=last["steps"], completed=last["step"], width=30)
-                head = Text(
-                    f"[{self._backend}] epoch {last['epoch'] + 1}/{self._job.epochs} step {last['step']}/{last['steps']}"
-                )
+                facts = f"{last.rows / elapsed:.0f} rows/s" if elapsed > 0 else ""
+                if last.loss is not None:
+                    facts += f"  loss {last.loss:.4f}"
+                bar = ProgressBar(total=last.steps, completed=last.step, width=30)
+                head = Text(f"[{self._backend}] epoch {last.epoch + 1}/{self._job.epochs} step {last.step}/{last.steps}")
                 grid.add_row(head, bar, Text(facts))
             for rank, state in sorted(self._state.items()):
                 grid.add_row(Text(f"  rank {rank}: {state}", style="red" if state.startswith("failed") else "dim"))

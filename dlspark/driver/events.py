@@ -1,4 +1,4 @@
-"""EventLog: what happened in a run, as JSON lines and TensorBoard scalars in the run's folder of the store."""
+"""EventLog: the events of a run, as JSON lines and TensorBoard scalars in the run's folder of the store."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from typing import IO, Any
 
 from dlspark.job import EVENTS_FILE, TENSORBOARD_FOLDER
 from dlspark.storage import Store
-from dlspark.wire import Report
+from dlspark.wire import messages
 
 logger = logging.getLogger(__name__)
 
-CLOSE_SECONDS = 60.0  # for the last upload
+CLOSE_SECONDS = 60.0  # limit for the last upload
 
 
 class EventLog:
-    """Appends every report of the workers, heartbeats left out, with the time at which it came (``time``, seconds UTC).
+    """Appends messages with the time of their arrival (``time``, seconds UTC).
 
-    In a local store lines are there as soon as they happen. A remote one has no appending: there they appear at the end of
-    every epoch, and when the run ends. Scalars need the package tensorboard; without it they are left out. Both are the work
-    of a thread, as whoever adds a report must not wait for them.
+    A local store has every line at once. A remote store cannot append: it gets the lines at the end of every epoch and at
+    the end of the run. Scalars are written only if the package tensorboard is installed. A thread uploads lines and writes
+    scalars, so that `add` does not wait.
 
     Args:
         store: the run's folder.
@@ -42,7 +42,7 @@ class EventLog:
         self._file: IO[str] | None = None
         self._scalars: Any = None
         self._complained = False
-        self._epochs: queue.SimpleQueue[Report | None] = queue.SimpleQueue()
+        self._epochs: queue.SimpleQueue[messages.EpochEnded | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._follow, name="dlspark-events", daemon=True)
 
     def __enter__(self) -> EventLog:
@@ -53,7 +53,7 @@ class EventLog:
         self.close()
 
     def open(self) -> None:
-        """Go on with the log that is there, or begin one."""
+        """Open the log of the run to append to it, or create it."""
         if self._store.is_local:
             self._folder = Path(self._store.uri)
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -70,19 +70,20 @@ class EventLog:
         if importlib.util.find_spec("tensorboard") is None:
             logger.info("No TensorBoard scalars: the package tensorboard is not installed.")
 
-    def add(self, report: Report) -> None:
-        """Append ``report``; the scalars of an epoch's end, too."""
+    def add(self, message: messages.Message) -> None:
+        """Append ``message``, and the scalars of an `EpochEnded`."""
         with self._lock:
             if self._file is None:
                 return
             with self._tolerated():
-                self._file.write(json.dumps({"time": round(time.time(), 3), **report}, ensure_ascii=False) + "\n")
+                line = {"time": round(time.time(), 3), **messages.plain(message)}
+                self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
                 self._file.flush()
-                if report["kind"] == "epoch" and report["rank"] == 0:
-                    self._epochs.put(report)
+                if isinstance(message, messages.EpochEnded) and message.rank == 0:
+                    self._epochs.put(message)
 
     def close(self) -> None:
-        """Close the files, and leave what is not yet in a remote store there."""
+        """Close the files, and upload the rest to a remote store."""
         with self._lock:
             if self._file is None:
                 return
@@ -95,10 +96,10 @@ class EventLog:
             shutil.rmtree(self._folder, ignore_errors=self._thread.is_alive())
 
     def _follow(self) -> None:
-        """After every epoch, and at the end: the scalars, and what a remote store does not have yet."""
-        while (report := self._epochs.get()) is not None:
+        """After every epoch, and at the end: write the scalars, and upload."""
+        while (epoch := self._epochs.get()) is not None:
             with self._tolerated():
-                self._add_scalars(report)
+                self._add_scalars(epoch)
                 self._publish()
         with self._tolerated():
             if self._scalars is not None:
@@ -106,34 +107,33 @@ class EventLog:
         with self._tolerated():
             self._publish()
 
-    def _add_scalars(self, report: Report) -> None:
+    def _add_scalars(self, epoch: messages.EpochEnded) -> None:
         if importlib.util.find_spec("tensorboard") is None:
             return
         if self._scalars is None:
             from tensorboard.summary import Writer
 
             self._scalars = Writer(str(self._path / TENSORBOARD_FOLDER))
-        values = {**report["logs"], "epoch_seconds": report["seconds"]}
-        for name, value in values.items():
-            self._scalars.add_scalar(name, value, step=report["epoch"])
+        for name, value in {**epoch.logs, "epoch_seconds": epoch.seconds}.items():
+            self._scalars.add_scalar(name, value, step=epoch.epoch)
         self._scalars.flush()
 
     @contextlib.contextmanager
     def _tolerated(self) -> Iterator[None]:
-        """A log that cannot be kept (a full disk) does not end a run that can go on; it is said once."""
+        """Tolerate a log that cannot be written, for example on a full disk: warn once, and let the run continue."""
         try:
             yield
-        except Exception as error:  # TensorBoard's writer raises errors of TensorFlow's own
+        except Exception as error:  # TensorBoard's writer also raises TensorFlow's errors
             if not self._complained:
                 self._complained = True
-                logger.warning("The events of the run cannot be kept: %s", error)
+                logger.warning("The events of the run cannot be written: %s", error)
 
     @property
     def _path(self) -> Path:
         return self._folder or Path(self._store.uri)
 
     def _publish(self) -> None:
-        """Copy what has been written to a remote store."""
+        """Upload the files to a remote store."""
         if self._store.is_local:
             return
         for path in [self._path / EVENTS_FILE, *sorted(self._path.glob(f"{TENSORBOARD_FOLDER}/*"))]:

@@ -1,17 +1,17 @@
-"""Watch: what the driver knows of every rank, and what it concludes: who is dead, who is stuck, who is slow."""
+"""Watch: detects dead, stuck and slow workers from their messages and the clock."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from dlspark.errors import WorkerError
 from dlspark.timeouts import Timeouts
-from dlspark.wire import HEARTBEAT_SECONDS, Report
+from dlspark.wire import HEARTBEAT_SECONDS, messages
 
-# A rank is called slow when its own work takes this many times that of the others, over at least these seconds and steps.
+# A rank is slow if its own work takes this many times that of the others, over at least these seconds and steps.
 SLOW_RATIO = 3.0
 SLOW_SECONDS = 5.0
 SLOW_STEPS = 5
@@ -19,17 +19,17 @@ SLOW_STEPS = 5
 
 @dataclass
 class Failure:
-    """Why a run failed: the first thing that went wrong, as far as one can know.
+    """Why a run failed: the first failure, which causes the others.
 
     Attributes:
-        rank: None when no rank could be named.
+        rank: the rank that failed; None if unknown.
         host: where it ran.
-        message: what happened, where in the training.
-        remote_traceback: the worker's traceback, or where the ranks stood.
-        complete: False while more may become known, such as why a process ended.
-        retryable: trying again may help.
+        message: what happened, and at which step.
+        remote_traceback: the worker's traceback, or the stacks of all ranks.
+        complete: False if another report may still name the cause.
+        retryable: a restart may succeed.
         epoch: from 0; None before the first.
-        step: steps of it that had ended.
+        step: complete steps of that epoch.
     """
 
     rank: int | None
@@ -42,12 +42,12 @@ class Failure:
     step: int | None = None
 
     def add(self, other: Failure) -> None:
-        """Take over what ``other`` knows of the same death."""
+        """Merge details from another report of this failure."""
         if not self.complete and other.rank == self.rank and other.complete:
             self.message, self.complete = other.message, True
 
     def as_error(self, backend: str) -> WorkerError:
-        """The error that the caller of ``fit`` gets."""
+        """The error for the caller of ``fit``."""
         return WorkerError(
             f"Training on backend {backend!r} failed: {self.message}",
             rank=self.rank,
@@ -61,7 +61,7 @@ class Failure:
 
 @dataclass
 class _Rank:
-    """One worker as it was last heard of. Times are those of ``time.monotonic``, on the driver."""
+    """The last known state of one worker. Times are those of the driver's clock."""
 
     connection: int
     heard_at: float
@@ -73,39 +73,43 @@ class _Rank:
     left: bool = False
     left_at: float = 0.0
     lost: bool = False
-    position: dict[str, Any] = field(default_factory=dict)
+    epoch: int | None = None
+    step: int = 0
+    phase: str = "loading"
+    waits: bool = False
+    stack: str = ""
     memory_bytes: int = 0
     own_seconds: float = 0.0
     steps: int = 0
 
     def where(self) -> str:
-        """Its place in the training, in words."""
-        if "epoch" not in self.position:
-            return "before the first step"
-        return f"epoch {self.position['epoch'] + 1}, after step {self.position['step']}"
+        """Its epoch and step, in words."""
+        return "before the first step" if self.epoch is None else f"epoch {self.epoch + 1}, after step {self.step}"
 
 
 class Watch:
-    """Takes in reports and judges by them and by the clock. Not thread-safe: the monitor calls it under its lock.
+    """Detects failures from messages and the clock. Not thread-safe: the monitor calls it under its lock.
 
     Args:
-        num_workers: how many ranks there are.
-        timeouts: how long each phase may take.
+        num_workers: the world size.
+        timeouts: the limit of each phase.
+        clock: returns the time in seconds.
     """
 
-    def __init__(self, num_workers: int, timeouts: Timeouts) -> None:
+    def __init__(self, num_workers: int, timeouts: Timeouts, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._num_workers = num_workers
         self._timeouts = timeouts
+        self._clock = clock
         self._ranks: dict[int, _Rank] = {}
-        self._launched_at = time.monotonic()
+        self._launched_at = clock()
         self._launched = False
         self._first_at: float | None = None  # when the first rank of this launch connected
-        self._back: set[int] = set()  # ranks that have worked in an earlier launch
+        self._back: set[int] = set()  # ranks that worked in an earlier launch
         self._warned: set[int] = set()
 
     def launching(self) -> None:
-        """The engine launches all workers, perhaps anew: nobody is expected to be connected."""
-        self._launched_at, self._launched, self._first_at = time.monotonic(), True, None
+        """The engine launches all workers, perhaps again: none is expected to be connected yet."""
+        self._launched_at, self._launched, self._first_at = self._clock(), True, None
         self._back |= set(self._ranks)
         self._ranks = {number: rank for number, rank in self._ranks.items() if not rank.left}
 
@@ -114,7 +118,7 @@ class Watch:
         self._launched = False
 
     def forgive(self, seconds: float) -> None:
-        """Do not hold it against the workers that the driver has not looked for so long."""
+        """Extend all time limits by ``seconds``, in which the driver did not read messages."""
         self._launched_at += seconds
         self._first_at = None if self._first_at is None else self._first_at + seconds
         for rank in self._ranks.values():
@@ -122,63 +126,61 @@ class Watch:
             rank.moved_at += seconds
             rank.left_at += seconds
 
-    def note(self, report: Report) -> Failure | None:
-        """Take in a report; the failure that it tells of, if it does."""
-        number, kind, now = report["rank"], report["kind"], time.monotonic()
-        rank = self._ranks.get(number)
-        if kind == "guard" or report.get("connection", -1) < 0:
-            return None  # not of a worker: of a guard, or of the driver itself
-        if kind == "ended":
-            return self._death(number, rank, report)
-        if rank is None or report["connection"] > rank.connection:
-            rank = self._ranks[number] = _Rank(report["connection"], now, now)
+    def note(self, message: messages.FromWorker) -> Failure | None:
+        """Process a message; returns the failure that it reports, if any."""
+        rank, now = self._ranks.get(message.rank), self._clock()
+        if message.connection is None or isinstance(message, messages.GuardConnected):
+            return None  # not from a worker
+        if isinstance(message, messages.ProcessEnded):
+            return self._death(rank, message)
+        if rank is None or message.connection > rank.connection:
+            rank = self._ranks[message.rank] = _Rank(message.connection, now, now)
             self._first_at = self._first_at or now
-        elif report["connection"] < rank.connection:
-            return None  # of a connection that this rank has replaced
+        elif message.connection < rank.connection:
+            return None  # this rank has replaced the connection
         rank.heard_at = now
-        rank.host, rank.pid = report.get("host", rank.host), report.get("pid", rank.pid)
-        if kind == "heartbeat":
-            self._note_heartbeat(rank, report, now)
-        elif kind in ("step", "epoch"):
-            rank.moved_at, rank.stepped = now, True
-            rank.position.update({name: report[name] for name in ("epoch", "step") if name in report})
-        elif kind in ("left", "interrupted"):
-            rank.left, rank.left_at = True, now
-        elif kind == "failed":
-            rank.left = True
-            return _told(report)
-        elif kind == "lost" and not rank.left:
-            rank.lost = True
-            return self._death(number, rank, report)
+        match message:
+            case messages.Connected() | messages.Started():
+                rank.host, rank.pid = message.host, message.pid
+            case messages.Heartbeat():
+                _note_heartbeat(rank, message, now)
+            case messages.StepEnded():
+                rank.moved_at, rank.stepped = now, True
+                rank.epoch, rank.step = message.epoch, message.step
+            case messages.EpochEnded():
+                rank.moved_at, rank.stepped, rank.epoch = now, True, message.epoch
+            case messages.Left() | messages.Interrupted():
+                rank.left, rank.left_at = True, now
+            case messages.Failed():
+                rank.left, rank.host = True, message.host
+                return _reported(message)
+            case messages.Lost() if not rank.left:
+                rank.lost = True
+                return self._death(rank, message)
         return None
 
-    def _note_heartbeat(self, rank: _Rank, report: Report, now: float) -> None:
-        if report["moves"] != rank.moves:
-            rank.moves, rank.moved_at = report["moves"], now
-            rank.stepped = rank.stepped or bool(report.get("step"))
-        rank.position = {name: report[name] for name in ("epoch", "step", "phase", "stack", "waits") if name in report}
-        rank.memory_bytes = report["memory_bytes"]
-        rank.own_seconds, rank.steps = report.get("own_seconds", 0.0), report.get("steps", 0)
-
-    def _death(self, number: int, rank: _Rank | None, report: Report) -> Failure | None:
-        """What is known of a process that has ended without a word, by the end of its connection or by its guard."""
-        if rank is not None and rank.left and report["kind"] == "ended":
+    def _death(self, rank: _Rank | None, message: messages.Lost | messages.ProcessEnded) -> Failure | None:
+        """The failure of a process that has ended without a report: its connection has ended, or its guard says so."""
+        ended = message if isinstance(message, messages.ProcessEnded) else None
+        if rank is not None and rank.left and ended:
             return None
+        host = rank.host if rank else None
+        pid = ended.pid if ended else rank and rank.pid
         where = rank.where() if rank else "before it connected"
-        message = f"rank {number} on {rank.host if rank else 'an unknown host'}, {where}: its process"
-        message += f" (pid {report.get('pid') or (rank.pid if rank else None)}) ended without a word"
-        if report["kind"] == "lost":
-            message += "; it was killed, or crashed in native code"
-        elif report["out_of_memory"]:
-            message = f"out of memory: {message}, as the kernel killed a process for memory there"
-            message += f". It held {rank.memory_bytes / (1 << 30):.1f} GiB" if rank and rank.memory_bytes else ""
+        text = f"rank {message.rank} on {host if rank else 'an unknown host'}, {where}: its process (pid {pid}) ended "
+        text += "without a word"
+        if ended is None:
+            text += "; it was killed, or crashed in native code"
+        elif ended.out_of_memory:
+            text = f"out of memory: {text}, as the kernel killed a process for memory there"
+            text += f". It held {rank.memory_bytes / (1 << 30):.1f} GiB" if rank and rank.memory_bytes else ""
         else:
-            message += ": killed by a signal (not by the kernel for memory), or crashed in native code"
-        return Failure(number, rank.host if rank else None, message, complete=report["kind"] == "ended", **_place(rank))
+            text += ": killed by a signal (not by the kernel for memory), or crashed in native code"
+        return Failure(message.rank, host, text, complete=ended is not None, **_place(rank))
 
-    def verdict(self, now: float) -> Failure | None:
-        """The failure that the clock shows, if it shows one."""
-        limits = self._timeouts
+    def verdict(self) -> Failure | None:
+        """The failure of a time limit, if one has passed."""
+        limits, now = self._timeouts, self._clock()
         missing = [number for number in range(self._num_workers) if number not in self._ranks]
         if missing and now - self._launched_at > limits.launch_seconds:
             ranks = ", ".join(map(str, missing))
@@ -217,7 +219,7 @@ class Watch:
         late = self._late(present, now)
         if not late:
             return None
-        # Heartbeats tell of moves, so ranks that stopped together are late one after the other, whoever holds them up.
+        # Ranks that stopped together pass the limit within two heartbeats of each other, in any order.
         number = _culprit(self._late(present, now + 2 * HEARTBEAT_SECONDS))
         name = "step_seconds" if present[number].stepped else "first_step_seconds"
         return self._stuck(number, f"made no progress for {getattr(limits, name):g} s (timeouts: {name})")
@@ -233,14 +235,14 @@ class Watch:
     def _stuck(self, number: int, what: str) -> Failure:
         rank = self._ranks[number]
         stands = [
-            f"Rank {other}: {each.where()}, {each.position.get('phase', 'loading')}\n{each.position.get('stack', '')}"
+            f"Rank {other}: {each.where()}, {each.phase}\n{each.stack}"
             for other, each in sorted(self._ranks.items(), key=lambda item: item[0] != number)
         ]
         message = f"rank {number} on {rank.host}, {rank.where()}, {what}. Where the ranks stood when last heard:"
         return Failure(number, rank.host, message, "\n".join(stands), **_place(rank))
 
     def warnings(self) -> list[str]:
-        """What is new and worth a warning: ranks for which the others wait."""
+        """New warnings about ranks for which the others wait."""
         ranks = {n: r for n, r in self._ranks.items() if not r.left and not r.lost and r.steps >= SLOW_STEPS}
         if len(ranks) < max(2, self._num_workers):
             return []
@@ -253,46 +255,53 @@ class Watch:
             return []
         self._warned.add(slowest)
         return [
-            f"rank {slowest} on {rank.host} takes {pace[slowest]:.2g} s of its own for a step, the others {usual:.2g} s: "
+            f"rank {slowest} on {rank.host} needs {pace[slowest]:.2g} s for its part of a step, the others {usual:.2g} s: "
             "all wait for it. Its host may be busy or slower."
         ]
 
 
 def _culprit(late: dict[int, _Rank]) -> int:
-    """The rank for which the others wait: the one furthest behind; of several, one that does not itself wait in a sum."""
+    """The rank for which the others wait: the one furthest behind, and among equals one that does not wait in a sum."""
 
-    def order(item: tuple[int, _Rank]) -> tuple[int, int, bool, bool]:
-        position = item[1].position
-        waits = position.get("waits", False)
-        return position.get("epoch", -1), position.get("step", -1), waits, position.get("phase") == "step"
+    def order(number: int) -> tuple[int, int, bool, bool]:
+        rank = late[number]
+        return -1 if rank.epoch is None else rank.epoch, rank.step, rank.waits, rank.phase == "step"
 
-    return min(late.items(), key=order)[0]
+    return min(late, key=order)
+
+
+def _note_heartbeat(rank: _Rank, message: messages.Heartbeat, now: float) -> None:
+    if message.moves != rank.moves:
+        rank.moves, rank.moved_at = message.moves, now
+        rank.stepped = rank.stepped or message.step > 0
+    rank.epoch, rank.step, rank.phase = message.epoch, message.step, message.phase
+    rank.waits, rank.stack, rank.memory_bytes = message.waits, message.stack, message.memory_bytes
+    rank.own_seconds, rank.steps = message.own_seconds, message.steps
 
 
 def _place(rank: _Rank | None) -> dict[str, Any]:
-    position: dict[str, Any] = rank.position if rank else {}
-    return {"epoch": position.get("epoch"), "step": position.get("step")}
+    return {} if rank is None or rank.epoch is None else {"epoch": rank.epoch, "step": rank.step}
 
 
-def _told(report: Report) -> Failure:
+def _reported(message: messages.Failed) -> Failure:
     """The failure that a worker has reported itself."""
-    where = f"rank {report['rank']} on {report['host']}"
-    if "epoch" in report:
-        where += f", epoch {report['epoch'] + 1}, after step {report['step']}"
-    memory = "out of memory: " if _is_about_memory(report["error"], (report["message"],)) else ""
+    where = f"rank {message.rank} on {message.host}"
+    if message.epoch is not None:
+        where += f", epoch {message.epoch + 1}, after step {message.step}"
+    memory = "out of memory: " if _is_about_memory(message.error, (message.message,)) else ""
     return Failure(
-        report["rank"],
-        report["host"],
-        f"{memory}{report['error']} on {where}: {report['message']}",
-        report["traceback"],
-        retryable=report["retryable"],
-        epoch=report.get("epoch"),
-        step=report.get("step"),
+        message.rank,
+        message.host,
+        f"{memory}{message.error} on {where}: {message.message}",
+        message.traceback,
+        retryable=message.retryable,
+        epoch=message.epoch,
+        step=message.step,
     )
 
 
 def _is_about_memory(error: str, messages: Iterable[str]) -> bool:
-    """Whether an exception says that memory ran out; each framework has a way of its own."""
+    """Whether an exception means that memory ran out. Each framework words it differently."""
     if error in ("MemoryError", "ResourceExhaustedError", "OutOfMemoryError"):
         return True
     return any("RESOURCE_EXHAUSTED" in text or "out of memory" in text.lower() for text in messages)

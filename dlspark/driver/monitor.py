@@ -1,8 +1,9 @@
-"""The driver's view of one run: what the workers report, the failure that explains the others, the result."""
+"""The driver's view of one run: the workers' reports, the failure that caused the others, and the result."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import queue
 import signal
@@ -10,7 +11,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
-from typing import Any
 
 from dlspark.driver.display import Display, open_display
 from dlspark.driver.events import EventLog
@@ -18,28 +18,27 @@ from dlspark.driver.health import Failure, Watch
 from dlspark.errors import DlsparkError, RunInterruptedError, WorkerError
 from dlspark.job import FitResult, TrainJob, WorkerResult
 from dlspark.storage import Store
-from dlspark.wire import MAX_STRANGERS, Report, Reporter, ReportServer, SocketEndpoint
+from dlspark.wire import MAX_STRANGERS, Reporter, ReportServer, SocketEndpoint, messages
 
 logger = logging.getLogger(__name__)
 
 TICK_SECONDS = 0.2
-PAUSE_SECONDS = 10 * TICK_SECONDS  # a tick that comes so late tells of the driver, not of the workers
-LAST_WORDS_SECONDS = 2.0  # an engine may notice a death before the worker's own last words have arrived
+PAUSE_SECONDS = 10 * TICK_SECONDS  # a tick this late means that the driver itself was stopped
+LAST_WORDS_SECONDS = 2.0  # an engine may notice a death before the worker's own report has arrived
 
 
 class RunMonitor:
-    """Listens to the workers of one job and watches over them; a context manager that closes its port and display.
+    """Receives the reports of one job's workers and detects failures; a context manager that closes its port and display.
 
-    When a worker fails, dies, or is stuck for longer than the job's timeouts allow, all workers are told to stop, their
-    guards end those that do not, and the engine's Spark jobs are cancelled if it has not returned by then.
+    When a worker fails, dies, or makes no progress within the job's timeouts, the monitor orders all workers to stop. Their
+    guards kill those that do not, and the engine's Spark jobs are cancelled if the engine still has not returned.
 
     Args:
         job: the run.
         backend: the backend's name, for display and result.
-        host: the address to listen on; None when all workers run in this process and report by call.
-        abort: makes the engine return, if it can be made to.
-        pausable: workers stop together after a step, with a checkpoint, when the run is interrupted. Otherwise they are
-            ended at once.
+        host: the address to listen on; None if the only worker runs in this process.
+        abort: makes the engine return; None if nothing can.
+        pausable: an interrupted run stops all workers after the same step, with a checkpoint. Otherwise it ends at once.
     """
 
     def __init__(
@@ -102,7 +101,7 @@ class RunMonitor:
 
     @property
     def endpoint(self) -> SocketEndpoint | InProcess:
-        """What workers connect to."""
+        """The endpoint that workers connect to."""
         if self._in_process is not None:
             return self._in_process
         if self._server is None:
@@ -111,7 +110,7 @@ class RunMonitor:
 
     @contextlib.contextmanager
     def launched(self) -> Iterator[None]:
-        """Around the work of the engine: it launches all workers, and returns when they have ended. Again and again."""
+        """Around each launch: the engine launches all workers in the block, and returns when they have ended."""
         with self._changed:
             self._watch.launching()
         try:
@@ -120,38 +119,38 @@ class RunMonitor:
             with self._changed:
                 self._watch.returned()
 
-    def receive(self, report: Report) -> None:
-        """Take in one report. A failure stops the other workers, which may wait for the failed one for ever."""
-        kind = report["kind"]
+    def receive(self, message: messages.FromWorker) -> None:
+        """Process one message. A failure stops the other workers, which might wait for the failed one forever."""
         with self._changed:
-            failure = self._watch.note(report)
-            if kind == "step":
-                self._first_step_seconds.setdefault(report["rank"], time.perf_counter() - self._started)
-            if kind == "held":
-                self._held[report["rank"]] = report["calls"]
-                self._say_where_to_stop()
+            failure = self._watch.note(message)
+            match message:
+                case messages.StepEnded():
+                    self._first_step_seconds.setdefault(message.rank, time.perf_counter() - self._started)
+                case messages.Held():
+                    self._held[message.rank] = message.calls
+                    self._order_stop_after()
             self._changed.notify_all()
         if failure is not None:
             self._fail(failure)
-        if kind not in ("heartbeat", "guard", "held"):
+        if not isinstance(message, messages.Heartbeat | messages.GuardConnected | messages.Held):
             if self._events is not None:
-                self._events.add(report)
-            self._show(report)
+                self._events.add(message)
+            self._show(message)
 
-    def _show(self, report: Report) -> None:
-        """Display it, if it can be: a terminal that is gone does not end a run."""
+    def _show(self, message: messages.FromWorker) -> None:
+        """Display ``message``. A closed terminal must not end the run."""
         try:
-            self._display.update(report)
-        except (Exception, SystemExit) as error:  # rich makes a SystemExit of a closed pipe
+            self._display.update(message)
+        except (Exception, SystemExit) as error:  # rich raises SystemExit for a closed pipe
             logger.debug("The display failed: %s", error)
 
     def interrupt(self) -> None:
-        """Have the run write a checkpoint and end; or, where it cannot, end. `explaining_failures` raises what came of it.
+        """End the run, after a checkpoint if it is pausable; `explaining_failures` then raises RunInterruptedError.
 
-        Fit for signal handlers: it takes no lock.
+        Signal handlers may call this, because it takes no lock.
         """
         self._asked_to_end = True
-        self._woken.put(None)  # a SimpleQueue's put may interrupt itself
+        self._woken.put(None)  # SimpleQueue.put is reentrant
 
     @property
     def asked_to_end(self) -> bool:
@@ -161,17 +160,17 @@ class RunMonitor:
     def _begin_interruption(self) -> None:
         with self._changed:
             self._interrupted_at = time.monotonic()
-        self.receive({"kind": "note", "rank": 0, "text": "asked to end" + ": writing a checkpoint" * self._pausable})
+        self.receive(messages.Note(rank=0, text="asked to end" + ": writing a checkpoint" * self._pausable))
         if self._in_process is not None:
-            return  # the worker looks for itself
+            return  # the worker checks `asked_to_end`
         if self._server is not None and self._pausable:
-            self._server.tell({"kind": "hold"})
+            self._server.order(messages.Hold())
         else:
             self._stop_all("the run was interrupted")
 
-    def _say_where_to_stop(self) -> None:
+    def _order_stop_after(self) -> None:
         if len(self._held) == self._job.num_workers and self._server is not None:
-            self._server.tell({"kind": "stop_after", "calls": max(self._held.values()) + 1})
+            self._server.order(messages.StopAfter(calls=max(self._held.values()) + 1))
 
     def _fail(self, failure: Failure) -> None:
         with self._changed:
@@ -179,13 +178,13 @@ class RunMonitor:
                 self._failure.add(failure)
                 return
             if self._failed_at:
-                return  # all were told to end, and some do
+                return  # workers end because they were ordered to
             self._failure = failure
             self._failed_at = time.monotonic()
             self._changed.notify_all()
         self._stop_all(f"rank {failure.rank} has failed" if failure.rank is not None else "the run has failed")
         if self._events is not None:
-            self._events.add({"kind": "failure", "rank": failure.rank, "message": failure.message})
+            self._events.add(messages.RunFailed(rank=failure.rank, message=failure.message))
 
     def _stop_all(self, reason: str) -> None:
         with self._changed:
@@ -194,7 +193,7 @@ class RunMonitor:
             self._server.stop_workers(reason)
 
     def _watch_over(self) -> None:
-        """Look after the workers until the run has ended."""
+        """Check the workers until the run has ended."""
         aborted, before = False, time.monotonic()
         while not self._ended.is_set():
             with contextlib.suppress(queue.Empty):
@@ -202,14 +201,14 @@ class RunMonitor:
             now = time.monotonic()
             with self._changed:
                 if now - before > PAUSE_SECONDS:
-                    self._watch.forgive(now - before)  # this process itself was stopped: what has come is still to be read
+                    self._watch.forgive(now - before)  # this process was stopped, and has not read what has arrived
                 before = now
-                failure = None if self._failure or self._failed_at else self._watch.verdict(now)
+                failure = None if self._failure or self._failed_at else self._watch.verdict()
                 warnings = self._watch.warnings()
                 interrupted_at, failed_at = self._interrupted_at, self._failed_at
             for text in warnings:
                 logger.warning("%s", text)
-                self.receive({"kind": "note", "rank": 0, "text": text})
+                self.receive(messages.Note(rank=0, text=text))
             if failure is not None:
                 self._fail(failure)
             if self._asked_to_end and interrupted_at is None:
@@ -225,7 +224,7 @@ class RunMonitor:
             logger.warning("Backend %r has not returned: cancelling its Spark jobs.", self._backend)
             try:
                 self._abort()
-            except Exception:  # Spark may be what has failed; the failure itself is reported all the same
+            except Exception:  # Spark may have failed itself; the run's failure is still reported
                 logger.exception("Cancelling failed.")
         elif self._in_process is not None and self._main:
             self._sent_sigint = True
@@ -233,11 +232,11 @@ class RunMonitor:
 
     @contextlib.contextmanager
     def explaining_failures(self) -> Iterator[None]:
-        """Raise WorkerError for a failed engine: with the failing worker's own words where it could still say them.
+        """Replace the engine's exception by one that explains the failure.
 
         Raises:
-            WorkerError: in place of whatever the engine raised. Errors of dlspark itself pass, unless a worker's
-                report says more.
+            WorkerError: instead of the engine's exception, with the failed worker's own report if there is one. dlspark's
+                own errors pass if no worker has reported a failure.
             RunInterruptedError: the run was interrupted.
         """
         try:
@@ -252,22 +251,22 @@ class RunMonitor:
                 if not resumable:
                     cure = "It cannot be resumed: that takes a store, and a backend that is resumable."
                 message = f"The run on backend {self._backend!r} was interrupted. {cure}"
-                logger.warning("%s", message)  # uncaught, the error ends the program without a word
+                logger.warning("%s", message)  # an uncaught SystemExit prints nothing
                 raise RunInterruptedError(message) from error
             if failure is not None:
                 raise failure.as_error(self._backend) from error
             if isinstance(error, DlsparkError):
                 raise
             message = (
-                f"Backend {self._backend!r} failed, and no worker said why. The engine's own words: "
+                f"Backend {self._backend!r} failed, and no worker reported why. The engine's error: "
                 f"{type(error).__name__}: {error}"
             )
             if self._events is not None:
-                self._events.add({"kind": "failure", "rank": None, "message": message})
+                self._events.add(messages.RunFailed(rank=None, message=message))
             raise WorkerError(message) from error
 
     def _last_words(self) -> Failure | None:
-        """The failure that explains the engine's; waits a moment for what has been sent already."""
+        """The failure that explains the engine's exception; waits a moment for reports that are on their way."""
         with self._changed:
             if self._server is not None:
                 self._changed.wait_for(
@@ -276,10 +275,10 @@ class RunMonitor:
             return self._failure
 
     def result(self, results: Sequence[WorkerResult]) -> FitResult:
-        """The result of a run whose workers all came back."""
+        """The result of a run, from the results of all its workers."""
         if self._asked_to_end:
             logger.warning(
-                "SIGTERM came as the run on backend %r ended: it is complete, and the program goes on.", self._backend
+                "SIGTERM came as the run on backend %r ended: it is complete, and the program continues.", self._backend
             )
         first = results[0]
         return FitResult(
@@ -293,7 +292,7 @@ class RunMonitor:
 
 
 class InProcess:
-    """The endpoint of a worker that runs in the driver's own process: a report is a call."""
+    """The endpoint of a worker in the driver's own process: a message is a call."""
 
     def __init__(self, monitor: RunMonitor) -> None:
         self._monitor = monitor
@@ -308,15 +307,15 @@ class _CallReporter:
         self._monitor = monitor
         self._rank = rank
 
-    def send(self, kind: str, **fields: Any) -> None:
-        self._monitor.receive({"kind": kind, "rank": self._rank, "connection": 0, **fields})
+    def send(self, message: messages.FromWorker) -> None:
+        self._monitor.receive(dataclasses.replace(message, connection=0))
 
     def close(self) -> None:
-        self.send("left")
+        self.send(messages.Left(rank=self._rank))
 
 
 class _HaltAtOnce:
-    """The only worker stops after the step in which it was asked: there is nobody to agree with."""
+    """Stops the only worker after its current step: it need not agree with others."""
 
     def __init__(self, monitor: RunMonitor) -> None:
         self._monitor = monitor

@@ -16,6 +16,7 @@ from dlspark.ml.network import Network, output_of, predicting
 from dlspark.ml.tables import dataset_images, featurized
 from dlspark.spark import get_session, local_cores, told_plainly, write_dataframe
 from dlspark.storage import Document, Folder, KeptSteps, Step, Store, checksum, lease
+from dlspark.worker import seed_variables
 
 if TYPE_CHECKING:
     import keras
@@ -167,7 +168,7 @@ def _check_frozen(frozen: keras.Model, layer: str) -> None:
 
 def _is_random(layer: keras.layers.Layer) -> bool:
     """Whether it draws in training. `build_classifier` sets the rate of dropout in a frozen backbone to 0."""
-    return getattr(layer, "rate", None) != 0 and any(v.name == "seed_generator_state" for v in layer.variables)
+    return getattr(layer, "rate", None) != 0 and bool(seed_variables(layer))
 
 
 def _step(

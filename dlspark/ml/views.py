@@ -7,6 +7,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from dlspark.worker import seed_variables
+
 
 @keras.saving.register_keras_serializable(package="dlspark")
 class DrawnViews(keras.layers.Layer):  # type: ignore[misc, unused-ignore]
@@ -33,7 +35,7 @@ class DrawnViews(keras.layers.Layer):  # type: ignore[misc, unused-ignore]
         """From (rows, height, width, 3) of whole numbers to (rows, views · width of a vector), float32, view by view."""
         ops = keras.ops
         content = ops.sum(ops.cast(images, "int32"))
-        states = [variable for variable in self.network.variables if variable.name == "seed_generator_state"]
+        states = seed_variables(self.network)
         found = []
         for view in range(self.views):
             for number, state in enumerate(states):

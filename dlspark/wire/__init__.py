@@ -1,18 +1,19 @@
-"""How driver and workers talk to each other."""
+"""How driver and workers communicate."""
 
 from __future__ import annotations
 
-from dlspark.wire.client import HEARTBEAT_SECONDS, Endpoint, Reporter, SocketEndpoint, failure_fields
-from dlspark.wire.framing import Report
-from dlspark.wire.server import MAX_STRANGERS, ReportServer
+from dlspark.wire.client import HEARTBEAT_SECONDS, Endpoint, Reporter, SocketEndpoint, failed
+from dlspark.wire.framing import Frames
+from dlspark.wire.server import MAX_STRANGERS, ReportServer, Server
 
 __all__ = [
     "HEARTBEAT_SECONDS",
     "MAX_STRANGERS",
     "Endpoint",
-    "Report",
+    "Frames",
     "ReportServer",
     "Reporter",
+    "Server",
     "SocketEndpoint",
-    "failure_fields",
+    "failed",
 ]

@@ -1,17 +1,13 @@
-"""How workers talk to the driver: authenticated JSON frames over TCP, in Spark tasks and beside them alike.
+"""The worker's end of the connection to the driver. `dlspark.wire.server` is the driver's end.
 
-The driver listens on one address and a port that the system gives (`dlspark.wire.server`; `dlspark.wire.framing` has the
-protocol). Here is the worker's end.
-
-A worker that loses the driver, or that the driver tells to stop because another rank has failed, ends its process: the
-thread that notices cannot interrupt a collective that waits for a dead peer. A worker that ends as it should says so
-("left"), so that the driver can tell an end from a death ("lost").
+A worker ends its process when it loses the driver, or when the driver orders it to stop because another rank has failed: the
+thread that learns of it cannot interrupt a collective that waits for a dead peer. A worker that finishes sends `Left`, so
+that the driver can distinguish the end of its work from its death.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hmac
 import logging
 import os
 import socket
@@ -19,10 +15,11 @@ import struct
 import threading
 import traceback
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 from dlspark.errors import ConfigError, DataError, MissingDependencyError, NonFiniteLossError, WorkerError
-from dlspark.wire.framing import Frames, Report, read
+from dlspark.wire.framing import Frames, connect
+from dlspark.wire.messages import Failed, FromDriver, FromWorker, Held, Hold, Left, Stop, StopAfter, decode, encode
 
 logger = logging.getLogger(__name__)
 
@@ -30,23 +27,23 @@ MAX_TRACEBACK_CHARACTERS = 100_000
 CONNECT_SECONDS = 30.0
 HEARTBEAT_SECONDS = 1.0
 SEND_SECONDS = 30
-HOLD_SECONDS = 60.0  # a driver that asks for a halt says within this time where
-STOPPED_EXIT_CODE = 75  # EX_TEMPFAIL: ended by the driver or without one, through no fault of its own
+HOLD_SECONDS = 60.0  # the longest wait for `StopAfter` after `Hold`
+STOPPED_EXIT_CODE = 75  # EX_TEMPFAIL: the driver stopped this worker, or is gone
 
 
 class Halt(Protocol):
-    """How a worker learns that it is to stop."""
+    """How a worker learns that it must stop."""
 
     def reached(self) -> bool:
-        """Whether to stop now; to be asked after every call of the training step."""
+        """Whether to stop now. Call it after every call of the training step."""
         ...
 
 
 class Interruption:
-    """How all ranks stop after the same step when the driver asks them to.
+    """Lets all ranks stop after the same step when the driver asks for it.
 
-    Ranks that exchange gradients are at most one call of the training step apart, so "one more than the furthest has done"
-    is a step that nobody has gone beyond, if everybody waits there until all have been asked.
+    Ranks that exchange gradients are at most one call of the training step apart. The driver therefore chooses the call
+    after the furthest rank's last one: no rank can pass it, because every rank waits there until the driver has chosen.
     """
 
     def __init__(self) -> None:
@@ -56,19 +53,19 @@ class Interruption:
         self._target: int | None = None
 
     def hold(self) -> int:
-        """From now on go no further than the next call; returns the calls that have ended."""
+        """Allow one more call only; returns the number of completed calls."""
         with self._changed:
             self._limit = self._calls + 1
             return self._calls
 
     def stop_after(self, calls: int) -> None:
-        """The call after which all ranks stop."""
+        """Set the call after which all ranks stop."""
         with self._changed:
             self._target = calls
             self._changed.notify_all()
 
     def reached(self) -> bool:
-        """Whether to stop now; to be asked after every call of the training step."""
+        """Whether to stop now. Call it after every call of the training step; it may wait for the driver."""
         with self._changed:
             self._calls += 1
             if self._limit is None or self._calls < self._limit:
@@ -78,52 +75,64 @@ class Interruption:
 
 
 class Reporter(Protocol):
-    """What a worker needs of a connection."""
+    """A worker's connection to its driver."""
 
     @property
     def interruption(self) -> Halt: ...
 
-    def send(self, kind: str, **fields: Any) -> None: ...
+    def send(self, message: FromWorker) -> None: ...
 
     def close(self) -> None: ...
 
 
 class Endpoint(Protocol):
-    """Where a worker finds its driver: plain data that crosses processes, or an object in the same one."""
+    """How a worker reaches its driver: plain data that crosses processes, or an object in the same process."""
 
     def connect(self, rank: int) -> Reporter: ...
 
 
-def failure_fields(error: BaseException) -> Report:
-    """The fields of a ``failed`` report for ``error``, its traceback cut in the middle when it is endless."""
+def failed(rank: int, error: BaseException, *, epoch: int | None = None, step: int | None = None) -> Failed:
+    """The report of ``error`` on ``rank``, its traceback shortened in the middle if it is long."""
     text = "".join(traceback.format_exception(error))
     if len(text) > MAX_TRACEBACK_CHARACTERS:
         half = MAX_TRACEBACK_CHARACTERS // 2
         text = f"{text[:half]}\n… {len(text) - 2 * half} characters left out …\n{text[-half:]}"
-    retryable = not isinstance(error, ConfigError | DataError | MissingDependencyError | NonFiniteLossError)
-    return {"error": type(error).__name__, "message": str(error)[:2000], "traceback": text, "retryable": retryable}
+    return Failed(
+        rank=rank,
+        host=socket.gethostname(),
+        error=type(error).__name__,
+        message=str(error)[:2000],
+        traceback=text,
+        retryable=not isinstance(error, ConfigError | DataError | MissingDependencyError | NonFiniteLossError),
+        epoch=epoch,
+        step=step,
+    )
 
 
 @dataclass(frozen=True)
 class SocketEndpoint:
-    """The driver's address and the secret of this run. Never logged: ``repr`` leaves the secret out."""
+    """The address of a server in the driver, and its secret. Never logged: ``repr`` leaves the secret out."""
 
     host: str
     port: int
     secret: bytes = field(repr=False)
 
     def connect(self, rank: int) -> Reporter:
-        """Connect and prove knowledge of the secret.
+        """Connect as worker ``rank``, to report.
 
         Raises:
-            WorkerError: the driver cannot be reached from here.
+            WorkerError: this host cannot reach the driver.
+        """
+        return _SocketReporter(self.open(rank), rank)
+
+    def open(self, rank: int) -> Frames:
+        """Connect as worker ``rank``, and prove knowledge of the secret.
+
+        Raises:
+            WorkerError: this host cannot reach the driver.
         """
         try:
-            sock = socket.create_connection((self.host, self.port), timeout=CONNECT_SECONDS)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            _notice_lost_hosts(sock)
-            nonce = read(sock, 32)
-            sock.sendall(hmac.digest(self.secret, nonce, "sha256"))
+            return connect(self.host, self.port, self.secret, seconds=CONNECT_SECONDS)
         except OSError as error:
             raise WorkerError(
                 f"Rank {rank} on {socket.gethostname()} cannot reach the driver at {self.host}:{self.port} ({error}). "
@@ -131,23 +140,22 @@ class SocketEndpoint:
                 rank=rank,
                 host=socket.gethostname(),
             ) from error
-        return _SocketReporter(Frames(sock, self.secret, nonce, server=False), sock, rank)
 
 
 class _SocketReporter:
-    def __init__(self, frames: Frames, sock: socket.socket, rank: int) -> None:
+    def __init__(self, frames: Frames, rank: int) -> None:
         self.interruption = Interruption()
         self._frames = frames
         self._rank = rank
         self._closing = threading.Event()
-        # Reading waits for as long as the run lasts (the end of the stream ends it); only sending has a bound.
-        sock.settimeout(None)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", SEND_SECONDS, 0))
+        # Reading may take as long as the run, until the stream ends. Sending has a time limit.
+        frames.sock.settimeout(None)
+        frames.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", SEND_SECONDS, 0))
         threading.Thread(target=self._obey, name="dlspark-channel", daemon=True).start()
 
-    def send(self, kind: str, **fields: Any) -> None:
+    def send(self, message: FromWorker) -> None:
         try:
-            self._frames.send({"kind": kind, "rank": self._rank, **fields})
+            self._frames.send(encode(message))
         except OSError:
             if not self._closing.is_set():
                 self._end_process("the driver is gone")
@@ -155,19 +163,24 @@ class _SocketReporter:
     def close(self) -> None:
         self._closing.set()
         with contextlib.suppress(OSError):  # the driver may be gone
-            self._frames.send({"kind": "left", "rank": self._rank})
+            self._frames.send(encode(Left(rank=self._rank)))
         self._frames.close()
 
     def _obey(self) -> None:
-        try:
-            while (message := self._frames.receive())["kind"] != "stop":
-                if message["kind"] == "hold":
-                    self.send("held", calls=self.interruption.hold())
-                elif message["kind"] == "stop_after":
-                    self.interruption.stop_after(int(message["calls"]))
-            reason = f"the driver said stop: {message['reason']}"
-        except (OSError, ValueError, KeyError) as error:
-            reason = f"the driver is gone ({error})"
+        reason = ""
+        while not reason:
+            try:
+                message = decode(self._frames.receive(), FromDriver)
+            except (OSError, ValueError) as error:
+                reason = f"the driver is gone ({error})"
+                break
+            match message:
+                case Hold():
+                    self.send(Held(rank=self._rank, calls=self.interruption.hold()))
+                case StopAfter():
+                    self.interruption.stop_after(message.calls)
+                case Stop():
+                    reason = f"the driver said stop: {message.reason}"
         if not self._closing.is_set():
             self._end_process(reason)
 
@@ -175,11 +188,3 @@ class _SocketReporter:
         logger.warning("Rank %s ends: %s", self._rank, reason)
         logging.shutdown()
         os._exit(STOPPED_EXIT_CODE)
-
-
-def _notice_lost_hosts(sock: socket.socket) -> None:
-    """Have the kernel end a connection to a host that has not answered for 40 seconds, instead of 15 minutes and more."""
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3), ("TCP_USER_TIMEOUT", 40_000)):
-        if hasattr(socket, name):  # Linux has them all
-            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

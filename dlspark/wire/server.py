@@ -1,10 +1,9 @@
-"""The driver's end of the channel: a port at which workers and their guards report, and hear when to hold and to stop."""
+"""The driver's end of connections: a port that serves whoever proves the secret, and the port for the workers' reports."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import hmac
+import dataclasses
 import itertools
 import logging
 import secrets
@@ -14,71 +13,60 @@ import time
 from collections.abc import Callable
 
 from dlspark.wire.client import SocketEndpoint
-from dlspark.wire.framing import Frames, Report, read
+from dlspark.wire.framing import Frames, accept, shut
+from dlspark.wire.messages import (
+    FromDriver,
+    FromWorker,
+    GuardConnected,
+    Left,
+    Lost,
+    ProcessEnded,
+    Stop,
+    decode,
+    encode,
+)
 
 logger = logging.getLogger(__name__)
 
 MAX_CONNECTIONS = 4096
 MAX_STRANGERS = 64  # connections that have not proved the secret yet, which takes a worker a few milliseconds
-HANDSHAKE_SECONDS = 5.0  # for all of it, however slowly it comes
+HANDSHAKE_SECONDS = 5.0  # for the whole handshake, even if a client sends a byte now and then
 
 
-def _shut(sock: socket.socket) -> None:
-    """Wake the thread that waits for this connection, which then closes it."""
-    with contextlib.suppress(OSError):  # the peer may be gone already
-        sock.shutdown(socket.SHUT_RDWR)
-
-
-def _tell(frames: Frames, message: Report) -> None:
-    with contextlib.suppress(OSError):  # that worker has ended already
-        frames.send(message)
-
-
-class ReportServer:
-    """The driver's end. Every report of an authenticated worker is handed to ``on_report``, one at a time.
-
-    The server adds ``connection``, a number that grows with every connection, and a report of its own, ``lost``, when one
-    ends that never said ``left``.
+class Server:
+    """Accepts connections, and serves each one that proves the secret in a thread of its own.
 
     Args:
         host: the address to bind; loopback unless executors run elsewhere.
-        on_report: called in a thread of the server, never two at a time.
-        max_strangers: the most connections that have not proved the secret yet; one more pushes out the oldest.
+        serve: called with every authenticated connection, which is closed when the call returns or raises OSError or
+            ValueError.
+        name: how the names of the server's threads begin.
+        max_strangers: the limit of connections that have not proved the secret yet; beyond it the oldest is dropped.
+
+    Attributes:
+        endpoint: the address and the secret of this server.
     """
 
-    def __init__(self, host: str, on_report: Callable[[Report], None], *, max_strangers: int = MAX_STRANGERS) -> None:
-        self._on_report = on_report
+    def __init__(self, host: str, serve: Callable[[Frames], None], *, name: str, max_strangers: int = MAX_STRANGERS) -> None:
+        self._serve = serve
+        self._name = name
         self._max_strangers = max_strangers
-        self._secret = secrets.token_bytes(32)
         self._lock = threading.Lock()
-        self._report_lock = threading.Lock()
         self._slots = threading.BoundedSemaphore(MAX_CONNECTIONS)
         self._connections: set[Frames] = set()
-        self._guards: set[Frames] = set()
-        self._strangers: dict[socket.socket, None] = {}  # in the order in which they came
+        self._strangers: dict[socket.socket, None] = {}  # in order of arrival
         self._threads: set[threading.Thread] = set()
         self._closed = False
-        self._stop: Report | None = None
-        self._numbers = itertools.count()
         self._listener = socket.create_server((host, 0), backlog=128)
-        self.endpoint = SocketEndpoint(host, self._listener.getsockname()[1], self._secret)
-        self._acceptor = threading.Thread(target=self._accept, name="dlspark-reports", daemon=True)
+        self.endpoint = SocketEndpoint(host, self._listener.getsockname()[1], secrets.token_bytes(32))
+        self._secret = self.endpoint.secret
+        self._acceptor = threading.Thread(target=self._accept, name=name, daemon=True)
         self._acceptor.start()
 
-    def stop_workers(self, reason: str) -> None:
-        """Tell every worker to end its process now, those that connect from now on too."""
-        with self._lock:
-            self._stop = {"kind": "stop", "reason": reason}
-            connections = list(self._connections)
-        for frames in connections:
-            _tell(frames, self._stop)
-
-    def tell(self, message: Report) -> None:
-        """Send ``message`` to the workers, and not to their guards, to which every message means the end."""
-        with self._lock:
-            workers = self._connections - self._guards
-        for frames in workers:
-            _tell(frames, message)
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
 
     def close(self) -> None:
         """Close the port and every connection, and wait for the server's threads (at most a few seconds)."""
@@ -86,15 +74,12 @@ class ReportServer:
             if self._closed:
                 return
             self._closed = True
-            connections = list(self._connections)
+            connections = [frames.sock for frames in self._connections]
             strangers = list(self._strangers)
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)  # wakes accept()
+        shut(self._listener)  # wakes accept()
         self._listener.close()
-        for frames in connections:
-            frames.close()
-        for sock in strangers:
-            _shut(sock)
+        for sock in connections + strangers:
+            shut(sock)
         self._acceptor.join(HANDSHAKE_SECONDS)
         for thread in list(self._threads):
             thread.join(HANDSHAKE_SECONDS)
@@ -106,66 +91,119 @@ class ReportServer:
             except OSError:
                 if self._closed:
                     return
-                time.sleep(0.1)  # no file descriptor is left, say: it will not be better at once
+                time.sleep(0.1)  # the process may have run out of file descriptors, which takes time to change
                 continue
             if not self._slots.acquire(blocking=False):
                 sock.close()
                 continue
             with self._lock:
-                if len(self._strangers) >= self._max_strangers:  # who has waited longest goes
+                if len(self._strangers) >= self._max_strangers:
                     oldest = next(iter(self._strangers))
                     del self._strangers[oldest]
-                    _shut(oldest)
+                    shut(oldest)
                 self._strangers[sock] = None
-            thread = threading.Thread(target=self._serve, args=(sock,), name="dlspark-report", daemon=True)
+            thread = threading.Thread(target=self._run, args=(sock,), name=f"{self._name}-connection", daemon=True)
             self._threads.add(thread)
             thread.start()
 
-    def _serve(self, sock: socket.socket) -> None:
+    def _run(self, sock: socket.socket) -> None:
         frames = None
         try:
-            until = time.monotonic() + HANDSHAKE_SECONDS
-            sock.settimeout(HANDSHAKE_SECONDS)
-            nonce = secrets.token_bytes(32)
-            sock.sendall(nonce)
-            if not hmac.compare_digest(read(sock, 32, until=until), hmac.digest(self._secret, nonce, hashlib.sha256)):
+            frames = accept(sock, self._secret, seconds=HANDSHAKE_SECONDS)
+            if frames is None:
                 return
-            sock.settimeout(None)  # bounded by close(), which shuts the socket down
-            frames = Frames(sock, self._secret, nonce, server=True)
             with self._lock:
                 if self._closed:
                     return
                 self._strangers.pop(sock, None)
                 self._connections.add(frames)
-                stop = self._stop
-            if stop is not None:  # a task that Spark has started again, for a run that has failed
-                _tell(frames, stop)
-            self._listen(frames)
+            self._serve(frames)
         except (OSError, ValueError) as error:  # the end of the stream, or a stranger's noise
             logger.debug("A connection ended: %s", error)
         finally:
             with self._lock:
                 if frames is not None:
                     self._connections.discard(frames)
-                    self._guards.discard(frames)
                 self._strangers.pop(sock, None)
                 self._threads.discard(threading.current_thread())
             sock.close()
             self._slots.release()
 
+
+class ReportServer:
+    """Hands every message of authenticated workers and guards to ``on_message``, one at a time.
+
+    The server sets ``connection``, a number that grows with every connection, and reports `Lost` itself if a worker's
+    connection ends without `Left`.
+
+    Args:
+        host: the address to bind; loopback unless executors run elsewhere.
+        on_message: called in a thread of the server, never two at a time.
+        max_strangers: as for `Server`.
+    """
+
+    def __init__(self, host: str, on_message: Callable[[FromWorker], None], *, max_strangers: int = MAX_STRANGERS) -> None:
+        self._on_message = on_message
+        self._lock = threading.Lock()
+        self._message_lock = threading.Lock()
+        self._connections: set[Frames] = set()
+        self._guards: set[Frames] = set()
+        self._stop: Stop | None = None
+        self._numbers = itertools.count()
+        self._server = Server(host, self._serve, name="dlspark-reports", max_strangers=max_strangers)
+        self.endpoint = self._server.endpoint
+
+    def stop_workers(self, reason: str) -> None:
+        """Order every worker to end its process now, including those that connect later."""
+        with self._lock:
+            self._stop = Stop(reason=reason)
+            connections = list(self._connections)
+        for frames in connections:
+            _order(frames, self._stop)
+
+    def order(self, message: FromDriver) -> None:
+        """Send ``message`` to the workers, not to their guards: a guard takes any message as an order to end the worker."""
+        with self._lock:
+            workers = self._connections - self._guards
+        for frames in workers:
+            _order(frames, message)
+
+    def close(self) -> None:
+        """Close the port and every connection; see `Server.close`."""
+        self._server.close()
+
+    def _serve(self, frames: Frames) -> None:
+        with self._lock:
+            self._connections.add(frames)
+            stop = self._stop
+        try:
+            if stop is not None:  # Spark has started a task of a failed run again
+                _order(frames, stop)
+            self._listen(frames)
+        finally:
+            with self._lock:
+                self._connections.discard(frames)
+                self._guards.discard(frames)
+
     def _listen(self, frames: Frames) -> None:
-        """Hand on what comes, until the connection ends."""
-        number, last = next(self._numbers), None
+        """Hand on messages until the connection ends."""
+        number = next(self._numbers)
+        last: FromWorker | None = None
         while True:
             try:
-                last = {**frames.receive(), "connection": number}
+                last = dataclasses.replace(decode(frames.receive(), FromWorker), connection=number)
             except (OSError, ValueError):
-                if last is not None and last["kind"] not in ("left", "guard", "ended") and not self._closed:
-                    with self._report_lock:
-                        self._on_report({"kind": "lost", "rank": last["rank"], "connection": number})
+                if last and not isinstance(last, Left | GuardConnected | ProcessEnded) and not self._server.closed:
+                    with self._message_lock:
+                        self._on_message(Lost(rank=last.rank, connection=number))
                 raise
-            if last["kind"] == "guard":
+            if isinstance(last, GuardConnected):
                 with self._lock:
                     self._guards.add(frames)
-            with self._report_lock:
-                self._on_report(last)
+            with self._message_lock:
+                self._on_message(last)
+
+
+def _order(frames: Frames, message: FromDriver) -> None:
+    with contextlib.suppress(OSError):  # that worker has ended already
+        frames.send(encode(message))

@@ -13,14 +13,17 @@ from dlspark.worker.model_state import (
     load_trained,
     save_initial_weights,
     save_trained,
+    seed_variables,
     set_weights,
     weight_shapes,
 )
 from dlspark.worker.process import environment, random_states
 from dlspark.worker.session import WorkerSession
+from dlspark.worker.status import WorkerStatus
 
 __all__ = [
     "WorkerSession",
+    "WorkerStatus",
     "build",
     "callback_arrays",
     "capture",
@@ -39,6 +42,7 @@ __all__ = [
     "run_worker",
     "save_initial_weights",
     "save_trained",
+    "seed_variables",
     "set_weights",
     "train",
     "weight_shapes",

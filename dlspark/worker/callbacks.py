@@ -1,4 +1,4 @@
-"""The loop's own callbacks, which report, keep the history and leave checkpoints; and what the user's remember."""
+"""The loop's own callbacks, for reports, history and checkpoints; and the state of the user's callbacks."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from dlspark.data import Feed, step_range
 from dlspark.errors import NonFiniteLossError, RunInterruptedError
 from dlspark.job import TrainJob
 from dlspark.storage import Checkpoints, Position
-from dlspark.wire import Reporter
+from dlspark.wire import Reporter, messages
 from dlspark.worker.model_state import capture, capture_within_epoch, restore_within_epoch
 from dlspark.worker.session import WorkerSession
+from dlspark.worker.status import WorkerStatus
 
 logger = logging.getLogger(__name__)
 
@@ -28,11 +29,11 @@ STEP_REPORT_SECONDS = 0.25
 
 @dataclass(frozen=True)
 class Start:
-    """Where a training begins: at the very beginning, or at a checkpoint.
+    """Where a training starts: at the beginning, or at a checkpoint.
 
     Attributes:
-        position: the epochs and steps that are complete.
-        arrays: the checkpoint's; empty at the very beginning.
+        position: the complete epochs and steps.
+        arrays: the checkpoint's arrays; empty at the beginning.
     """
 
     position: Position = field(default_factory=lambda: Position(epoch=0))
@@ -44,19 +45,19 @@ def progress_callback(
     feed: Feed,
     session: WorkerSession,
     reporter: Reporter,
-    position: dict[str, Any],
+    status: WorkerStatus,
     start: Start,
     own_seconds: Callable[[], float],
 ) -> Any:
-    """The callback that says where the training is: to the feed, to ``position`` and to the driver.
+    """The callback that tracks the progress of the training, for the feed, ``status`` and the driver.
 
-    Its ``rows_seen`` and ``input_seconds`` are those of `WorkerReport`. ``own_seconds`` gives what this rank's own part of
-    all steps has taken; see `dlspark.worker.gradient_sync`.
+    Its ``rows_seen`` and ``input_seconds`` are those of `WorkerReport`. ``own_seconds`` returns the time that this rank's
+    own part of all steps has taken; see `dlspark.worker.gradient_sync`.
     """
     import keras
 
     class Progress(keras.callbacks.Callback):
-        """Tells the feed which epoch it is and the driver how far this rank has come. The first of all callbacks."""
+        """Sets the feed's epoch, and reports the progress of this rank to the driver. The first of all callbacks."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -71,58 +72,60 @@ def progress_callback(
             self._offset = start.position.step if epoch == start.position.epoch else 0
             if self._offset:
                 restore_within_epoch(self.model, start.arrays, session)
-            # Read by the pulse in the middle of a step: whether this rank's part of it is done.
-            position.update(epoch=epoch, step=self._offset, waits=lambda: own_seconds() > self._in_steps)
-            self._move("callbacks")
+            # The heartbeat calls this in the middle of a step, to learn whether this rank's part of it is done.
+            status.waits = lambda: own_seconds() > self._in_steps
+            status.step, status.epoch = self._offset, epoch
+            status.move("callbacks")
 
         def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
             self._step_began = time.perf_counter()
-            self._move("step")
+            status.move("step")
 
         def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
             # With steps_per_execution the last call may name a step past the end.
             step = min(self._offset + batch, feed.steps - 1)
-            self.rows_seen += sum(feed.part_rows(each) for each in range(position["step"], step + 1))
-            first = position["step"] == self._offset
-            # Of several steps in one execution only the first one's batch can be told to have come late.
-            waited = max(0.0, feed.ready_at[position["step"]] - max(self._step_ended, feed.began_at))
+            self.rows_seen += sum(feed.part_rows(each) for each in range(status.step, step + 1))
+            first = status.step == self._offset
+            # With several steps per execution, only the wait for the first one's batch can be measured.
+            waited = max(0.0, feed.ready_at[status.step] - max(self._step_ended, feed.began_at))
             self.input_seconds += waited
-            self._note_own_work(step + 1 - position["step"])
-            position["step"] = step + 1
+            self._add_own_seconds(step + 1 - status.step)
+            status.step = step + 1
             now = self._step_ended = time.perf_counter()
             due = first or now - self._reported > STEP_REPORT_SECONDS or step == feed.steps - 1
-            self._move("callbacks")
+            status.move("callbacks")
             loss = (logs or {}).get("loss")
             # Reading the loss waits for the step to end. Several workers wait for each other anyway.
             if loss is not None and (due or session.world_size > 1):
                 loss = float(loss)
                 if not math.isfinite(loss):
                     raise NonFiniteLossError(
-                        f"The loss is {loss} at step {step + 1} of epoch {position['epoch'] + 1}. Lower the learning rate, "
+                        f"The loss is {loss} at step {step + 1} of epoch {feed.epoch + 1}. Lower the learning rate, "
                         "clip gradients, or look for NaN and infinite values in the data."
                     )
             if due:
                 self._reported = now
                 _, rows = step_range(job.train.rows, job.batch_size, step)
-                reporter.send("step", epoch=position["epoch"], step=step + 1, steps=feed.steps, rows=rows, loss=loss)
+                reporter.send(
+                    messages.StepEnded(
+                        rank=session.rank, epoch=feed.epoch, step=step + 1, steps=feed.steps, rows=rows, loss=loss
+                    )
+                )
 
         def on_test_batch_end(self, batch: int, logs: Any = None) -> None:
-            self._move("validation")
+            status.move("validation")
 
         def on_test_end(self, logs: Any = None) -> None:
-            self._move("callbacks")
+            status.move("callbacks")
 
-        def _move(self, phase: str) -> None:
-            position.update(phase=phase, moves=position.get("moves", 0) + 1)
-
-        def _note_own_work(self, steps: int) -> None:
-            """What this rank's steps take of its own: up to the sum over all ranks, and the callbacks between them."""
+        def _add_own_seconds(self, steps: int) -> None:
+            """Record this rank's own time, callbacks included, excluding waits for other ranks."""
             between = max(0.0, self._step_began - self._step_ended) if self._step_ended else 0.0
             before, self._in_steps = self._in_steps, own_seconds()
-            if self._step_ended:  # the first step is tracing
+            if self._step_ended:  # the first step includes tracing
                 self._own_seconds += between + self._in_steps - before
                 self._steps += steps
-            position.update(own_seconds=self._own_seconds, steps=self._steps)
+            status.own_seconds, status.steps = self._own_seconds, self._steps
 
     return Progress()
 
@@ -132,16 +135,16 @@ def saver_callback(
     feed: Feed,
     session: WorkerSession,
     reporter: Reporter,
-    position: dict[str, Any],
+    status: WorkerStatus,
     start: Start,
     checkpoints: Checkpoints | None,
     callbacks: Sequence[Any],
 ) -> Any:
-    """The callback that leaves checkpoints, ends an interrupted run, and has the ``history`` and ``epoch_seconds``."""
+    """The callback that saves checkpoints, ends an interrupted run, and has the ``history`` and ``epoch_seconds``."""
     import keras
 
     class Saver(keras.callbacks.Callback):
-        """Keeps the history and leaves checkpoints. The last of all callbacks, so that it sees what they have done."""
+        """Keeps the history and saves checkpoints. The last callback, so that checkpoints include the others' changes."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -156,14 +159,14 @@ def saver_callback(
 
         def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
             self._epoch_began = time.perf_counter()
-            self._step_before = position["step"]
+            self._step_before = status.step
 
         def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
             self._interrupted = self._interrupted or reporter.interruption.reached()
-            step, before = position["step"], self._step_before
+            step, before = status.step, self._step_before
             self._step_before = step
             if step == feed.steps:
-                return  # the end of the epoch is near
+                return  # on_epoch_end follows
             if self._interrupted:
                 self._save_within_epoch(step)
                 self._end()
@@ -180,7 +183,8 @@ def saver_callback(
             values = {name: float(value) for name, value in (logs or {}).items()}
             for name, value in values.items():
                 self.history.setdefault(name, []).append(value)
-            reporter.send("epoch", epoch=epoch, logs=values, seconds=self.epoch_seconds[-1])
+            seconds = self.epoch_seconds[-1]
+            reporter.send(messages.EpochEnded(rank=session.rank, epoch=epoch, logs=values, seconds=seconds))
             if checkpoints is not None and session.rank == 0:
                 stopped = bool(self.model.stop_training)
                 synchronise(self.model)
@@ -194,50 +198,51 @@ def saver_callback(
             synchronise(self.model)
             arrays = capture_within_epoch(self.model, session)
             if session.rank == 0:
-                self._save(arrays, Position(epoch=position["epoch"], step=step, **self._so_far()))
+                self._save(arrays, Position(epoch=feed.epoch, step=step, **self._so_far()))
 
         def _save(self, arrays: dict[str, Any], place: Position) -> None:
-            position.update(phase="checkpoint")
+            status.phase = "checkpoint"
             began = time.perf_counter()
             name = checkpoints.save({**arrays, **callback_arrays(callbacks)}, place)  # type: ignore[union-attr]
-            reporter.send("checkpoint", name=name, seconds=time.perf_counter() - began)
-            position.update(phase="callbacks", moves=position.get("moves", 0) + 1)
+            seconds = time.perf_counter() - began
+            reporter.send(messages.CheckpointSaved(rank=session.rank, name=name, seconds=seconds))
+            status.move("callbacks")
 
         def _so_far(self) -> dict[str, Any]:
             return {"history": self.history, "epoch_seconds": self.epoch_seconds}
 
         def _end(self) -> None:
-            """Leave, but not before rank 0 has written: an engine may end all ranks when the first one has ended."""
+            """End, but after rank 0 has saved: an engine may end all ranks when the first one ends."""
             if session.exchanges:
                 keras.ops.convert_to_numpy(session.sum([keras.ops.convert_to_tensor(np.zeros(1, np.float32))])[0])
-            raise RunInterruptedError("The driver asked for the end of the run.")
+            raise RunInterruptedError("The driver interrupted the run.")
 
     return Saver()
 
 
-def moving(position: dict[str, Any]) -> Any:
-    """A callback for an evaluation of its own, which shows in ``position`` that it gets on."""
+def moving(status: WorkerStatus) -> Any:
+    """A callback for a separate evaluation, which records its progress in ``status``."""
     import keras
 
     class Moving(keras.callbacks.Callback):
         def on_test_batch_end(self, batch: int, logs: Any = None) -> None:
-            position.update(phase="validation", moves=position.get("moves", 0) + 1)
+            status.move("validation")
 
     return Moving()
 
 
 def synchronise(model: Any) -> None:
-    """Have the variables hold what the training has made of them: under JAX they lag behind within an epoch."""
+    """Update the model's variables, which under JAX lag behind within an epoch."""
     if hasattr(model, "jax_state_sync"):
         model.jax_state_sync()
 
 
 def callback_arrays(callbacks: Sequence[Any]) -> dict[str, NDArray[Any]]:
-    """What the callbacks remember, pickled, as one array of bytes called ``callbacks``.
+    """The state of the callbacks, pickled, as one array of bytes called ``callbacks``.
 
-    Keras' callbacks have no interface for their state: it is their attributes, all of them, as some are only right together
-    (EarlyStopping turns the sign of ``min_delta`` when it finds out which way its metric goes). What belongs to the process
-    (the model and its parts, open files) is left to the callback itself.
+    Keras' callbacks have no interface for their state, so all of their attributes are saved; some are only valid together
+    (EarlyStopping changes the sign of ``min_delta`` once it knows the direction of its metric). Attributes that belong to
+    the process, such as the model, its parts and open files, are left out.
     """
     import keras
 
@@ -250,14 +255,14 @@ def callback_arrays(callbacks: Sequence[Any]) -> dict[str, NDArray[Any]]:
                 continue
             try:
                 state[name] = cloudpickle.dumps(value)
-            except Exception as error:  # pickling runs the object's own code: anything may come out
-                logger.debug("%s.%s is not kept in checkpoints: %s", type(callback).__name__, name, error)
+            except Exception as error:  # pickling runs the object's own code, which may raise anything
+                logger.debug("%s.%s is not saved in checkpoints: %s", type(callback).__name__, name, error)
         states.append(state)
     return {"callbacks": np.frombuffer(cloudpickle.dumps(states), np.uint8)}
 
 
 def restore_callbacks(callbacks: Sequence[Any], arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Give the callbacks back what `callback_arrays` took; after their ``on_train_begin``, which forgets it."""
+    """Restore what `callback_arrays` saved. Call it after ``on_train_begin``, which resets callbacks."""
     if "callbacks" not in arrays:
         return
     for callback, state in zip(callbacks, cloudpickle.loads(arrays["callbacks"].tobytes()), strict=True):
@@ -266,7 +271,7 @@ def restore_callbacks(callbacks: Sequence[Any], arrays: Mapping[str, NDArray[Any
 
 
 def of_rank(callbacks: Sequence[Any], rank: int) -> list[Any]:
-    """All callbacks on rank 0; elsewhere those that write no files, so that they decide alike on every rank."""
+    """All callbacks on rank 0; on other ranks those that write no files, so that all ranks take the same decisions."""
     import keras
 
     writers = (keras.callbacks.ModelCheckpoint, keras.callbacks.CSVLogger, keras.callbacks.TensorBoard)

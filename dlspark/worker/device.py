@@ -1,4 +1,4 @@
-"""What a worker computes on: its threads, its device, and the report of what it used."""
+"""A worker's threads and device, and the report of its resources."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from dlspark.worker.session import WorkerSession
 
 
 def own_threads(threads: int) -> None:
-    """Make TensorFlow compute with ``threads`` threads. To be called before its context exists.
+    """Make TensorFlow compute with ``threads`` threads. Call it before TensorFlow creates its context.
 
-    Both pools count: with one core, a second inter-op thread already competes with the first.
+    This limits both thread pools: on one core, even a second inter-op thread competes with the first.
     """
     import tensorflow as tf
 
@@ -24,7 +24,7 @@ def own_threads(threads: int) -> None:
 
 
 def describe_device(session: WorkerSession) -> str:
-    """What this process computes on, for the report.
+    """A description of the device of this process, for the report.
 
     Raises:
         ConfigError: the cluster gave this worker a GPU that the framework cannot use.

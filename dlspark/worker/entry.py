@@ -1,4 +1,4 @@
-"""run_worker(): what every engine runs in every worker, around the only training loop."""
+"""run_worker(): the function that every engine runs in every worker, around the training loop."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dlspark.data import ShardedRows
 from dlspark.errors import ConfigError, RunInterruptedError
 from dlspark.job import MODEL_FILE, Payload, TrainJob, WorkerResult, load_job, load_payload, versions
 from dlspark.storage import Checkpoints, Store
-from dlspark.wire import Endpoint, Reporter, failure_fields
+from dlspark.wire import Endpoint, Reporter, failed, messages
 from dlspark.worker.callbacks import Start
 from dlspark.worker.device import describe_device, worker_report
 from dlspark.worker.gradient_sync import check_mergeable
@@ -25,66 +25,65 @@ from dlspark.worker.loop import train
 from dlspark.worker.model_state import load_initial_weights, restore, save_trained, set_weights
 from dlspark.worker.process import environment, random_states
 from dlspark.worker.session import WorkerSession
+from dlspark.worker.status import WorkerStatus
 
 
 def run_worker(job_uri: str, endpoint: Endpoint, session: WorkerSession) -> WorkerResult:
     """Train this worker's part of the job and, on rank 0, leave the trained variables in the store.
 
     Args:
-        job_uri: the run's folder in the store, where the driver has put job, payload and model.
-        endpoint: where to report.
+        job_uri: the run's folder in the store, with job, payload and model.
+        endpoint: the driver's.
         session: what the engine gives this worker.
 
     Raises:
-        Exception: whatever went wrong here, after it was reported to the driver with its traceback.
+        Exception: any error here, after a report to the driver with its traceback.
     """
-    position: dict[str, Any] = {}
-    with reporting(endpoint, session.rank, position) as reporter:
+    status = WorkerStatus()
+    with reporting(endpoint, session.rank, status) as reporter:
         job = load_job(job_uri)
         with worker_environment(job, session.rank):
-            return _run(job, load_payload(job), reporter, session, position)
+            return _run(job, load_payload(job), reporter, session, status)
 
 
 @contextmanager
 def worker_environment(job: TrainJob, rank: int) -> Iterator[None]:
-    """What a worker's code sees: KERAS_BACKEND, and its rank as DLSPARK_RANK. Everything is put back after the block."""
+    """Set KERAS_BACKEND, and the rank as DLSPARK_RANK. Environment and random states are restored after the block."""
     with environment(KERAS_BACKEND=job.keras_backend, DLSPARK_RANK=str(rank)), random_states():
         yield
 
 
 @contextmanager
-def reporting(endpoint: Endpoint, rank: int, position: dict[str, Any]) -> Iterator[Reporter]:
-    """A connection to the driver, which hears of life in the block and of whatever goes wrong there before it is raised.
+def reporting(endpoint: Endpoint, rank: int, status: WorkerStatus) -> Iterator[Reporter]:
+    """A connection to the driver that sends heartbeats during the block, and reports an error in it before raising it.
 
     Args:
-        endpoint: where to report.
+        endpoint: the driver's.
         rank: this worker.
-        position: kept up to date by ``train``; part of every heartbeat and of the report of a failure.
+        status: updated by ``train``; part of every heartbeat and of the report of a failure.
     """
     reporter = endpoint.connect(rank)
     try:
-        reporter.send("connected", pid=os.getpid(), host=socket.gethostname())
-        with Pulse(reporter, endpoint, rank, position):
+        reporter.send(messages.Connected(rank=rank, pid=os.getpid(), host=socket.gethostname()))
+        with Pulse(reporter, endpoint, rank, status):
             yield reporter
     except RunInterruptedError:
-        reporter.send("interrupted")
+        reporter.send(messages.Interrupted(rank=rank))
         raise
     except BaseException as error:
-        place = {name: position[name] for name in ("epoch", "step") if name in position}
-        reporter.send("failed", host=socket.gethostname(), **place, **failure_fields(error))
+        step = None if status.epoch is None else status.step
+        reporter.send(failed(rank, error, epoch=status.epoch, step=step))
         raise
     finally:
         reporter.close()
 
 
-def _run(
-    job: TrainJob, payload: Payload, reporter: Reporter, session: WorkerSession, position: dict[str, Any]
-) -> WorkerResult:
+def _run(job: TrainJob, payload: Payload, reporter: Reporter, session: WorkerSession, status: WorkerStatus) -> WorkerResult:
     started = time.perf_counter()
     import keras
 
     device = describe_device(session)
-    reporter.send("started", pid=os.getpid(), host=socket.gethostname(), device=device)
+    reporter.send(messages.Started(rank=session.rank, pid=os.getpid(), host=socket.gethostname(), device=device))
     if keras.backend.backend() != job.keras_backend:
         raise ConfigError(
             f"The job needs the Keras backend {job.keras_backend!r}; this process on {socket.gethostname()} has already "
@@ -96,7 +95,8 @@ def _run(
         check_mergeable(model)
         set_weights(model, session.broadcast(model.get_weights()))
         if model.jit_compile and not session.compiles:
-            reporter.send("note", text="jit_compile is off: this engine's collective cannot be compiled")
+            text = "jit_compile is off: this engine's collective cannot be compiled"
+            reporter.send(messages.Note(rank=session.rank, text=text))
             model.jit_compile = False
     trained = train(
         job,
@@ -105,22 +105,22 @@ def _run(
         reporter,
         callbacks=payload.callbacks,
         epochs=range(job.epochs),
-        position=position,
+        status=status,
         start=resumed(job, model),
         checkpoints=Checkpoints(Store(job.uri)) if job.checkpoints else None,
     )
     if session.rank == 0:
         save_trained(Store(job.uri), model)
     report = worker_report(session.rank, device=device, trained=trained, seconds=time.perf_counter() - started)
-    reporter.send("done", seconds=report.seconds, rows=report.rows)
+    reporter.send(messages.Done(rank=session.rank, seconds=report.seconds, rows=report.rows))
     return WorkerResult(report=report, history=trained.history, epoch_seconds=trained.epoch_seconds, versions=versions())
 
 
 def resumed(job: TrainJob, model: Any) -> Start:
-    """The start of the job, after ``model`` was given what the checkpoint holds that the job goes on from.
+    """Where the job starts. If it resumes from a checkpoint, its variables are restored into ``model``.
 
     Raises:
-        DataError: the checkpoint is of another model, or not whole.
+        DataError: the checkpoint is incomplete or belongs to another model.
     """
     if job.resume_from is None:
         return Start()
@@ -131,7 +131,7 @@ def resumed(job: TrainJob, model: Any) -> Start:
 
 
 def load_model(job: TrainJob, payload: Payload) -> Any:
-    """The job's compiled model, with the weights that the driver's has, from its file or from the user's builder."""
+    """The job's compiled model with the driver's weights, from its file or from the user's builder."""
     import keras
 
     if job.from_builder:
@@ -146,13 +146,13 @@ def load_model(job: TrainJob, payload: Payload) -> Any:
         load_initial_weights(Store(job.uri), model)
         return model
     with keras.saving.custom_object_scope(dict(payload.custom_objects)), warnings.catch_warnings():
-        if not job.optimizer_built:  # the file holds no state of the optimizer, and Keras warns that it finds none
+        if not job.optimizer_built:  # the file has no optimizer state, and Keras would warn
             warnings.filterwarnings("ignore", message="Skipping variable loading for optimizer")
         return keras.saving.load_model(Store(job.uri).local_file(MODEL_FILE), safe_mode=True)
 
 
 def build(model: Any, rows: ShardedRows) -> None:
-    """Create the variables of a model that waits for its first input."""
+    """Create the variables of a model that builds itself on its first input."""
     import keras
 
     with rows.open() as reader:

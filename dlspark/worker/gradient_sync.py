@@ -1,8 +1,8 @@
-"""Make Keras' own ``fit`` synchronous: what the workers must agree on is summed over them, and nothing else changes.
+"""Make Keras' own ``fit`` synchronous by summing gradients and metrics over the workers.
 
-How N workers equal one process. Let worker r have n_r rows of a step of n rows, and g_r the mean gradient of its rows.
-The gradient of the whole step is Σ n_r·g_r / Σ n_r, so one sum of [n_r·g_r …, n_r] gives it, uneven parts included.
-A metric's state is a sum over rows, so the sum of the workers' states is the state of all rows.
+Why N workers equal one process: let worker r have n_r rows of a step, and let g_r be the mean gradient over its rows. The
+gradient of the whole step is Σ n_r·g_r / Σ n_r, so one sum of [n_r·g_r …, n_r] gives it, also for uneven parts. The state of
+a metric is a sum over rows, so the sum of the workers' states is the state for all rows.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ MERGEABLE_REDUCTIONS = ("sum_over_batch_size", "mean", "auto")
 
 
 def check_mergeable(model: Any) -> None:
-    """Refuse a loss or metric whose value over all rows cannot be had exactly from the workers' parts.
+    """Reject losses and metrics that cannot be computed exactly from the workers' parts.
 
     Raises:
-        ConfigError: a loss with reduction "sum", "none" or "mean_with_sample_weight"; a metric of unknown merge.
+        ConfigError: a loss has reduction "sum", "none" or "mean_with_sample_weight", or it is unknown how to merge a metric.
     """
     import keras
 
@@ -50,22 +50,21 @@ def check_mergeable(model: Any) -> None:
 
 @contextlib.contextmanager
 def attached(model: Any, session: WorkerSession, last_step_rows: Callable[[str], int]) -> Iterator[Any]:
-    """Attach ``model`` to ``session`` around ``fit``; yields the Keras callback that ``fit`` must be given first.
+    """Attach ``model`` to ``session`` around ``fit``; yields a Keras callback that must be the first one of ``fit``.
 
     Args:
-        model: compiled and built. It gets instance attributes in place of some methods; they are gone after the block.
+        model: compiled and built. Instance attributes replace some of its methods until the end of the block.
         session: this worker's.
-        last_step_rows: rows of this worker in the last step of the pass "train" or "test".
+        last_step_rows: returns this worker's rows in the last step of the pass "train" or "test".
     """
     link = _Link(model, session, last_step_rows)
-    # Found before anything is changed: a model may hold several optimizers, and one that another wraps is not ours.
+    # Collect all targets before changing any: a model may hold several optimizers.
     targets = [(model, "train_step", link.noting(model.train_step)), (model, "test_step", link.noting(model.test_step))]
     targets += [(optimizer, "apply", link.summing(optimizer.apply)) for optimizer in optimizers_of(model)]
     targets += [(model, "get_metrics_result", link.merging(model.get_metrics_result))]
     targets += keras_step_logs.targets(model, link.average_logs)
     if not session.exchanges:
-        # Nothing to exchange, and yet one thing to do: on sparse gradients Keras' Adam computes something else, and one
-        # worker must equal several, which sum dense ones.
+        # Keras' Adam computes something else on sparse gradients, and one worker must equal several, which sum dense ones.
         targets = [(optimizer, "apply", _densifying(optimizer.apply)) for optimizer in optimizers_of(model)]
     for owner, name, function in targets:
         object.__setattr__(owner, name, function)
@@ -74,8 +73,8 @@ def attached(model: Any, session: WorkerSession, last_step_rows: Callable[[str],
     finally:
         for owner, name, _ in targets:
             object.__delattr__(owner, name)
-        # Functions traced while attached hold our collectives; the model must trace anew without them. Those of a worker
-        # that exchanges nothing stay: tracing again in each of Elephas' rounds doubled the time of a short epoch.
+        # Functions traced in this block contain our collectives, so the model must trace again without them. A worker that
+        # exchanges nothing keeps its functions: tracing again in each of Elephas' rounds doubled the time of a short epoch.
         if session.exchanges:
             model.train_function = model.test_function = None
 
@@ -87,16 +86,16 @@ class _Link:
         self._model = model
         self._session = session
         self._last_step_rows = last_step_rows
-        self._rows: Any = None  # rows of the batch of the step being traced or run: a scalar tensor
+        self._rows: Any = None  # rows of the batch in the step being traced or run, a scalar tensor
         self._in_step = False
-        self._pass: str | None = None  # "train" or "test" between a pass' begin and the merge of its metrics
-        self._merged: str | None = None  # the pass whose metrics were merged last; None after results of nobody's pass
+        self._pass: str | None = None  # "train" or "test", from the beginning of a pass to the merge of its metrics
+        self._merged: str | None = None  # the pass whose metrics were merged last; None after an evaluation of the user's
         self._fingerprints: list[int] = []
         self._step_began: Any = None
-        self._own_seconds: Any = None  # a TensorFlow variable: seconds from the begin of a step to its sum, added up
+        self._own_seconds: Any = None  # a TensorFlow variable: total seconds between the beginning of a step and its sum
 
     def noting(self, step: Callable[..., Any]) -> Callable[..., Any]:
-        """``step``, which first notes how many rows its batch has."""
+        """``step``, after recording the number of rows in its batch."""
 
         def noted(*args: Any) -> Any:
             import keras
@@ -114,7 +113,7 @@ class _Link:
         return noted
 
     def summing(self, apply: Callable[..., Any]) -> Callable[..., Any]:
-        """An optimizer's ``apply`` that is given the gradients of the whole step."""
+        """An optimizer's ``apply`` that gets the gradients of the whole step."""
 
         def applied(grads: Any, trainable_variables: Any = None) -> Any:
             import keras
@@ -137,7 +136,7 @@ class _Link:
         return applied
 
     def own_seconds(self) -> float:
-        """What this rank's own part of all steps has taken so far, up to where it waits for the others."""
+        """The time that this rank's own part of all steps has taken so far, without the waits for other ranks."""
         return 0.0 if self._own_seconds is None else float(self._own_seconds.numpy())
 
     def _note_own_seconds(self, gradients: list[Any]) -> None:
@@ -152,7 +151,7 @@ class _Link:
         self._own_seconds.assign_add(now - self._step_began)
 
     def _now(self, after: list[Any]) -> Any:
-        """The time, inside a step, when ``after`` has been computed; None where nobody waits for anybody."""
+        """The time inside a step after ``after`` was computed; None if ranks do not wait for each other."""
         import keras
 
         if not self._session.exchanges or keras.backend.backend() != "tensorflow":
@@ -163,13 +162,13 @@ class _Link:
             return tf.timestamp()
 
     def merging(self, get_metrics_result: Callable[[], Any]) -> Callable[[], Any]:
-        """``get_metrics_result`` over the rows of all workers, at the end of a pass; local everywhere else."""
+        """``get_metrics_result`` over the rows of all workers at the end of a pass; local otherwise."""
 
         def merged() -> Any:
             if self._in_step:
                 return get_metrics_result()
             self._merged, self._pass = self._pass, None
-            if self._merged is None:  # an evaluation of the user's own, perhaps on one rank only
+            if self._merged is None:  # the user's own evaluation, perhaps on one rank only
                 return get_metrics_result()
             import keras
 
@@ -190,7 +189,7 @@ class _Link:
         return merged
 
     def average_logs(self, logs: dict[str, Any]) -> dict[str, Any]:
-        """What a custom step returned beside its metrics: the mean over workers by the rows of the last step."""
+        """Average what a custom step returned besides metrics over the workers, weighted by the rows of the last step."""
         if self._merged is None:
             return logs
         import keras
@@ -201,7 +200,7 @@ class _Link:
         return {name: float(value / total) for name, value in zip(logs, sums, strict=True)}
 
     def callback(self) -> Any:
-        """Says where in ``fit`` the model is."""
+        """The callback that tracks the passes of ``fit``."""
         import keras
 
         link = self
@@ -227,9 +226,9 @@ class _Link:
         return [_crc(v) for v in self._float_states()]
 
     def _agree_on_weights(self) -> None:
-        """Average the states that a pass changed (batch-norm statistics), then see that all ranks hold the same weights.
+        """Average the states that a pass changed (batch-norm statistics), then check that all ranks have the same weights.
 
-        Weights of a frozen layer did not change anywhere and are left alone to the bit.
+        States that changed on no rank, such as those of frozen layers, stay bit-identical.
         """
         import keras
 
@@ -250,7 +249,7 @@ class _Link:
         checksum = 0
         for variable in self._model.weights:
             checksum = _crc(variable, checksum)
-        # Every rank writes its own two 16-bit halves, exact in float32, and the sum shows everybody's.
+        # Every rank fills its row with two 16-bit halves, which float32 holds exactly; the sum gathers all rows.
         mine = np.zeros((self._session.world_size, 2), np.float32)
         mine[self._session.rank] = divmod(checksum, 1 << 16)
         (everyone,) = self._session.sum([keras.ops.convert_to_tensor(mine)])
@@ -265,7 +264,7 @@ class _Link:
 
 
 def _densifying(apply: Callable[..., Any]) -> Callable[..., Any]:
-    """An optimizer's ``apply`` that sees an embedding's sparse gradient as a dense one."""
+    """An optimizer's ``apply`` that gets an embedding's sparse gradient as a dense one."""
 
     def applied(grads: Any, trainable_variables: Any = None) -> Any:
         return apply([None if gradient is None else _dense(gradient) for gradient in grads], trainable_variables)
@@ -274,7 +273,7 @@ def _densifying(apply: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _dense(gradient: Any) -> Any:
-    """The gradient of an embedding, which TensorFlow gives as IndexedSlices, as an ordinary tensor."""
+    """``gradient`` as an ordinary tensor. TensorFlow's gradient of an embedding is an IndexedSlices."""
     import keras
 
     if keras.backend.backend() != "tensorflow":
@@ -291,7 +290,7 @@ def _crc(variable: Any, start: int = 0) -> int:
 
 
 def optimizers_of(model: Any) -> list[Any]:
-    """The optimizers that ``model`` holds, in a fixed order, without those that another one wraps."""
+    """The optimizers of ``model`` in a fixed order, without those that another one wraps."""
     import keras
 
     found: dict[int, Any] = {}

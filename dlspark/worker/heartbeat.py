@@ -1,4 +1,4 @@
-"""Pulse: what a worker's process shows the driver of itself while it works, without the training loop's help."""
+"""Pulse: a worker's heartbeat and its guard, both independent of the training loop."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ import resource
 import subprocess
 import sys
 import threading
-import time
 import traceback
 from importlib import resources
 from types import TracebackType
-from typing import Any
 
-from dlspark.wire import HEARTBEAT_SECONDS, Endpoint, Reporter, SocketEndpoint
+from dlspark.wire import HEARTBEAT_SECONDS, Endpoint, Reporter, SocketEndpoint, messages
+from dlspark.worker.status import WorkerStatus
 
 GUARD_END_SECONDS = 5.0
 STACK_FRAMES = 12
@@ -24,22 +23,18 @@ STACK_FRAMES = 12
 class Pulse:
     """A context manager around a worker's work: a heartbeat every second, and a guard beside the process.
 
-    A heartbeat has the position of the training (epoch, step, phase; ``moves``, which grows whenever anything gets done;
-    ``waits``, when this rank's part of the step is done), the process' CPU seconds and, when nothing has moved since the
-    last one, where the training thread stands.
-
     Args:
         reporter: the connection to the driver.
-        endpoint: where the driver is; a guard is started when it is another process.
+        endpoint: the driver's; a guard is started if the driver is another process.
         rank: this worker.
-        position: kept up to date by the training loop.
+        status: updated by the training loop.
     """
 
-    def __init__(self, reporter: Reporter, endpoint: Endpoint, rank: int, position: dict[str, Any]) -> None:
+    def __init__(self, reporter: Reporter, endpoint: Endpoint, rank: int, status: WorkerStatus) -> None:
         self._reporter = reporter
         self._endpoint = endpoint
         self._rank = rank
-        self._position = position
+        self._status = status
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="dlspark-pulse", daemon=True)
         self._watched = threading.get_ident()
@@ -60,18 +55,14 @@ class Pulse:
     def _beat(self) -> None:
         before = -1
         while not self._ended.wait(HEARTBEAT_SECONDS):
-            position = dict(self._position)
-            if "waits" in position:
-                position["waits"] = position["waits"]()
-            moves = position.setdefault("moves", 0)
-            if moves == before:
-                position["stack"] = stack_of(self._watched)
+            moves = self._status.moves
+            stack = stack_of(self._watched) if moves == before else ""
             before = moves
-            self._reporter.send("heartbeat", **position, cpu_seconds=time.process_time(), memory_bytes=_resident_bytes())
+            self._reporter.send(self._status.heartbeat(self._rank, memory_bytes=_resident_bytes(), stack=stack))
 
 
 def stack_of(thread: int) -> str:
-    """Where the thread with this identifier stands: its innermost frames as text; empty when it has ended."""
+    """The innermost frames of the thread with this identifier, as text; empty if it has ended."""
     frame = sys._current_frames().get(thread)  # documented, in spite of its name
     return "" if frame is None else "".join(traceback.format_stack(frame)[-STACK_FRAMES:])
 
@@ -84,11 +75,39 @@ def _resident_bytes() -> int:
         return 0
 
 
+# The guard gets the source of what it imports: dlspark may lie in a zip file, and -S leaves out site-packages.
+_PROGRAM = """
+import sys, types
+
+def load(name, source):
+    module = sys.modules[name] = types.ModuleType(name)
+    exec(compile(source, name, "exec"), vars(module))
+    return module
+
+load("dlspark", "")
+load("dlspark.wire", "").framing = load("dlspark.wire.framing", {framing!r})
+load("dlspark.worker.guard", {guard!r}).main()
+"""
+
+
+def guard_program() -> str:
+    """The guard as one program that needs the standard library only."""
+    framing, guard = resources.files("dlspark.wire"), resources.files("dlspark.worker")
+    return _PROGRAM.format(framing=framing.joinpath("framing.py").read_text(), guard=guard.joinpath("guard.py").read_text())
+
+
 def _start_guard(endpoint: SocketEndpoint, rank: int) -> subprocess.Popen[str]:
-    program = resources.files("dlspark.worker").joinpath("guard.py").read_text()  # dlspark may lie in a zip file
-    guard = subprocess.Popen([sys.executable, "-I", "-S", "-c", program], stdin=subprocess.PIPE, text=True)
-    settings = {"host": endpoint.host, "port": endpoint.port, "secret": endpoint.secret.hex(), "rank": rank}
-    _tell(guard, json.dumps({**settings, "pid": os.getpid()}))
+    program = [sys.executable, "-I", "-S", "-c", guard_program()]
+    guard = subprocess.Popen(program, stdin=subprocess.PIPE, text=True)
+    pid = os.getpid()
+    reports = {
+        "connected": messages.GuardConnected(rank=rank, pid=pid),
+        "ended": messages.ProcessEnded(rank=rank, pid=pid, out_of_memory=False),
+        "out_of_memory": messages.ProcessEnded(rank=rank, pid=pid, out_of_memory=True),
+    }
+    settings = {"host": endpoint.host, "port": endpoint.port, "secret": endpoint.secret.hex(), "pid": pid}
+    settings |= {name: messages.encode(report).decode() for name, report in reports.items()}
+    _tell(guard, json.dumps(settings))
     return guard
 
 

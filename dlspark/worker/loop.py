@@ -1,4 +1,4 @@
-"""The training loop: Keras' own ``fit`` on one worker's part of the rows, watched, checkpointed, and resumed anywhere."""
+"""The training loop: Keras' own ``fit`` on one worker's part of the rows, with reports, checkpoints and resuming."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ from dlspark.worker.callbacks import Start, of_rank, progress_callback, saver_ca
 from dlspark.worker.gradient_sync import attached
 from dlspark.worker.model_state import fits_within_epoch, vary_random_layers
 from dlspark.worker.session import WorkerSession
+from dlspark.worker.status import WorkerStatus
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What `train` did here.
+    """What `train` did in this worker.
 
     Attributes:
-        history: metric → one float per epoch; with those of the checkpoint that it went on from.
-        epoch_seconds: of each epoch, with its validation.
+        history: metric → one float per epoch, including the epochs before the checkpoint that it resumed from.
+        epoch_seconds: wall time of each epoch, validation included.
         rows: training rows seen by this worker.
-        input_seconds: spent waiting for them.
+        input_seconds: time spent waiting for them.
     """
 
     history: dict[str, list[float]]
@@ -42,7 +43,7 @@ def train(
     *,
     callbacks: Sequence[Any],
     epochs: range,
-    position: dict[str, Any] | None = None,
+    status: WorkerStatus | None = None,
     start: Start | None = None,
     checkpoints: Checkpoints | None = None,
 ) -> Trained:
@@ -52,18 +53,18 @@ def train(
         job: the run.
         model: compiled and built; its weights are those at ``start``.
         session: this worker's.
-        reporter: to the driver.
+        reporter: the connection to the driver.
         callbacks: the job's, in its order.
         epochs: the epochs of the whole training.
-        position: kept up to date with where the training is.
-        start: a checkpoint to go on from.
-        checkpoints: where to leave some; None leaves none.
+        status: updated during the training.
+        start: the checkpoint to resume from.
+        checkpoints: where to save checkpoints; None saves none.
 
     Raises:
         NonFiniteLossError: the loss of a step here is NaN or infinite.
-        RunInterruptedError: the driver asked for an end; a checkpoint was left, if there is a place for it.
+        RunInterruptedError: the driver interrupted the run, after a checkpoint if ``checkpoints`` is given.
     """
-    position = {} if position is None else position
+    status = status or WorkerStatus()
     start = start or Start(Position(epoch=epochs.start))
     vary_random_layers(model, session.rank)
     with ExitStack() as opened:
@@ -78,11 +79,11 @@ def train(
         }
         build_before_tracing(model, feed)
         if start.position.step and not fits_within_epoch(model, start.arrays):
-            model.test_on_batch(*feed.first_row())  # metrics of a step of the model's own: it alone knows how they are made
+            model.test_on_batch(*feed.first_row())  # only a custom train_step knows how to create its metrics
             model.reset_metrics()
-        saver = saver_callback(job, feed, session, reporter, position, start, checkpoints, callbacks)
+        saver = saver_callback(job, feed, session, reporter, status, start, checkpoints, callbacks)
         passes = opened.enter_context(attached(model, session, last_rows.__getitem__))
-        progress = progress_callback(job, feed, session, reporter, position, start, passes.own_seconds)
+        progress = progress_callback(job, feed, session, reporter, status, start, passes.own_seconds)
         own = [passes, progress, *of_rank(callbacks, session.rank), saver]
         _fit(model, feed, validation, job, own, epochs, start.position)
     return Trained(
@@ -96,14 +97,17 @@ def train(
 def _fit(
     model: Any, feed: Feed, validation: Feed | None, job: TrainJob, callbacks: list[Any], epochs: range, start: Position
 ) -> None:
-    """``fit`` from ``start`` to the end of ``epochs``: in two calls when it begins within an epoch, which is shorter."""
+    """``fit`` from ``start`` to the end of ``epochs``.
+
+    Resuming mid-epoch takes two ``fit`` calls, because the first epoch is partial.
+    """
     import keras
 
     class OneTraining(keras.callbacks.CallbackList):
         """Callbacks that see one training, whether it takes one call of ``fit`` or two."""
 
         begun = False
-        more_to_come = False
+        continues = False  # another call of ``fit`` follows
 
         def on_train_begin(self, logs: Any = None) -> None:
             if not self.begun:
@@ -111,7 +115,7 @@ def _fit(
                 super().on_train_begin(logs)
 
         def on_train_end(self, logs: Any = None) -> None:
-            if not self.more_to_come:
+            if not self.continues:
                 super().on_train_end(logs)
 
     every = OneTraining(callbacks, add_history=True, model=model, epochs=epochs.stop, steps=feed.steps, verbose=0)
@@ -130,15 +134,15 @@ def _fit(
 
     epoch, end = start.epoch, start.epoch if start.stopped else epochs.stop
     if start.step:
-        every.more_to_come = True
+        every.continues = True
         finalize = model.optimizer.finalize_variable_values
-        # The end of the first call is not the end of the training, at which weights give way to their moving averages.
+        # Keras replaces weights by their moving averages at the end of ``fit``; this is not the end of the training.
         object.__setattr__(model.optimizer, "finalize_variable_values", lambda _: None)
         try:
             fit(epoch, epoch + 1, start.step)
         finally:
             object.__delattr__(model.optimizer, "finalize_variable_values")
-        every.more_to_come = False
+        every.continues = False
         epoch += 1
         if model.stop_training or epoch == end:
             finalize(model.trainable_weights)
@@ -150,8 +154,8 @@ def _fit(
 def build_before_tracing(model: Any, feed: Feed) -> None:
     """Create the variables of optimizer, loss and metrics, which Keras would create inside the first step.
 
-    A traced function that creates variables is traced twice: 39 s in place of 21 s for ResNet50 on one slow core. A model
-    with a ``train_step`` of its own is left alone, because only it knows what its loss and metrics take.
+    A traced function that creates variables is traced twice: 39 s instead of 21 s for ResNet50 on one slow core. A model
+    with a custom ``train_step`` is left alone, because only that step knows what its loss and metrics take.
     """
     import keras
 

@@ -1,4 +1,4 @@
-"""What a training is made of, as arrays: weights, optimizer, seeds, and what ranks hold of their own within an epoch."""
+"""The state of a training as arrays: weights, optimizer, seeds, and the local state of each rank within an epoch."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ Arrays = dict[str, NDArray[Any]]
 
 
 def set_weights(model: Any, weights: Sequence[Any]) -> None:
-    """Assign ``weights`` in the order of ``model.weights``; an optimizer's state is not touched."""
+    """Assign ``weights`` in the order of ``model.weights``, without the optimizer's state."""
     for variable, value in zip(model.weights, weights, strict=True):
         variable.assign(value)
 
 
 def vary_random_layers(model: Any, rank: int) -> None:
     """Let dropout and augmentation draw differently on every rank. Rank 0 keeps the model's own seeds."""
-    for variable in _seeds(model):
+    for variable in seed_variables(model):
         if rank:
             state = np.array(variable)
             state[0] += rank
@@ -38,7 +38,7 @@ def vary_random_layers(model: Any, rank: int) -> None:
 
 
 def save_trained(store: Store, model: Any) -> None:
-    """Write weights (``w0`` …) and the optimizer's variables (``o0`` …) as one npz file, whole or not at all."""
+    """Write weights (``w0`` …) and the optimizer's variables (``o0`` …) atomically to one npz file."""
     arrays = {f"w{i}": storable(v) for i, v in enumerate(model.weights)}
     arrays.update({f"o{i}": storable(v) for i, v in enumerate(model.optimizer.variables)})
     with store.open_writer(WEIGHTS_FILE, size=sum(array.nbytes for array in arrays.values())) as path:
@@ -66,47 +66,47 @@ def load_initial_weights(store: Store, model: Any) -> None:
 
 
 def storable(variable: Any) -> NDArray[Any]:
-    """The value of a variable, in a dtype that npz knows."""
+    """The value of a variable, in a dtype that npz supports."""
     import keras
 
     array = keras.ops.convert_to_numpy(variable)
-    # npz knows no bfloat16; float32 holds every value of it, and assigning casts back.
+    # npz has no bfloat16. float32 holds its values exactly, and assign() casts back.
     return array.astype(np.float32) if "bfloat16" in str(array.dtype) else array
 
 
 def capture(model: Any) -> Arrays:
-    """What a training goes on from at an epoch's end: weights (``w…``), all optimizers (``o…``), seeds (``s…``).
+    """The state between two epochs: weights (``w…``), all optimizers (``o…``), seeds (``s…``).
 
-    Equal on all ranks but for the seeds, of which rank 0's are meant.
+    It is equal on all ranks except for the seeds; checkpoints have rank 0's.
     """
     return {name: storable(variable) for name, variable in _shared_variables(model).items()}
 
 
 def capture_within_epoch(model: Any, session: WorkerSession) -> Arrays:
-    """What `capture` has and what each rank holds of its own until the epoch ends: batch statistics and metrics.
+    """The state within an epoch: that of `capture`, and every rank's batch statistics and metrics.
 
-    To be called on all ranks after the same step, as it sums over them; the result is complete on each.
+    All ranks call this after the same step, because it sums over them. The result is complete on each rank.
     """
     import keras
 
     arrays = capture(model)
-    # float64 holds every float32, and every count that a metric may have.
+    # float64 holds float32 values and the counts of metrics exactly.
     mine = [np.asarray(storable(variable), np.float64) for variable in _local_variables(model)]
     flat = np.concatenate([array.ravel() for array in mine]) if mine else np.zeros(0)
     table = np.zeros((session.world_size if session.exchanges else 1, flat.size))
     table[session.rank if session.exchanges else 0] = flat
     if session.exchanges:
-        # A sum in which every rank fills one row; and nobody is here before all are.
+        # Every rank fills one row, so the sum gathers them. It also makes all ranks wait for each other.
         table = keras.ops.convert_to_numpy(session.sum([keras.ops.convert_to_tensor(table, "float64")])[0])
     arrays["local"] = table
     return arrays
 
 
 def restore(model: Any, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Give ``model`` what `capture` took. Call it before random layers are varied by rank.
+    """Assign to ``model`` what `capture` returned. Call it before `vary_random_layers`.
 
     Raises:
-        DataError: the model has other variables; names the first one.
+        DataError: the model has other variables; the message names the first one.
     """
     for optimizer in optimizers_of(model):
         if not optimizer.built and optimizer is model.optimizer:
@@ -121,16 +121,16 @@ def restore(model: Any, arrays: Mapping[str, NDArray[Any]]) -> None:
 
 
 def fits_within_epoch(model: Any, arrays: Mapping[str, NDArray[Any]]) -> bool:
-    """Whether the model has the metrics and batch statistics that `capture_within_epoch` took."""
+    """Whether the model has as many metrics and batch statistics as `capture_within_epoch` saved."""
     return sum(_sizes(model)) == arrays["local"].shape[1]
 
 
 def restore_within_epoch(model: Any, arrays: Mapping[str, NDArray[Any]], session: WorkerSession) -> None:
-    """Give ``model`` this rank's part of what `capture_within_epoch` took; once the metrics exist and were reset."""
+    """Assign this rank's part of what `capture_within_epoch` returned, after the metrics were created and reset."""
     if not fits_within_epoch(model, arrays):
         raise DataError(
-            f"The checkpoint has {arrays['local'].shape[1]} values of metrics and batch statistics, the model "
-            f"{sum(_sizes(model))}."
+            f"Expected {sum(_sizes(model))} values of metrics and batch statistics in the checkpoint; got "
+            f"{arrays['local'].shape[1]}. Resume with the model that the checkpoint belongs to."
         )
     flat = arrays["local"][session.rank if session.exchanges else 0]
     parts = np.split(flat, np.cumsum(_sizes(model))[:-1])
@@ -143,29 +143,30 @@ def _sizes(model: Any) -> list[int]:
 
 
 def weight_shapes(model: Any) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Path and shape of each of the model's weights, by their names in checkpoints; empty while it is not built."""
+    """Path and shape of each of the model's weights, by their names in checkpoints; empty if it is not built."""
     return (
         {f"w{i}": (variable.path, tuple(variable.shape)) for i, variable in enumerate(model.weights)} if model.built else {}
     )
 
 
-def _seeds(model: Any) -> list[Any]:
-    return [variable for variable in model.variables if variable.name == "seed_generator_state"]
+def seed_variables(model_or_layer: Any) -> list[Any]:
+    """The states of the random layers in ``model_or_layer``, in a fixed order."""
+    return [variable for variable in model_or_layer.variables if variable.name == "seed_generator_state"]
 
 
 def _shared_variables(model: Any) -> dict[str, Any]:
     optimizers = [variable for optimizer in optimizers_of(model) for variable in optimizer.variables]
-    groups = {"w": model.weights, "o": optimizers, "s": _seeds(model)}
+    groups = {"w": model.weights, "o": optimizers, "s": seed_variables(model)}
     return {f"{letter}{i}": variable for letter, group in groups.items() for i, variable in enumerate(group)}
 
 
 def _local_variables(model: Any) -> list[Any]:
-    """Batch statistics differ between ranks until they are averaged at the epoch's end; metrics until they are merged."""
+    """What differs between ranks until the epoch's end: batch statistics and metrics."""
     return [v for v in model.non_trainable_weights if "float" in v.dtype] + list(model.metrics_variables)
 
 
 def give_back(model: Any, weights: Sequence[Any], optimizer_state: Sequence[Any]) -> None:
-    """Write what was trained into the caller's model, whose weights have these shapes."""
+    """Assign the trained variables to the caller's model, whose weights have these shapes."""
     set_weights(model, weights)
     if not model.optimizer.built:
         model.optimizer.build(model.trainable_variables)
@@ -173,4 +174,4 @@ def give_back(model: Any, weights: Sequence[Any], optimizer_state: Sequence[Any]
         for variable, value in zip(model.optimizer.variables, optimizer_state, strict=True):
             variable.assign(value)
     else:
-        logger.warning("The optimizer's state is not taken over: it has other variables here than on the workers.")
+        logger.warning("The optimizer's state is lost: the optimizer has other variables here than on the workers.")

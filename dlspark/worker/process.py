@@ -1,4 +1,4 @@
-"""Leave a process as it was found: environment variables and random states."""
+"""Restore the state of a process: environment variables and random states."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 @contextlib.contextmanager
 def environment(**changes: str | None) -> Iterator[None]:
-    """Set (or, for None, remove) environment variables inside the block; put every one of them back after it."""
+    """Set environment variables inside the block (None removes one), and restore them after it."""
     before = {name: os.environ.get(name) for name in changes}
     _apply(changes)
     try:
@@ -23,7 +23,7 @@ def environment(**changes: str | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def random_states() -> Iterator[None]:
-    """Put the global random states of Python and NumPy back after the block."""
+    """Restore the global random states of Python and NumPy after the block."""
     python_state, numpy_state = random.getstate(), np.random.get_state()
     try:
         yield

@@ -1,4 +1,4 @@
-"""WorkerSession: all that an engine gives the training loop inside one worker."""
+"""WorkerSession: what an engine gives the training loop in one worker."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ from typing import Any
 
 
 class WorkerSession:
-    """One worker among ``world_size``. This class is the session of a world of one: both exchanges are the identity.
+    """One worker among ``world_size``. This class is the session of a single worker: both exchanges are the identity.
 
-    An engine overrides ``sum`` and ``broadcast``. Every rank calls them in the same order with the same shapes and dtypes.
+    Engines override ``sum``, and may override ``broadcast``. All ranks call them in the same order, with the same shapes and
+    dtypes.
 
     Attributes:
         rank: this worker, from 0.
         world_size: the number of workers.
-        threads: intra-op threads that this worker owns; None leaves the framework's own choice.
-        needs_gpu: the cluster gave this worker a GPU; computing without one is an error.
+        threads: intra-op threads of this worker; None leaves the framework's default.
+        needs_gpu: the cluster gave this worker a GPU, so computing without one is an error.
         compiles: ``sum`` works inside a step compiled by XLA.
-        exchanges: the workers exchange within an epoch. False for engines that average weights between epochs.
+        exchanges: the workers exchange gradients within an epoch. False for engines that average weights between epochs.
     """
 
     def __init__(
@@ -38,22 +39,22 @@ class WorkerSession:
         self.exchanges = exchanges and world_size > 1
 
     def sum(self, tensors: Sequence[Any]) -> list[Any]:
-        """The elementwise sums of ``tensors`` over all workers, inside a traced step and outside.
+        """The elementwise sums of ``tensors`` over all workers, inside a traced step or outside.
 
         Args:
             tensors: dense tensors of the Keras backend, of any floating dtypes and shapes.
 
         Returns:
-            One tensor per tensor, of the same shape and dtype, equal to the bit on all ranks.
+            One tensor for each, of the same shape and dtype, bit-identical on all ranks.
         """
         return list(tensors)
 
     def broadcast(self, arrays: Sequence[Any]) -> list[Any]:
-        """Rank 0's ``arrays`` on every rank. Called outside of steps."""
+        """Rank 0's ``arrays`` on every rank. Called outside steps."""
         if not self.exchanges:
             return list(arrays)
         import keras
 
-        # A sum in which only rank 0 has a say: exact, and no engine has to write it twice.
+        # All other ranks add zeros, so the sum is exact, and engines need not implement this.
         mine = [keras.ops.convert_to_tensor(a if self.rank == 0 else a * 0) for a in arrays]
         return [keras.ops.convert_to_numpy(total) for total in self.sum(mine)]

@@ -13,6 +13,7 @@ from dlspark import Trainer, WorkerError, local
 from dlspark.driver.events import EVENTS_FILE, EventLog
 from dlspark.storage.store import Store
 from dlspark.testing import toys
+from dlspark.wire import messages
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -49,7 +50,7 @@ def test_an_engine_that_fails_by_itself_is_in_the_log(tmp_path: Path, monkeypatc
         raise RuntimeError("no slots")
 
     monkeypatch.setattr(local, "run_worker", launch)
-    with pytest.raises(WorkerError, match="no worker said why"):
+    with pytest.raises(WorkerError, match="no worker reported why"):
         Trainer("local", store=tmp_path).fit(toys.dense_classifier(), toys.separable(100), verbose=0)
     (run,) = tmp_path.glob("run-*")
     (event,) = lines((run / EVENTS_FILE).read_text())
@@ -62,13 +63,13 @@ def test_a_remote_store_has_them_after_an_epoch_and_goes_on() -> None:
     for epoch in range(2):
         log = EventLog(store)
         log.open()
-        log.add({"kind": "step", "rank": 0, "epoch": epoch})
-        log.add({"kind": "epoch", "rank": 0, "epoch": epoch, "logs": {"loss": 0.5}, "seconds": 1.0})
+        log.add(messages.StepEnded(rank=0, epoch=epoch, step=1, steps=2, rows=3, loss=None))
+        log.add(messages.EpochEnded(rank=0, epoch=epoch, logs={"loss": 0.5}, seconds=1.0))
         deadline = time.monotonic() + 20
         while not store.exists(EVENTS_FILE) or len(lines(store.read_bytes(EVENTS_FILE))) != 2 * epoch + 2:
             assert time.monotonic() < deadline, "nothing was uploaded at the end of the epoch"
             time.sleep(0.05)
-        log.add({"kind": "left", "rank": 0})
+        log.add(messages.Left(rank=0))
         log.close()
         log.close()
         store.delete("tensorboard", missing_ok=True)

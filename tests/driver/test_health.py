@@ -1,28 +1,368 @@
-"""What the driver concludes from what it hears: tested on the Watch alone, without processes."""
+"""What the driver concludes from messages and the clock: the Watch alone, with a fake clock and without processes."""
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
-from dlspark.driver.health import Watch
+import pytest
+
+from dlspark.driver.health import Failure, Watch
 from dlspark.timeouts import Timeouts
+from dlspark.wire import messages
+
+LIMITS = Timeouts(launch_seconds=100, first_step_seconds=50, step_seconds=20, heartbeat_seconds=10, end_seconds=5)
+PLACE = {"epoch": 1, "step": 3, "phase": "step", "stack": "", "waits": False, "own_seconds": 0.0, "steps": 0}
 
 
-def heartbeat(rank: int, moves: int, **fields: Any) -> dict[str, Any]:
-    place = {"epoch": 1, "step": 3, "phase": "step", "host": "here", "memory_bytes": 0}
-    return {"kind": "heartbeat", "rank": rank, "connection": rank, "moves": moves, **place, **fields}
+class Case:
+    """A Watch over two launched ranks, and the clock that it reads."""
+
+    def __init__(self, timeouts: Timeouts = LIMITS) -> None:
+        self.now = 1000.0
+        self.watch = Watch(2, timeouts, clock=lambda: self.now)
+        self.watch.launching()
+        self._moves = 0
+
+    def connect(self, *ranks: int, connection: int | None = None) -> None:
+        for rank in ranks:
+            number = rank if connection is None else connection
+            self.watch.note(messages.Connected(rank=rank, connection=number, pid=100 + number, host=f"host{rank}"))
+
+    def beat(self, rank: int, *, moved: bool = False, connection: int | None = None, **changes: Any) -> Failure | None:
+        self._moves += moved
+        values = {**PLACE, "moves": self._moves, "cpu_seconds": 1.0, "memory_bytes": 0, **changes}
+        return self.watch.note(
+            messages.Heartbeat(rank=rank, connection=rank if connection is None else connection, **values)
+        )
+
+    def step(self, rank: int, step: int, epoch: int = 0) -> None:
+        report = messages.StepEnded(rank=rank, connection=rank, epoch=epoch, step=step, steps=9, rows=32, loss=None)
+        assert self.watch.note(report) is None
+
+    def leave(self, *ranks: int) -> None:
+        for rank in ranks:
+            self.watch.note(messages.Left(rank=rank, connection=rank))
+
+    def lose(self, rank: int, connection: int | None = None) -> Failure | None:
+        return self.watch.note(messages.Lost(rank=rank, connection=rank if connection is None else connection))
+
+    def end(self, rank: int, *, out_of_memory: bool = False) -> Failure | None:
+        """The report of the guard, which has a connection of its own."""
+        return self.watch.note(
+            messages.ProcessEnded(rank=rank, connection=50 + rank, pid=100 + rank, out_of_memory=out_of_memory)
+        )
+
+    def verdict(self, after: float) -> Failure | None:
+        self.now += after
+        return self.watch.verdict()
+
+    def live_until(self, after: float, *ranks: int) -> Failure | None:
+        """Let ``ranks`` beat without progress until then."""
+        end = self.now + after
+        while self.now < end:
+            self.now = min(self.now + 1, end)
+            for rank in ranks:
+                self.beat(rank, epoch=None, step=0, phase="loading")
+        return self.watch.verdict()
 
 
-def test_the_rank_that_holds_up_the_others_is_blamed_though_another_one_was_heard_of_first() -> None:
-    watch = Watch(2, Timeouts(step_seconds=60, heartbeat_seconds=100))
-    watch.note(heartbeat(0, moves=7))
-    between = time.monotonic()
-    watch.note(heartbeat(1, moves=7))
-    watch.note(heartbeat(0, moves=7, waits=True))
-    watch.note(heartbeat(1, moves=7, waits=False))
-    assert watch.verdict(between + 59) is None
-    failure = watch.verdict(between + 60)
-    assert failure is not None
-    assert failure.rank == 1
-    assert "made no progress for 60 s (timeouts: step_seconds)" in failure.message
+@pytest.fixture
+def case() -> Case:
+    return Case()
+
+
+class TestTimeouts:
+    def test_a_rank_that_does_not_start(self, case: Case) -> None:
+        assert case.verdict(100) is None
+        failure = case.verdict(0.1)
+        assert failure is not None
+        assert (failure.rank, failure.host) == (0, None)
+        assert "rank 0, 1 did not start within 100 s (timeouts: launch_seconds)" in failure.message
+
+    def test_only_the_missing_rank_is_named(self) -> None:
+        case = Case(Timeouts(launch_seconds=100))
+        case.connect(0)
+        assert case.live_until(100, 0) is None
+        failure = case.live_until(0.1, 0)
+        assert failure is not None
+        assert failure.rank == 1
+        assert failure.message.startswith("rank 1 did not start within 100 s")
+
+    def test_a_first_step_that_does_not_end(self, case: Case) -> None:
+        case.connect(0, 1)
+        assert case.live_until(50, 0, 1) is None
+        failure = case.live_until(0.1, 0, 1)
+        assert failure is not None
+        assert (failure.epoch, failure.step) == (None, None)
+        assert "before the first step, made no progress for 50 s (timeouts: first_step_seconds)" in failure.message
+
+    def test_a_step_that_does_not_end(self, case: Case) -> None:
+        case.connect(0, 1)
+        case.step(0, 4)
+        case.step(1, 4)
+        for _ in range(20):
+            case.now += 1
+            case.beat(0, epoch=0, step=4, waits=True)
+            case.beat(1, epoch=0, step=4, stack="in user code")
+            assert case.watch.verdict() is None
+        failure = case.verdict(0.1)
+        assert failure is not None
+        assert (failure.rank, failure.host, failure.epoch, failure.step) == (1, "host1", 0, 4)
+        assert (
+            "rank 1 on host1, epoch 1, after step 4, made no progress for 20 s (timeouts: step_seconds)" in failure.message
+        )
+        assert failure.remote_traceback.startswith("Rank 1: epoch 1, after step 4, step\nin user code\nRank 0: ")
+
+    def test_any_progress_extends_the_limit(self, case: Case) -> None:
+        case.connect(0, 1)
+        case.step(0, 1)
+        case.step(1, 1)
+        for _ in range(60):
+            case.now += 1
+            case.beat(0, moved=True, phase="validation")
+            case.beat(1, moved=True, phase="validation")
+            assert case.watch.verdict() is None
+
+    def test_the_end_of_an_epoch_is_progress(self, case: Case) -> None:
+        case.connect(0, 1)
+        case.step(0, 9)
+        case.step(1, 9)
+        case.verdict(8)
+        for rank in (0, 1):
+            case.watch.note(messages.EpochEnded(rank=rank, connection=rank, epoch=0, logs={}, seconds=1.0))
+        assert case.verdict(9) is None
+
+    def test_a_process_without_heartbeats(self, case: Case) -> None:
+        case.connect(0, 1)
+        case.step(0, 2)
+        case.step(1, 2)
+        case.now += 1
+        case.beat(0)
+        assert case.verdict(9) is None
+        failure = case.verdict(0.1)
+        assert failure is not None
+        assert failure.rank == 1
+        assert "gave no sign of life for 10 s (timeouts: heartbeat_seconds)" in failure.message
+
+    def test_a_rank_that_does_not_come_back_to_the_next_round(self, case: Case) -> None:
+        case.connect(0, 1)
+        case.leave(0, 1)
+        case.now += 3
+        case.watch.launching()
+        case.connect(0, connection=10)
+        assert case.verdict(10) is None
+        failure = case.live_until(0.1)
+        assert failure is not None
+        assert failure.rank == 1
+        assert "rank 1 worked before, and did not come back within 10 s of the others" in failure.message
+
+    def test_an_engine_that_does_not_return(self, case: Case) -> None:
+        case.connect(0, 1)
+        case.leave(0)
+        case.now += 3
+        case.leave(1)
+        assert case.verdict(5) is None
+        failure = case.verdict(0.1)
+        assert failure is not None
+        assert failure.rank is None
+        assert "the engine has not returned for 5 s (timeouts: end_seconds)" in failure.message
+
+    def test_an_engine_that_has_returned_has_no_limit(self, case: Case) -> None:
+        case.connect(0, 1)
+        case.leave(0, 1)
+        case.watch.returned()
+        assert case.verdict(1000) is None
+
+    def test_a_driver_that_was_stopped_blames_nobody(self, case: Case) -> None:
+        case.connect(0, 1)
+        case.step(0, 2)
+        case.step(1, 2)
+        case.now += 500
+        case.watch.forgive(500)
+        assert case.watch.verdict() is None
+        assert case.verdict(10) is None
+        assert case.verdict(0.1) is not None
+
+    def test_forgiving_extends_the_other_limits_too(self, case: Case) -> None:
+        case.now += 100
+        case.watch.forgive(100)
+        assert case.verdict(100) is None
+        case.connect(0, 1)
+        case.leave(0, 1)
+        case.now += 100
+        case.watch.forgive(100)
+        assert case.verdict(5) is None
+        assert case.verdict(0.1) is not None
+
+
+class TestCulprit:
+    def test_the_rank_that_holds_up_the_others_is_blamed_though_another_one_was_heard_of_first(self) -> None:
+        case = Case(Timeouts(step_seconds=60, heartbeat_seconds=100))
+        case.beat(0, moves=7)
+        case.now += 1
+        case.beat(1, moves=7)
+        case.beat(0, moves=7, waits=True)
+        case.beat(1, moves=7, waits=False)
+        assert case.verdict(59) is None
+        failure = case.verdict(0.5)
+        assert failure is not None
+        assert failure.rank == 1
+        assert "made no progress for 60 s (timeouts: step_seconds)" in failure.message
+
+    @pytest.mark.parametrize(
+        ("first", "second"),
+        [
+            ({"epoch": 0, "step": 8}, {"epoch": 1, "step": 0}),
+            ({"epoch": 1, "step": 2}, {"epoch": 1, "step": 3}),
+            ({"epoch": None, "step": 0}, {"epoch": 0, "step": 0}),
+            ({"waits": False}, {"waits": True}),
+            ({"phase": "callbacks"}, {"phase": "step"}),
+        ],
+        ids=["epoch", "step", "before the first", "waits", "callback"],
+    )
+    @pytest.mark.parametrize("culprit", [0, 1])
+    def test_the_rank_furthest_behind_is_blamed(self, first: Any, second: Any, culprit: int) -> None:
+        case = Case(Timeouts(step_seconds=60, first_step_seconds=60, heartbeat_seconds=100))
+        case.beat(culprit, moves=7, **first)
+        case.beat(1 - culprit, moves=7, **second)
+        failure = case.verdict(60.1)
+        assert failure is not None
+        assert failure.rank == culprit
+
+
+class TestDeaths:
+    def test_a_lost_connection_is_a_death_and_the_guard_adds_the_cause(self, case: Case) -> None:
+        case.connect(0, 1)
+        case.step(1, 4)
+        failure = case.lose(1)
+        assert failure is not None
+        assert not failure.complete
+        assert (
+            "rank 1 on host1, epoch 1, after step 4: its process (pid 101) ended without a word; it was" in failure.message
+        )
+        cause = case.end(1)
+        assert cause is not None
+        failure.add(cause)
+        assert failure.complete
+        assert "ended without a word: killed by a signal (not by the kernel for memory)" in failure.message
+
+    def test_the_kernel_killed_it_for_memory(self, case: Case) -> None:
+        case.connect(0, 1)
+        case.beat(1, memory_bytes=3 << 30)
+        failure = case.end(1, out_of_memory=True)
+        assert failure is not None
+        assert failure.complete
+        assert failure.message.startswith("out of memory: rank 1 on host1, epoch 2, after step 3: its process (pid 101)")
+        assert failure.message.endswith("as the kernel killed a process for memory there. It held 3.0 GiB")
+
+    def test_details_of_another_rank_are_not_merged(self, case: Case) -> None:
+        case.connect(0, 1)
+        failure, other = case.lose(1), case.end(0)
+        assert failure is not None
+        assert other is not None
+        before = failure.message
+        failure.add(other)
+        assert (failure.message, failure.complete) == (before, False)
+
+    def test_a_process_that_dies_before_it_connects(self, case: Case) -> None:
+        failure = case.end(1)
+        assert failure is not None
+        assert failure.message.startswith("rank 1 on an unknown host, before it connected: its process (pid 101)")
+
+    def test_who_has_left_does_not_die(self, case: Case) -> None:
+        case.connect(0, 1)
+        case.leave(1)
+        assert case.lose(1) is None
+        assert case.end(1) is None
+
+    def test_a_lost_rank_has_no_limits(self, case: Case) -> None:
+        case.connect(0, 1)
+        assert case.lose(1) is not None
+        assert case.live_until(30, 0) is None
+
+
+class TestConnections:
+    def test_a_replaced_connection_is_ignored(self, case: Case) -> None:
+        case.connect(0, 1)
+        case.connect(1, connection=7)
+        assert case.lose(1, connection=1) is None
+        case.now += 9
+        case.beat(0)
+        case.beat(1, connection=1)
+        failure = case.verdict(2)
+        assert failure is not None
+        assert failure.rank == 1
+        assert case.lose(1, connection=7) is not None
+
+    def test_a_guard_and_the_driver_itself_are_no_workers(self, case: Case) -> None:
+        for rank in (0, 1):
+            case.watch.note(messages.GuardConnected(rank=rank, connection=rank, pid=1))
+            case.watch.note(messages.Note(rank=rank, text="from the driver"))
+        failure = case.verdict(100.1)
+        assert failure is not None
+        assert "rank 0, 1 did not start" in failure.message
+
+
+class TestReports:
+    def failed(self, case: Case, error: str, message: str, **place: int) -> Failure:
+        report = messages.Failed(
+            rank=1, connection=1, host="there", error=error, message=message, traceback="T", retryable=False, **place
+        )
+        failure = case.watch.note(report)
+        assert failure is not None
+        return failure
+
+    def test_a_failure_is_reported_as_it_is(self, case: Case) -> None:
+        failure = self.failed(case, "ValueError", "no", epoch=2, step=5)
+        error = failure.as_error("local")
+        assert failure.message == "ValueError on rank 1 on there, epoch 3, after step 5: no"
+        assert (error.rank, error.host, error.epoch, error.step, error.retryable) == (1, "there", 2, 5, False)
+        assert str(error) == f"Training on backend 'local' failed: {failure.message}\n\nT"
+
+    def test_before_the_first_step(self, case: Case) -> None:
+        failure = self.failed(case, "ValueError", "no")
+        assert failure.message == "ValueError on rank 1 on there: no"
+        assert (failure.epoch, failure.step) == (None, None)
+
+    @pytest.mark.parametrize(
+        ("error", "message"),
+        [
+            ("MemoryError", ""),
+            ("ResourceExhaustedError", "OOM when allocating tensor"),
+            ("OutOfMemoryError", "CUDA"),
+            ("XlaRuntimeError", "RESOURCE_EXHAUSTED: Out of memory while trying to allocate"),
+            ("RuntimeError", "CUDA out of memory. Tried to allocate"),
+        ],
+    )
+    def test_memory_is_named_whoever_says_it(self, case: Case, error: str, message: str) -> None:
+        assert self.failed(case, error, message).message.startswith(f"out of memory: {error} on rank 1")
+
+    def test_other_errors_are_not_about_memory(self, case: Case) -> None:
+        assert not self.failed(case, "ValueError", "memory of an elephant").message.startswith("out of memory")
+
+
+class TestStragglers:
+    def test_one_slow_rank_is_warned_about_once(self, case: Case) -> None:
+        case.beat(0, own_seconds=2.0, steps=10)
+        case.beat(1, own_seconds=9.0, steps=10)
+        (text,) = case.watch.warnings()
+        assert text.startswith("rank 1 on None needs 0.9 s for its part of a step, the others 0.2 s")
+        assert case.watch.warnings() == []
+
+    @pytest.mark.parametrize(
+        "slow",
+        [
+            {"own_seconds": 5.9, "steps": 10},  # less than three times the others'
+            {"own_seconds": 4.0, "steps": 10},  # too few seconds
+            {"own_seconds": 9.0, "steps": 4},  # too few steps
+        ],
+        ids=["ratio", "seconds", "steps"],
+    )
+    def test_no_warning_without_evidence(self, case: Case, slow: Any) -> None:
+        case.beat(0, own_seconds=2.0, steps=10)
+        case.beat(1, **slow)
+        assert case.watch.warnings() == []
+
+    def test_no_warning_while_a_rank_is_missing(self, case: Case) -> None:
+        case.beat(1, own_seconds=90.0, steps=10)
+        assert case.watch.warnings() == []

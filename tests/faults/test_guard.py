@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from dlspark.wire.framing import Report
-from dlspark.wire.server import ReportServer
+from dlspark.wire import ReportServer
+from dlspark.wire.messages import FromWorker, GuardConnected, Held, Hold, ProcessEnded
 from dlspark.worker.guard import GRACE_SECONDS
 
 pytestmark = pytest.mark.timeout(60)
@@ -21,24 +21,24 @@ pytestmark = pytest.mark.timeout(60)
 WORKER = """
 import sys, time
 from dlspark.wire.client import SocketEndpoint
-from dlspark.worker import reporting
+from dlspark.worker import WorkerStatus, reporting
 
 host, port, secret, deaf = sys.argv[1:]
 if deaf == "deaf":
     from dlspark.wire import client
     client.os._exit = lambda code: (print("told", flush=True), time.sleep(60))
-with reporting(SocketEndpoint(host, int(port), bytes.fromhex(secret)), 0, {}) as reporter:
+with reporting(SocketEndpoint(host, int(port), bytes.fromhex(secret)), 0, WorkerStatus()) as reporter:
     time.sleep(60)
 """
 
 
 @contextmanager
 def guarded(*, deaf: bool) -> Iterator[tuple[ReportServer, subprocess.Popen[bytes], Any]]:
-    """(the driver's server, a worker, a function that gives the next report of a kind), once the guard is there."""
-    reports: queue.Queue[Report] = queue.Queue()
+    """(the driver's server, a worker, a function that returns the next message of a class), once the guard is connected."""
+    reports: queue.Queue[FromWorker] = queue.Queue()
 
-    def next_of(kind: str) -> Report:
-        while (report := reports.get(timeout=20))["kind"] != kind:
+    def next_of(kind: type[FromWorker]) -> FromWorker:
+        while not isinstance(report := reports.get(timeout=20), kind):
             pass
         return report
 
@@ -48,7 +48,7 @@ def guarded(*, deaf: bool) -> Iterator[tuple[ReportServer, subprocess.Popen[byte
         arguments = [endpoint.host, str(endpoint.port), endpoint.secret.hex(), "deaf" if deaf else ""]
         with subprocess.Popen([sys.executable, "-c", WORKER, *arguments], stdout=subprocess.PIPE) as worker:
             try:
-                next_of("guard")
+                next_of(GuardConnected)
                 yield server, worker, next_of
             finally:
                 worker.kill()
@@ -58,8 +58,8 @@ def guarded(*, deaf: bool) -> Iterator[tuple[ReportServer, subprocess.Popen[byte
 
 def test_a_worker_that_is_asked_to_hold_is_not_ended() -> None:
     with guarded(deaf=False) as (server, worker, next_of):
-        server.tell({"kind": "hold"})
-        next_of("held")
+        server.order(Hold())
+        next_of(Held)
         with pytest.raises(subprocess.TimeoutExpired):
             worker.wait(GRACE_SECONDS + 2)
 
@@ -71,8 +71,8 @@ def test_why_a_worker_died_is_told_though_the_driver_says_stop() -> None:
         assert worker.stdout is not None
         assert worker.stdout.readline() == b"told\n"  # and so was the guard, which waits for the worker's own end
         worker.kill()
-        report = next_of("ended")
-        assert (report["rank"], report["out_of_memory"]) == (0, False)
+        report = next_of(ProcessEnded)
+        assert (report.rank, report.out_of_memory) == (0, False)
 
 
 def test_a_worker_that_does_not_obey_is_ended() -> None:

@@ -22,6 +22,7 @@ import psutil
 import pytest
 
 from dlspark import Trainer
+from dlspark.wire import messages
 from dlspark.wire.client import SocketEndpoint
 from dlspark.wire.server import HANDSHAKE_SECONDS, MAX_STRANGERS, ReportServer
 
@@ -32,6 +33,7 @@ MOST_GROWTH_BYTES = 50 << 20
 SLACK_SECONDS = 2.0  # for a machine that does other things
 IDLE = 200
 NONCE_BYTES = TAG_BYTES = 32
+LENGTH_BYTES = 8
 
 
 class Payload:
@@ -108,10 +110,10 @@ def noises(marker: Path) -> dict[str, bytes]:
     return {
         "http": b"POST /parameters HTTP/1.1\r\nContent-Length: 99999999999\r\n\r\n",
         "garbage": np.random.default_rng(0).bytes(8 << 20),
-        "zeros": bytes(NONCE_BYTES + 4 + TAG_BYTES),
+        "zeros": bytes(NONCE_BYTES + LENGTH_BYTES + TAG_BYTES),
         "pickle": pickle.dumps(Payload(marker)).ljust(64, b"."),
-        "2 GiB header": struct.pack(">I", (2 << 30) - 1) + bytes(64),
-        "2 GiB header after a handshake": bytes(NONCE_BYTES) + struct.pack(">I", (2 << 30) - 1) + bytes(64),
+        "2 GiB header": struct.pack(">Q", (2 << 30) - 1) + bytes(64),
+        "2 GiB header after a handshake": bytes(NONCE_BYTES) + struct.pack(">Q", (2 << 30) - 1) + bytes(64),
     }
 
 
@@ -125,7 +127,7 @@ def attack_in_every_way(address: tuple[str, int], recorded: bytes, marker: Path)
         for data in noises(marker).values():
             attack(address, data)
             peak = max(peak, process.memory_info().rss)
-        assert len(recorded) > TAG_BYTES + 4 + TAG_BYTES  # a handshake and a frame at least
+        assert len(recorded) > TAG_BYTES + LENGTH_BYTES + TAG_BYTES  # a handshake and a frame at least
         attack(address, recorded)  # all that a worker has said
         attack(address, recorded[:TAG_BYTES])  # its handshake
         attack(address, recorded[TAG_BYTES:])  # its frames, without a handshake
@@ -247,28 +249,30 @@ def test_strangers_change_nothing_in_a_mirrored_run(spark: Any, watched: Watched
 
 
 class Inbox:
-    """Reports as they came, with a way to wait for them."""
+    """Steps in the order of their arrival, with a way to wait for them."""
 
     def __init__(self) -> None:
-        self._reports: list[dict[str, Any]] = []
+        self._steps: list[tuple[int, int]] = []
         self._arrived = threading.Condition()
 
-    def __call__(self, report: dict[str, Any]) -> None:
+    def __call__(self, message: messages.FromWorker) -> None:
         with self._arrived:
-            self._reports.append(report)
+            if isinstance(message, messages.StepEnded):
+                self._steps.append((message.rank, message.step))
             self._arrived.notify_all()
 
     def steps(self) -> list[tuple[int, int]]:
         with self._arrived:
-            return [(report["rank"], report["step"]) for report in self._reports if report["kind"] == "step"]
+            return list(self._steps)
 
     def wait_for_steps(self, count: int) -> list[tuple[int, int]]:
         with self._arrived:
-            assert self._arrived.wait_for(lambda: len(self.steps_unlocked()) >= count, timeout=20)
+            assert self._arrived.wait_for(lambda: len(self._steps) >= count, timeout=20)
         return self.steps()
 
-    def steps_unlocked(self) -> list[dict[str, Any]]:
-        return [report for report in self._reports if report["kind"] == "step"]
+
+def step_of(number: int) -> messages.StepEnded:
+    return messages.StepEnded(rank=0, epoch=0, step=number, steps=9, rows=32, loss=None)
 
 
 @pytest.fixture
@@ -295,11 +299,11 @@ def test_strangers_change_nothing_at_a_server_alone(
 ) -> None:
     address = (server.endpoint.host, server.endpoint.port)
     reporter = SocketEndpoint("127.0.0.1", relay.port, server.endpoint.secret).connect(0)
-    reporter.send("step", step=1)
-    reporter.send("step", step=2)
+    reporter.send(step_of(1))
+    reporter.send(step_of(2))
     inbox.wait_for_steps(2)
     attack_in_every_way(address, bytes(relay.to_driver[0]), tmp_path / "payload-ran")
-    reporter.send("step", step=3)
+    reporter.send(step_of(3))
     assert inbox.wait_for_steps(3) == [(0, 1), (0, 2), (0, 3)]
     reporter.close()
 
@@ -308,16 +312,15 @@ def test_strangers_change_nothing_at_a_server_alone(
 def speaking(server: ReportServer) -> Iterator[tuple[socket.socket, Any]]:
     """A connection that has proved the secret, and a function that makes its frames: what a sniffer sees of a worker."""
     import hmac
-    import json
 
     with socket.create_connection((server.endpoint.host, server.endpoint.port), timeout=5) as sock:
         nonce = sock.recv(NONCE_BYTES, socket.MSG_WAITALL)
         sock.sendall(hmac.digest(server.endpoint.secret, nonce, "sha256"))
 
-        def frame(number: int, sender: bytes = b"worker", **fields: Any) -> bytes:
-            payload = json.dumps({"kind": "step", "rank": 0, **fields}).encode()
+        def frame(number: int, sender: bytes = b"worker", *, step: int) -> bytes:
+            payload = messages.encode(step_of(step))
             tag = hmac.digest(server.endpoint.secret, nonce + sender + struct.pack(">Q", number) + payload, "sha256")
-            return struct.pack(">I", len(payload)) + tag + payload
+            return struct.pack(">Q", len(payload)) + tag + payload
 
         yield sock, frame
 
@@ -333,7 +336,7 @@ def test_a_frame_out_of_place_ends_the_connection_it_came_by(server: ReportServe
             "the same again": frame(1, step=2),
             "one left out": frame(3, step=3),
             "the driver's own": frame(0, b"driver", step=3),
-            "one changed": frame(2, step=3)[:-2] + b"9}",
+            "one changed": frame(2, step=3).replace(b'"step": 3', b'"step": 9'),
             "of another run": frame_of_other(2, step=3),
         }[strange]
         sock.sendall(bad + frame(2, step=4))
@@ -370,12 +373,12 @@ def test_many_strangers_keep_no_worker_out(server: ReportServer, inbox: Inbox) -
     address = (server.endpoint.host, server.endpoint.port)
     strangers = [socket.create_connection(address, timeout=5) for _ in range(3 * MAX_STRANGERS)]
     reporter = server.endpoint.connect(0)
-    reporter.send("step", step=1)
+    reporter.send(step_of(1))
     assert inbox.wait_for_steps(1) == [(0, 1)]
     for sock in strangers[:MAX_STRANGERS]:  # who came first is gone already
         dropped_after(sock, at_most=DROPPED_WITHIN_SECONDS)
     more = [socket.create_connection(address, timeout=5) for _ in range(3 * MAX_STRANGERS)]
-    reporter.send("step", step=2)  # and who has proved the secret is no stranger
+    reporter.send(step_of(2))  # and who has proved the secret is no stranger
     assert inbox.wait_for_steps(2) == [(0, 1), (0, 2)]
     reporter.close()
     for sock in strangers + more:

@@ -1,4 +1,4 @@
-"""The channel: reports arrive; strangers, replays and endless frames do not."""
+"""The report channel: messages arrive; strangers, replays and oversized frames do not."""
 
 from __future__ import annotations
 
@@ -10,34 +10,34 @@ import textwrap
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
 from dlspark.errors import WorkerError
-from dlspark.wire.client import STOPPED_EXIT_CODE, Interruption, SocketEndpoint, failure_fields
+from dlspark.wire.client import STOPPED_EXIT_CODE, Interruption, SocketEndpoint, failed
 from dlspark.wire.framing import MAX_FRAME_BYTES
+from dlspark.wire.messages import FromWorker, Held, Left, Lost, Started
 from dlspark.wire.server import ReportServer
 
 pytestmark = pytest.mark.timeout(60)
 
 
 class Inbox:
-    """Reports as they came, with a way to wait for them."""
+    """Messages in the order of their arrival, with a way to wait for them."""
 
     def __init__(self) -> None:
-        self.reports: list[dict[str, Any]] = []
+        self.messages: list[FromWorker] = []
         self._arrived = threading.Condition()
 
-    def __call__(self, report: dict[str, Any]) -> None:
+    def __call__(self, message: FromWorker) -> None:
         with self._arrived:
-            self.reports.append(report)
+            self.messages.append(message)
             self._arrived.notify_all()
 
-    def wait_for(self, count: int) -> list[dict[str, Any]]:
+    def wait_for(self, count: int) -> list[FromWorker]:
         with self._arrived:
-            assert self._arrived.wait_for(lambda: len(self.reports) >= count, timeout=20)
-            return list(self.reports)
+            assert self._arrived.wait_for(lambda: len(self.messages) >= count, timeout=20)
+            return list(self.messages)
 
 
 @pytest.fixture
@@ -67,12 +67,12 @@ def dropped(sock: socket.socket) -> bool:
 
 def test_reports_arrive_in_order_from_several_ranks(server: ReportServer, inbox: Inbox) -> None:
     reporters = [server.endpoint.connect(rank) for rank in range(3)]
-    for step in range(5):
-        for reporter in reporters:
-            reporter.send("step", step=step)
-    reports = inbox.wait_for(15)
+    for calls in range(5):
+        for rank, reporter in enumerate(reporters):
+            reporter.send(Held(rank=rank, calls=calls))
+    messages = inbox.wait_for(15)
     for rank in range(3):
-        assert [r["step"] for r in reports if r["rank"] == rank] == list(range(5))
+        assert [m.calls for m in messages if isinstance(m, Held) and m.rank == rank] == list(range(5))
     for reporter in reporters:
         reporter.close()
 
@@ -85,7 +85,7 @@ def test_it_listens_on_the_chosen_address_only(server: ReportServer) -> None:
 
 @pytest.mark.parametrize(
     "noise",
-    [b"GET / HTTP/1.1\r\n\r\n" + b"x" * 64, b"\x80\x04\x95" + b"\0" * 64, struct.pack(">I", 2**31) + b"\0" * 64],
+    [b"GET / HTTP/1.1\r\n\r\n" + b"x" * 64, b"\x80\x04\x95" + b"\0" * 64, struct.pack(">Q", 2**31) + b"\0" * 64],
     ids=["http", "pickle", "2 GiB header"],
 )
 def test_strangers_are_dropped_and_training_goes_on(server: ReportServer, inbox: Inbox, noise: bytes) -> None:
@@ -93,10 +93,10 @@ def test_strangers_are_dropped_and_training_goes_on(server: ReportServer, inbox:
     with socket.create_connection((server.endpoint.host, server.endpoint.port), timeout=5) as stranger:
         stranger.sendall(noise)
         assert dropped(stranger)
-    reporter.send("step", step=1)
-    reports = inbox.wait_for(1)
+    reporter.send(Held(rank=0, calls=1))
+    messages = inbox.wait_for(1)
     reporter.close()
-    assert reports == [{"kind": "step", "rank": 0, "step": 1, "connection": 0}]
+    assert messages == [Held(rank=0, calls=1, connection=0)]
 
 
 def test_a_wrong_secret_is_dropped(server: ReportServer, inbox: Inbox) -> None:
@@ -104,15 +104,16 @@ def test_a_wrong_secret_is_dropped(server: ReportServer, inbox: Inbox) -> None:
     script = textwrap.dedent(f"""
         import time
         from dlspark.wire.client import SocketEndpoint
+        from dlspark.wire.messages import Left
         reporter = SocketEndpoint({imposter.host!r}, {imposter.port}, b"x" * 32).connect(0)
         deadline = time.monotonic() + 20
         while time.monotonic() < deadline:
-            reporter.send("step", step=1)
+            reporter.send(Left(rank=0))
     """)
     # A dropped worker ends its process, so this one needs its own.
     run = subprocess.run([sys.executable, "-c", script], timeout=40, check=False)
     assert run.returncode == STOPPED_EXIT_CODE
-    assert inbox.reports == []
+    assert inbox.messages == []
 
 
 def test_what_was_recorded_cannot_be_replayed(server: ReportServer, inbox: Inbox) -> None:
@@ -131,7 +132,7 @@ def test_what_was_recorded_cannot_be_replayed(server: ReportServer, inbox: Inbox
     thread = threading.Thread(target=forward)
     thread.start()
     reporter = SocketEndpoint("127.0.0.1", proxy.getsockname()[1], server.endpoint.secret).connect(0)
-    reporter.send("step", step=1)
+    reporter.send(Held(rank=0, calls=1))
     inbox.wait_for(1)
     reporter.close()
     thread.join(10)
@@ -139,7 +140,7 @@ def test_what_was_recorded_cannot_be_replayed(server: ReportServer, inbox: Inbox
     with socket.create_connection((server.endpoint.host, server.endpoint.port), timeout=5) as thief:
         thief.sendall(recorded)
         assert dropped(thief)
-    assert [report["kind"] for report in inbox.reports if report["kind"] != "left"] == ["step"]
+    assert [type(message) for message in inbox.messages if not isinstance(message, Left)] == [Held]
 
 
 def test_an_endless_frame_is_dropped_after_the_handshake(server: ReportServer, inbox: Inbox) -> None:
@@ -148,14 +149,14 @@ def test_an_endless_frame_is_dropped_after_the_handshake(server: ReportServer, i
     with socket.create_connection((server.endpoint.host, server.endpoint.port), timeout=5) as sock:
         nonce = sock.recv(32)
         sock.sendall(hmac.digest(server.endpoint.secret, nonce, "sha256"))
-        sock.sendall(struct.pack(">I", MAX_FRAME_BYTES + 1))
+        sock.sendall(struct.pack(">Q", MAX_FRAME_BYTES + 1))
         assert dropped(sock)
 
 
 def test_a_silent_stranger_holds_nothing_up(server: ReportServer, inbox: Inbox) -> None:
     silent = socket.create_connection((server.endpoint.host, server.endpoint.port), timeout=5)
     reporter = server.endpoint.connect(0)
-    reporter.send("step", step=1)
+    reporter.send(Held(rank=0, calls=1))
     inbox.wait_for(1)
     reporter.close()
     started = time.monotonic()
@@ -171,8 +172,9 @@ def test_a_worker_ends_when_told_or_when_the_driver_is_gone(inbox: Inbox, how: s
     script = textwrap.dedent(f"""
         import threading
         from dlspark.wire.client import SocketEndpoint
+        from dlspark.wire.messages import Started
         reporter = SocketEndpoint({endpoint.host!r}, {endpoint.port}, {endpoint.secret!r}).connect(3)
-        reporter.send("started")
+        reporter.send(Started(rank=3, pid=1, host="here", device="cpu"))
         threading.Event().wait(60)
     """)
     with subprocess.Popen([sys.executable, "-c", script]) as worker:
@@ -190,15 +192,16 @@ def test_the_driver_tells_an_end_from_a_death(server: ReportServer, inbox: Inbox
     script = textwrap.dedent(f"""
         import os
         from dlspark.wire.client import SocketEndpoint
+        from dlspark.wire.messages import Started
         reporter = SocketEndpoint("127.0.0.1", {server.endpoint.port}, {server.endpoint.secret!r}).connect(1)
-        reporter.send("started")
+        reporter.send(Started(rank=1, pid=1, host="here", device="cpu"))
         if {close}:
             reporter.close()
         os._exit(0)
     """)
     subprocess.run([sys.executable, "-c", script], check=True, timeout=40)
-    assert [report["kind"] for report in inbox.wait_for(2)] == ["started", "left" if close else "lost"]
-    assert {(report["rank"], report["connection"]) for report in inbox.reports} == {(1, 0)}
+    assert [type(message) for message in inbox.wait_for(2)] == [Started, Left if close else Lost]
+    assert {(message.rank, message.connection) for message in inbox.messages} == {(1, 0)}
 
 
 def test_ranks_agree_on_a_step_to_stop_after() -> None:
@@ -239,6 +242,6 @@ def test_close_twice_and_the_port_is_free(inbox: Inbox) -> None:
 
 
 def test_a_long_traceback_fits_into_a_frame() -> None:
-    fields = failure_fields(ValueError("x" * 5_000_000))
-    assert len(fields["traceback"]) < MAX_FRAME_BYTES // 4
-    assert "characters left out" in fields["traceback"]
+    message = failed(0, ValueError("x" * 5_000_000))
+    assert len(message.traceback) < MAX_FRAME_BYTES // 4
+    assert "characters left out" in message.traceback

@@ -19,11 +19,11 @@ from dlspark_elephas.round import Outcome
 
 
 class AsynchronousMaster(Master):
-    """Serves the driver's weights for the length of a round, and takes over what came of them.
+    """Serves the driver's weights during a round, and then assigns the result to the driver's model.
 
-    Only weights go through the server. Every worker keeps an optimizer of its own from round to round, in the run's store:
-    added up, counters would run N times too fast, and Adam's second moments mean nothing. The driver's optimizer is rank
-    0's, and what a callback changes in it, such as the learning rate, goes to all workers with the next round.
+    Only weights go through the server. Every worker keeps its own optimizer between rounds, in the run's store: sums of
+    counters would grow N times too fast, and sums of Adam's second moments are meaningless. The driver's optimizer is a copy
+    of rank 0's. The next round sends all workers what callbacks have changed in it, such as the learning rate.
     """
 
     def __init__(self, model: Any, job: TrainJob, frequency: str) -> None:
@@ -36,11 +36,11 @@ class AsynchronousMaster(Master):
         return _ServingModel(self, batch_size=self._job.batch_size, frequency=self._frequency)
 
     def train_round(self, spark: Any, **config: Any) -> list[Outcome]:
-        """Let every worker train one epoch of its part and exchange weights with the server meanwhile.
+        """Let every worker train one epoch of its part while it exchanges weights with the server.
 
         Args:
             spark: the session.
-            config: what `round_part` needs.
+            config: arguments of `round_part`.
 
         Returns:
             One outcome per worker, in rank order.
@@ -59,7 +59,7 @@ class AsynchronousMaster(Master):
         return outcomes
 
     def _changes_by_callbacks(self) -> dict[int, NDArray[Any]]:
-        """The optimizer's variables, by index, that are not as the last round left them; before the first round all."""
+        """The optimizer's variables, by index, that have changed since the last round; all of them before the first."""
         now = optimizer_values(self._model)
         left = self._left_by_round
         if left is None:
@@ -72,17 +72,17 @@ class AsynchronousMaster(Master):
 
 
 class _ServingModel(AsynchronousSparkModel):  # type: ignore[misc, unused-ignore]
-    """Elephas' asynchronous model with our server and worker, and with an end to the server."""
+    """Elephas' asynchronous model with our server and worker, which stops the server."""
 
     def __init__(self, master: Master, *, batch_size: int, frequency: str) -> None:
-        # Not super().__init__: it makes Elephas' own server, of the model's JSON.
+        # Not super().__init__: it creates Elephas' own server from the model's JSON.
         SparkModel.__init__(self, master, batch_size=batch_size)
         self.mode = Mode.ASYNCHRONOUS
         self.frequency = frequency
         self.parameter_server_mode = "http"
 
     def _fit(self, rdd: RDD[int], *, host: str, weights: list[NDArray[Any]], **config: Any) -> None:
-        """In place of Elephas' own, which throws away what workers return and leaves a broadcast of the weights behind."""
+        """Replaces Elephas' method, which discards the workers' results and leaks a broadcast of the weights."""
         self.parameter_server = ParameterServer(host, weights)
         with self.run_parameter_server():
             worker = AsynchronousRoundWorker(self.parameter_server.address, self.frequency, config)
@@ -90,7 +90,7 @@ class _ServingModel(AsynchronousSparkModel):  # type: ignore[misc, unused-ignore
 
     @contextmanager
     def run_parameter_server(self) -> Iterator[None]:
-        """In place of Elephas' own, which leaves the server running when a worker fails, or the user interrupts."""
+        """Replaces Elephas' method, which leaves the server running after a failure or an interrupt."""
         try:
             self.parameter_server.start()
             yield

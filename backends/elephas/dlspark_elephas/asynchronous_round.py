@@ -8,31 +8,31 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dlspark.plugin import Store, set_weights
-from dlspark_elephas.exchange import ParameterClient, ServerAddress, decoded, encoded
+from dlspark.plugin import SocketEndpoint, Store, set_weights
+from dlspark_elephas.exchange import ParameterClient, decoded, encoded
 from dlspark_elephas.round import Outcome, round_part
 
 
 class AsynchronousRoundWorker:
-    """Takes the place of Elephas' AsynchronousSparkWorker.
+    """Replaces Elephas' AsynchronousSparkWorker.
 
-    That one trains nothing on a part of at most ``batch_size`` rows, holds its part as one array, starts a new optimizer
-    with every round, ignores class weights in batches, and returns nothing.
+    That worker skips a part of at most ``batch_size`` rows, loads its part as one array, starts a new optimizer in every
+    round, ignores class weights in batches, and returns nothing.
 
     Args:
-        server: the round's parameter server.
+        server: the endpoint of the round's parameter server.
         frequency: "epoch" or "batch".
-        config: what `round_part` needs, and ``optimizer_changes``, a broadcast of values by the index of the variable.
+        config: arguments of `round_part`, and ``optimizer_changes``, a broadcast of values by the index of the variable.
     """
 
-    def __init__(self, server: ServerAddress, frequency: str, config: Mapping[str, Any]) -> None:
+    def __init__(self, server: SocketEndpoint, frequency: str, config: Mapping[str, Any]) -> None:
         self._server = server
         self._frequency = frequency
         self._config = dict(config)
         self._changes = self._config.pop("optimizer_changes")
 
     def train(self, ranks: Iterable[int]) -> Iterator[Outcome]:
-        """Train the part of the one rank in ``ranks``, exchange weights with the server, keep the optimizer's state."""
+        """Train the part of the only rank in ``ranks``, exchange weights with the server, save the optimizer's state."""
         (rank,) = ranks
         with round_part(rank, **self._config) as part:
             store = Store(part.job.uri)
@@ -40,9 +40,9 @@ class AsynchronousRoundWorker:
                 left = read_optimizer(store, part.epoch - 1, rank, optimizer_values(part.model))
                 set_optimizer(part.model, dict(enumerate(left)))
             set_optimizer(part.model, self._changes.value)
-            client = ParameterClient(self._server, rank, part.model.get_weights())
-            exchange = _exchange(client, self._frequency, shares(part.model, part.job.num_workers))
-            outcome = part.train([exchange])
+            with ParameterClient(self._server, rank, part.model.get_weights()) as client:
+                factors = shares(part.model, part.job.num_workers)
+                outcome = part.train([_exchange(client, self._frequency, factors)])
             _optimizers(store, part.epoch).write_bytes(str(rank), encoded(optimizer_values(part.model)))
         yield outcome
 
@@ -51,7 +51,7 @@ def _exchange(client: ParameterClient, frequency: str, factors: list[float]) -> 
     import keras
 
     class Exchange(keras.callbacks.Callback):
-        """Takes the server's weights before an epoch or a batch, and gives it the difference after."""
+        """Gets the server's weights before an epoch or a batch, and sends the difference after it."""
 
         def _take(self, _: int, logs: Any = None) -> None:
             self._before = client.get_parameters()
@@ -70,18 +70,18 @@ def _exchange(client: ParameterClient, frequency: str, factors: list[float]) -> 
 
 
 def shares(model: Any, num_workers: int) -> list[float]:
-    """By which factor each weight's delta counts, in the order of ``model.weights``.
+    """The factor of each weight's delta, in the order of ``model.weights``.
 
-    What is trained is added in full, as in Elephas: every worker's steps are taken. Statistics, which batch normalisation
-    moves towards the mean of the batches, would be carried past it by the sum of N moves, and a variance below zero. They
-    get the mean of the moves.
+    Trainable weights get the sum of all workers' deltas, as in Elephas. The statistics of batch normalisation move towards
+    the mean of the batches: the sum of N moves would overshoot, and could make a variance negative. They get the mean of
+    the moves.
     """
     trained = {id(variable) for variable in model.trainable_weights}
     return [1.0 / num_workers if id(v) not in trained and "float" in v.dtype else 1.0 for v in model.weights]
 
 
 def difference(before: NDArray[Any], after: NDArray[Any], share: float) -> NDArray[Any]:
-    """``share`` of what training has taken from ``before``, in its dtype."""
+    """``share`` of the difference ``before - after``, in the dtype of ``before``."""
     return np.asarray((before - after) * share if share != 1.0 else before - after, before.dtype)
 
 
@@ -100,10 +100,10 @@ def set_optimizer(model: Any, values: Mapping[int, NDArray[Any]]) -> None:
 
 
 def read_optimizer(store: Store, epoch: int, rank: int, like: list[NDArray[Any]]) -> list[NDArray[Any]]:
-    """What ``rank`` left of its optimizer at the end of ``epoch``, of the shapes of ``like``.
+    """The optimizer's state of ``rank`` at the end of ``epoch``, with the shapes of ``like``.
 
     Raises:
-        StoreError: there is none. A worker never goes on with a fresh optimizer.
+        StoreError: the state is missing. A worker never continues with a new optimizer.
     """
     return decoded(_optimizers(store, epoch).read_bytes(str(rank)), like)
 

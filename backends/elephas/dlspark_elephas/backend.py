@@ -30,6 +30,7 @@ from dlspark.plugin import (
     get_session,
     load_model,
     load_payload,
+    messages,
     restore_callbacks,
     resumed,
     save_trained,
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
 
 MODES = ("synchronous", "asynchronous")
 FREQUENCIES = ("epoch", "batch")
-_DRIVERS = {"connection": -1}  # of reports that the driver makes itself
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,10 +52,10 @@ class ElephasOptions:
     """Options of backend ``elephas``.
 
     Attributes:
-        mode: "synchronous": after every epoch the workers' weights are averaged by their rows. "asynchronous": each worker
-            adds what it has changed to the weights of a parameter server, without waiting for the others.
-        frequency: when, in mode "asynchronous": after its part of an "epoch", which is what None means, or after its part
-            of every "batch".
+        mode: "synchronous": the workers' weights are averaged by their rows after every epoch. "asynchronous": each worker
+            adds its changes to the weights of a parameter server, without waiting for the others.
+        frequency: when it does so in mode "asynchronous": after its part of an "epoch" (None, the default) or of a
+            "batch".
     """
 
     mode: str = "synchronous"
@@ -66,11 +66,11 @@ class ElephasOptions:
             value = getattr(self, name)
             if value not in allowed:
                 known = " or ".join(repr(one) for one in allowed if one is not None)
-                raise ConfigError(f"{name} must be {known}; {value!r} came.{_why_no_sockets(value)}")
+                raise ConfigError(f"Expected {name} to be {known}; got {value!r}.{_why_no_sockets(value)}")
         if self.mode == "synchronous" and self.frequency is not None:
             raise ConfigError(
-                f"frequency={self.frequency!r} came with mode='synchronous', which averages once an epoch and has no "
-                "frequency. Set mode='asynchronous', or leave frequency out."
+                f"Expected no frequency with mode='synchronous', which averages once an epoch; got {self.frequency!r}. Set "
+                "mode='asynchronous', or leave frequency out."
             )
 
 
@@ -79,7 +79,8 @@ def _why_no_sockets(value: Any) -> str:
         return ""
     return (
         " Elephas' socket mode is not offered: its server takes weights from anyone who reaches its port, as it has no "
-        "authentication, and its client looks for the server on its own host. mode='asynchronous' exchanges over HTTP."
+        "authentication, and its client looks for the server on its own host. mode='asynchronous' has a server with "
+        "authentication."
     )
 
 
@@ -93,19 +94,19 @@ class ElephasBackend(Backend):
 
     def __init__(self, options: Any = None) -> None:
         super().__init__(options)
-        if self.options.mode == "asynchronous":  # what the weights become depends on who comes first
+        if self.options.mode == "asynchronous":  # the result depends on the order of the updates
             self.capabilities = dataclasses.replace(self.capabilities, deterministic=False, resumable=False)
 
     def check(self, settings: JobSettings, uri: str) -> None:
         if settings.checkpoint_steps:
             raise ConfigError(
-                "checkpoint_steps does nothing on backend 'elephas': nothing of a round that is cut can be kept, and a "
-                "round is an epoch. Leave it out: there is a checkpoint after every epoch."
+                "Backend 'elephas' cannot save a checkpoint within an epoch, because a partial round is lost. Leave "
+                "checkpoint_steps out: it saves one after every epoch."
             )
         spark = get_session(settings.num_workers)
         if spark.sparkContext.getConf().get("spark.speculation", "false").strip().lower() == "true":
             raise ConfigError(
-                "Backend 'elephas' needs every task to run once, and spark.speculation=true starts slow tasks twice. Start "
+                "Backend 'elephas' needs every task to run once, but spark.speculation=true starts slow tasks twice. Start "
                 "the session without it."
             )
         check_cluster(settings, uri, backend=self.name, barrier=False, packages=self.engine.packages)
@@ -114,7 +115,7 @@ class ElephasBackend(Backend):
         spark = get_session(job.num_workers)
         with (
             cancellable(spark) as cancel,
-            # Nothing of a round that is cut can be kept: an interrupted run ends at once, with the last round's checkpoint.
+            # An interrupted run ends at once with the last round's checkpoint, because a partial round is lost.
             watched(job, self.name, driver_host(spark), abort=cancel, pausable=False) as monitor,
             monitor.explaining_failures(),
         ):
@@ -122,7 +123,7 @@ class ElephasBackend(Backend):
 
 
 class _Rounds:
-    """One run: the driver's copy of the model and what the rounds have added to it."""
+    """One run: the driver's copy of the model, and the results of the rounds so far."""
 
     def __init__(self, job: TrainJob, monitor: RunMonitor, options: ElephasOptions) -> None:
         from dlspark_elephas.asynchronous import AsynchronousMaster
@@ -135,8 +136,8 @@ class _Rounds:
         self._model = load_model(job, payload)
         if getattr(self._model.optimizer, "use_ema", False):
             raise ConfigError(
-                "Backend 'elephas' cannot train with use_ema=True: every round would replace the weights by their "
-                "moving averages. Turn it off, or use 'mirrored' or 'horovod'."
+                "Backend 'elephas' cannot train with use_ema=True: every round would replace the weights by their moving "
+                "averages. Set it to False, or use 'mirrored' or 'horovod'."
             )
         self._callbacks = payload.callbacks
         self._master: Master = (
@@ -152,7 +153,7 @@ class _Rounds:
     def run(self) -> FitResult:
         import keras
 
-        # In one process the model's own fit would run them; here the driver does, with the averaged model.
+        # The driver runs the callbacks, with the averaged model, as ``fit`` would in one process.
         callbacks = keras.callbacks.CallbackList(list(self._callbacks), add_history=True, model=self._model)
         callbacks.set_params({"epochs": self._job.epochs, "steps": None, "verbose": 0})
         self._model.stop_training = False
@@ -169,7 +170,7 @@ class _Rounds:
             callbacks.on_epoch_end(epoch, logs)
             seconds = time.perf_counter() - started
             self._epoch_seconds.append(seconds)
-            # With what callbacks have added, such as learning_rate: they get a copy of ``logs``.
+            # The history has what callbacks added, such as learning_rate: they get a copy of ``logs``.
             self._keep(epoch, {name: float(values[-1]) for name, values in self._model.history.history.items()}, seconds)
             if self._model.stop_training:
                 break
@@ -180,8 +181,8 @@ class _Rounds:
         return self._result()
 
     def _keep(self, epoch: int, logs: dict[str, float], seconds: float) -> None:
-        """Report the end of an epoch, and leave a checkpoint."""
-        self._monitor.receive({"kind": "epoch", "rank": 0, "epoch": epoch, "logs": logs, "seconds": seconds, **_DRIVERS})
+        """Report the end of an epoch, and save a checkpoint."""
+        self._monitor.receive(messages.EpochEnded(rank=0, epoch=epoch, logs=logs, seconds=seconds))
         for name, value in logs.items():
             self._history.setdefault(name, []).append(value)
         if not self._job.checkpoints:
@@ -195,9 +196,7 @@ class _Rounds:
         )
         arrays = {**capture(self._model), **callback_arrays(self._callbacks)}
         name = Checkpoints(Store(self._job.uri)).save(arrays, position)
-        self._monitor.receive(
-            {"kind": "checkpoint", "rank": 0, "name": name, "seconds": time.perf_counter() - began, **_DRIVERS}
-        )
+        self._monitor.receive(messages.CheckpointSaved(rank=0, name=name, seconds=time.perf_counter() - began))
 
     def _train_round(self, epoch: int) -> dict[str, float]:
         resources = task_resources(self._spark)
@@ -222,7 +221,7 @@ class _Rounds:
         return self._master.merged_metrics(outcomes)
 
     def _account(self, report: WorkerReport) -> None:
-        """Add a round's report to those of the rounds before it."""
+        """Add a round's report to those of earlier rounds."""
         before = self._reports.get(report.rank)
         if before is not None:
             report = dataclasses.replace(

@@ -1,4 +1,4 @@
-"""Master: the driver's model as Elephas sees it, and one round of Elephas' synchronous mode."""
+"""Master: the interface of the driver's model to Elephas, and one round of Elephas' synchronous mode."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ __all__ = ["Master", "Outcome"]
 class Master:
     """Wraps the driver's model for Elephas: its "weights" are the model's variables and the optimizer's.
 
-    Elephas gives every round a fresh optimizer, which resets momentum and learning-rate schedules at every epoch without a
-    word. As the optimizer's variables travel and are averaged together with the weights, they go on instead.
+    Elephas creates a new optimizer in every round, which silently resets momentum and learning-rate schedules at every
+    epoch. Here the optimizer's variables are sent and averaged together with the weights instead.
     """
 
     def __init__(self, model: Any, job: TrainJob) -> None:
         self._model = model
         self._job = job
-        # What SparkModel reads of a model. Our RoundWorker does not use it.
+        # SparkModel reads these attributes; our RoundWorker does not use them.
         self.loss = None
         self._compile_metrics = None
         self.optimizer = model.optimizer
@@ -51,11 +51,11 @@ class Master:
         """The model stays compiled as it is."""
 
     def train_round(self, spark: Any, **config: Any) -> list[Outcome]:
-        """Let every worker train one epoch of its part, and average what came out.
+        """Let every worker train one epoch of its part, and average the results.
 
         Args:
             spark: the session.
-            config: what RoundWorker needs.
+            config: arguments of `round_part`.
 
         Returns:
             One outcome per worker, in rank order.
@@ -63,7 +63,7 @@ class Master:
         return self._fit(spark, **config)
 
     def _fit(self, spark: Any, **config: Any) -> list[Outcome]:
-        """One fit of Elephas' model, with the ranks in place of rows: the outcomes in rank order."""
+        """One fit of Elephas' model, with ranks instead of rows; returns the outcomes in rank order."""
         ranks = spark.sparkContext.parallelize(range(self._job.num_workers), self._job.num_workers)
         already = len(self._spark_model.training_histories)
         self._spark_model._fit(ranks, **config)  # fit() itself only prints, and checks that it is given an RDD
@@ -84,10 +84,10 @@ class Master:
             weights.destroy()
 
     def close(self) -> None:
-        """Remove what the rounds left in the store: nothing, in this mode."""
+        """Nothing to remove from the store in this mode."""
 
     def merged_metrics(self, outcomes: Sequence[Outcome]) -> dict[str, float]:
-        """The metrics over all workers' rows: their states are sums over rows, so the sum of states has the answer."""
+        """The metrics over all workers' rows. Their states are sums over rows, so the states can be added."""
         for i, variable in enumerate(self._model.metrics_variables):
             variable.assign(sum(outcome.metric_states[i] for outcome in outcomes))
         values = {name: float(value) for name, value in self._model.get_metrics_result().items()}
@@ -95,7 +95,7 @@ class Master:
         return values
 
     def _build_metrics(self) -> None:
-        """Create the metrics' variables, by evaluating one row."""
+        """Create the metrics' variables by evaluating one row."""
         with Feed(self._job.train, batch_size=1) as feed:
             self._model.test_on_batch(*feed.batch(0, None))
         self._model.reset_metrics()
@@ -104,12 +104,12 @@ class Master:
 class _AveragingModel(SparkModel):  # type: ignore[misc, unused-ignore]
     """Elephas' synchronous model with our worker.
 
-    Elephas' own trains nothing on a part of at most ``batch_size`` rows, holds its part as one array, and starts a new
-    optimizer in every round (danielenricocahall/elephas, worker.py).
+    Elephas' own worker skips a part of at most ``batch_size`` rows, loads its part as one array, and starts a new optimizer
+    in every round (danielenricocahall/elephas, worker.py).
     """
 
     def _fit(self, rdd: Any, **config: Any) -> None:
-        """In place of Elephas' own: the same round, without its prints and the broadcast that it leaves behind."""
+        """Replaces Elephas' method: the same round, without its prints and without leaking a broadcast."""
         parameters = rdd.context.broadcast(self._master_network.get_weights())
         try:
             results = rdd.mapPartitions(RoundWorker(parameters, config).train).collect()

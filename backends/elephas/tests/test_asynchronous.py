@@ -179,15 +179,15 @@ class TestOptions:
 
     @pytest.mark.parametrize("options", [{"mode": "socket"}, {"mode": "asynchronous", "frequency": "socket"}])
     def test_sockets_are_refused_with_the_reason(self, options: dict[str, str]) -> None:
-        with pytest.raises(ConfigError, match=r"'socket' came.*no authentication.*its own host.*HTTP"):
+        with pytest.raises(ConfigError, match=r"got 'socket'.*no authentication.*its own host.*with authentication"):
             Trainer("elephas", options=options)
 
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"mode": "hogwild"}, "mode must be 'synchronous' or 'asynchronous'; 'hogwild' came"),
-            ({"mode": "asynchronous", "frequency": "step"}, "frequency must be 'epoch' or 'batch'; 'step' came"),
-            ({"frequency": "batch"}, "frequency='batch' came with mode='synchronous'"),
+            ({"mode": "hogwild"}, "Expected mode to be 'synchronous' or 'asynchronous'; got 'hogwild'"),
+            ({"mode": "asynchronous", "frequency": "step"}, "Expected frequency to be 'epoch' or 'batch'; got 'step'"),
+            ({"frequency": "batch"}, "Expected no frequency with mode='synchronous'"),
             ({"parameter_server_mode": "http"}, "no option 'parameter_server_mode'"),
         ],
     )

@@ -1,0 +1,53 @@
+"""WorkerStatus: how far a worker's training has come."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from dlspark.wire import messages
+
+
+@dataclass
+class WorkerStatus:
+    """How far a worker's training has come. The training thread writes it; the heartbeat's thread reads it.
+
+    Attributes:
+        epoch: the current epoch, from 0; None before the first.
+        step: complete steps of this epoch, the same for all workers.
+        phase: "loading", "step", "callbacks", "validation" or "checkpoint".
+        moves: a counter that grows with any progress.
+        own_seconds: time that this rank's own part of ``steps`` steps has taken, without the waits for other ranks.
+        steps: how many steps ``own_seconds`` covers.
+        waits: returns whether this rank has computed its part of the current step and waits for the other ranks.
+    """
+
+    epoch: int | None = None
+    step: int = 0
+    phase: str = "loading"
+    moves: int = 0
+    own_seconds: float = 0.0
+    steps: int = 0
+    waits: Callable[[], bool] = lambda: False
+
+    def move(self, phase: str) -> None:
+        """Record progress: ``phase`` begins."""
+        self.phase = phase
+        self.moves += 1
+
+    def heartbeat(self, rank: int, *, memory_bytes: int, stack: str) -> messages.Heartbeat:
+        """The heartbeat of this process, with this status."""
+        return messages.Heartbeat(
+            rank=rank,
+            epoch=self.epoch,
+            step=self.step,
+            phase=self.phase,
+            moves=self.moves,
+            own_seconds=self.own_seconds,
+            steps=self.steps,
+            waits=self.waits(),
+            cpu_seconds=time.process_time(),
+            memory_bytes=memory_bytes,
+            stack=stack,
+        )
