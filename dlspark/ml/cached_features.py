@@ -1,4 +1,4 @@
-"""cache_features(): what a frozen backbone gives, computed once and kept, so that its head trains without it."""
+"""cache_features(): the outputs of a frozen backbone, computed once, so that its head trains without it."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class KeptFeatures:
-    """What `cache_features` gives: a head, and rows for it in the order of the dataset's.
+    """The result of `cache_features`: a head, and rows for it in the order of the dataset.
 
     Attributes:
-        head: the layers of the model behind the cut, not copies of them, compiled as the model is, with its optimizer.
-        train: ``x`` float32 of shape (rows, views · width), view by view; ``y`` int32 of shape (rows,). ``head`` takes one
-            view of a row in training, another one each time.
-        validation: the same with one view, without augmentation; None when the dataset has no such part.
-        test: the same.
+        head: the model's own layers after the cut, not copies, compiled as the model, with its optimizer.
+        train: ``x`` float32 of shape (rows, views · width), view by view; ``y`` int32 of shape (rows,). In each step of the
+            training ``head`` draws one view of a row.
+        validation: the same with one view, without augmentation; None if the dataset has no such part.
+        test: as validation.
     """
 
     head: keras.Model
@@ -51,47 +51,47 @@ def cache_features(
     seed: int = 0,
     spark: SparkSession | None = None,
 ) -> KeptFeatures:
-    """Compute what a model's frozen part gives for a dataset, once, and keep it.
+    """Compute the outputs of a model's frozen part for a dataset once, and keep them.
 
-    ``Trainer(…).fit(kept.head, kept.train, validation_data=kept.validation)`` then trains the head alone. As its layers and
-    its optimizer are the model's own, ``model`` is the whole trained model after it: predict with it and save it.
+    ``Trainer(…).fit(kept.head, kept.train, validation_data=kept.validation)`` then trains the head alone. Its layers
+    and optimizer are the model's own, so ``model`` is then the trained model: predict with it and save it.
 
-    Asked again for the same frozen weights, rows, views and seed, by the same versions of dlspark and Keras, it finds what
-    is kept and starts nothing. What belongs to other settings stays beside it.
+    A second call with the same frozen weights, rows, views and seed, and the same versions of dlspark and Keras, reuses the
+    kept features and computes nothing. Features of other settings are kept, too.
 
     Args:
-        model: compiled, with nothing to train up to ``layer``, as ``build_classifier(…, fine_tune="head")`` makes it.
+        model: compiled, and frozen up to ``layer``, as by ``build_classifier(…, fine_tune="head")``.
         data: a prepared dataset of the model's image size.
         store: folder or URI for the features, which executors and workers must reach. One process at a time may use it.
-        views: how many draws of its augmentation each training image gets: 2 or more, and 1 for a model without any.
-        layer: the last layer of the frozen part. It must give a vector, float32 on disk.
-        seed: of the augmentation, and of which view the head takes when.
-        spark: the session whose executors compute; `get_session` on all cores when None.
+        views: number of augmented views of each training image: 2 or more, or 1 for a model without augmentation.
+        layer: the last layer of the frozen part. Its output must be a vector; it is stored as float32.
+        seed: of the augmentation, and of the views that the head draws.
+        spark: the session whose executors compute; by default `get_session` on all cores.
 
     Raises:
-        ConfigError: a model that cannot be cut there, or whose part up to there trains; views that do not fit its
+        ConfigError: a model that cannot be cut at ``layer`` or is not frozen up to it; views that do not fit its
             augmentation; another image size; a store in use.
-        DataError: no rows to train on.
+        DataError: the dataset has no part "train".
     """
     views, seed = whole_number("views", views), whole_number("seed", seed, least=0)
     if not isinstance(data, ImageDataset):
-        raise ConfigError(f"Expected a prepared dataset, an ImageDataset: received a {type(data).__name__}.")
+        raise ConfigError(f"Expected a prepared dataset, an ImageDataset; got a {type(data).__name__}.")
     if data.train is None:
-        raise DataError(f"Expected rows to train on: the dataset at {data.uri!r} has none in its part 'train'.")
+        raise DataError(f"Expected rows to train on; the dataset at {data.uri!r} has none in its part 'train'.")
     frozen, top = _cut(model, layer)
     _check_frozen(frozen, layer)
     augments = any(_is_random(part) for part in _layers(frozen))
     if augments != (views > 1):
         raise ConfigError(
-            f"Expected views of 2 or more, as the model augments: received {views}. One view would show the head the same "
-            "draw of every image for ever. To keep the images as they are, build the model without augmentation."
+            f"Expected views of 2 or more, as the model augments; got {views}. One view would show the head the same "
+            "draw of each image in all epochs. To use unchanged images, build the model without augmentation."
             if augments
-            else f"Expected views=1, as nothing in the model up to {layer!r} is random: received {views}. All views of an "
+            else f"Expected views=1, as nothing in the model up to {layer!r} is random; got {views}. All views of an "
             "image would be equal. Build the model with augmentation, or leave views out."
         )
     if tuple(frozen.input_shape[1:]) != (*data.image_size, 3):
         raise ConfigError(
-            f"Expected a dataset of the model's images, {frozen.input_shape[1:]}: those at {data.uri!r} have "
+            f"Expected a dataset of the model's images, {frozen.input_shape[1:]}; those at {data.uri!r} have "
             f"{(*data.image_size, 3)}. Prepare the data with the model's size, or build the model for the data's."
         )
     parts = [part for part in PARTS if getattr(data, part) is not None]
@@ -110,16 +110,16 @@ _ROWS = "rows"
 
 
 def _cut(model: Any, layer: str) -> tuple[keras.Model, keras.Model]:
-    """The model up to ``layer``, and from there on; made of its own layers."""
+    """The model up to ``layer`` and the rest of it, made of its own layers."""
     import keras
 
     whole = predicting(model)
     if not model.compiled:
-        raise ConfigError("Expected a compiled model, as its head trains the way it is compiled. Call model.compile first.")
+        raise ConfigError("Expected a compiled model, as its head trains with the same settings. Call model.compile first.")
     cut = output_of(model, layer)
     try:
         if isinstance(model, keras.Sequential):
-            # With each layer that is added it calls all anew: what one gave first does not lead to the last one's output.
+            # Adding a layer calls all layers again, so the first output of a layer is not connected to the last output.
             behind = [each.name for each in model.layers].index(layer) + 1
             first, given = whole.inputs[0], keras.Input(cut.shape[1:], dtype=cut.dtype)
             frozen = keras.Sequential(
@@ -128,17 +128,19 @@ def _cut(model: Any, layer: str) -> tuple[keras.Model, keras.Model]:
             top = keras.Sequential([given, *model.layers[behind:]], name="top")
         else:
             frozen, top = keras.Model(whole.inputs[0], cut, name="frozen"), keras.Model(cut, whole.outputs[0], name="top")
-    except (AttributeError, ValueError) as error:  # Keras': it is the last one, or some path passes it by
+    except (AttributeError, ValueError) as error:  # of Keras: it is the last layer, or a path bypasses it
         raise ConfigError(f"The model cannot be cut at layer {layer!r}: {error}") from error
     if len(cut.shape) != 2 or cut.shape[1] is None:
-        raise ConfigError(f"Expected a layer that gives a vector: {layer!r} gives {cut.shape[1:]}. Cut behind its pooling.")
+        raise ConfigError(
+            f"Expected a layer whose output is a vector; {layer!r} gives {cut.shape[1:]}. Cut after the pooling."
+        )
     if not top.trainable_variables:
-        raise ConfigError(f"Expected a head to train: behind {layer!r} the model has no weights that train.")
+        raise ConfigError(f"Expected a head to train; after {layer!r} the model has no trainable weights.")
     return frozen, top
 
 
 def _layers(model: keras.Model) -> Iterator[keras.layers.Layer]:
-    """The layers of a model and of the models in it."""
+    """The layers of a model and of its nested models."""
     import keras
 
     for layer in model.layers:
@@ -149,36 +151,36 @@ def _layers(model: keras.Model) -> Iterator[keras.layers.Layer]:
 
 
 def _check_frozen(frozen: keras.Model, layer: str) -> None:
-    """Refuse what a step of training would change."""
+    """Reject layers that a training step would change."""
     import keras
 
     changing = [
         part.name
         for part in _layers(frozen)
-        # A batch normalisation without scale and offset has nothing to train, and yet takes up statistics.
+        # A batch normalisation without scale and offset has no trainable weights, but updates its statistics.
         if part.trainable_variables or (isinstance(part, keras.layers.BatchNormalization) and part.trainable)
     ]
     if changing:
         raise ConfigError(
-            f"Features can be kept of what training does not change: up to {layer!r}, {len(changing)} layers would change, "
-            f"the first is {changing[0]!r}. Build the model with fine_tune='head', or set their trainable to False and "
-            "compile it again; or train it without kept features."
+            f"Expected a model that is frozen up to {layer!r}; training would change {len(changing)} layers, the first is "
+            f"{changing[0]!r}. Build the model with fine_tune='head', or set their trainable to False and compile it again; "
+            "or train it without kept features."
         )
 
 
 def _is_random(layer: keras.layers.Layer) -> bool:
-    """Whether it draws in training. `build_classifier` sets the rate of dropout in a frozen backbone to 0."""
+    """Whether a layer is random in training. `build_classifier` sets the dropout rates of a frozen backbone to 0."""
     return getattr(layer, "rate", None) != 0 and bool(seed_variables(layer))
 
 
 def _step(
     frozen: keras.Model, data: ImageDataset, part: str, views: int | None, seed: int, spark: SparkSession | None
 ) -> Step:
-    """The features of one part: ``views`` draws, or what the network gives at prediction."""
+    """The step for the features of one part: ``views`` draws of each image, or one without augmentation when None."""
     import keras
 
     def keep(folder: Folder) -> Document:
-        # What is drawn depends on the batch, and batches end with a partition.
+        # Draws depend on the batch, and a batch ends with its partition.
         images = dataset_images(spark or get_session(local_cores()), data, (part,), by_shard=views is not None)
         table = featurized(images, Network.of(frozen if views is None else _drawing(frozen, views, seed)))
         with told_plainly():
@@ -186,7 +188,7 @@ def _step(
         return {"rows": rows.to_json()}
 
     settings = {
-        # Without seeds: those of augmentation are drawn when a model is built, and do not count here.
+        # Without the seeds of augmentation, which are drawn when a model is built and have no effect here.
         "network": runs.identity_of_model(frozen, seeds=False),
         "weights": checksum(frozen.get_weights()),
         "rows": runs.identity_of_data(getattr(data, part)),

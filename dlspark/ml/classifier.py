@@ -1,4 +1,4 @@
-"""KerasImageClassifier: an Estimator that trains a network on any backend, and the model that it gives."""
+"""KerasImageClassifier, an estimator that trains a network on any backend, and its model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pyspark.ml.util import DefaultParamsReadable, DefaultParamsWritable
 from pyspark.sql import functions as F
 
 from dlspark.data import quoted
-from dlspark.errors import ConfigError, did_you_mean
+from dlspark.errors import ConfigError
 from dlspark.ml.network import Network
 from dlspark.ml.params import (
     HasBackbone,
@@ -31,7 +31,7 @@ from dlspark.ml.params import (
     with_accessors,
     with_options,
 )
-from dlspark.ml.rows import ImageReader, Reader
+from dlspark.ml.rows import ImageReader, Reader, check_column
 from dlspark.ml.stage import NetworkStage
 from dlspark.ml.training_rows import write_images
 from dlspark.ml.udf import BATCH_BYTES, check_images, reader_of
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 
 class _Columns(HasInputCol, HasErrorCol, HasProbabilityCol, HasPredictionCol, HasResize, HasHandleInvalid):
-    """The params that the estimator hands to its model."""
+    """The params that the estimator copies to its model."""
 
 
 def _param(name: str, doc: str, converter: Any) -> Param[Any]:
@@ -56,16 +56,16 @@ def _param(name: str, doc: str, converter: Any) -> Param[Any]:
 
 def _to_options(value: Any) -> dict[str, Any]:
     if not isinstance(value, Mapping):
-        raise TypeError(f"Expected options by name: received {value!r}.")
+        raise TypeError(f"Expected options by name; got {value!r}.")
     return dict(value)
 
 
 @with_accessors
 class KerasImageClassificationModel(NetworkStage, Model, _Columns):
-    """What `KerasImageClassifier` trained: adds ``probabilityCol``, ``predictionCol`` and ``errorCol`` to a DataFrame.
+    """The model of `KerasImageClassifier`: adds ``probabilityCol``, ``predictionCol`` and ``errorCol`` to a DataFrame.
 
-    A row whose image cannot be read has nulls and a reason; it is left out where ``handleInvalid`` is "skip", as Spark's
-    evaluators take no nulls. ``getModel()`` gives the Keras model.
+    A row whose image cannot be read has nulls and a reason. With ``handleInvalid`` "skip" it is left out, because Spark's
+    evaluators do not accept nulls. ``getModel()`` returns the Keras model.
 
     Attributes:
         history: metric → one float per epoch, as in `FitResult`.
@@ -94,7 +94,7 @@ class KerasImageClassificationModel(NetworkStage, Model, _Columns):
         self.history = metadata["history"]
 
     def getErrorCol(self) -> str:
-        """The value of errorCol, or the name that it has without one: the prediction's and "_error"."""
+        """The value of errorCol, or its default: predictionCol + "_error"."""
         return self.getOrDefault(self.errorCol) if self.isDefined(self.errorCol) else f"{self.getPredictionCol()}_error"
 
     def _output(self) -> str:
@@ -129,29 +129,30 @@ class KerasImageClassifier(
 ):
     """A Spark ML estimator: `build_classifier` and `Trainer` over a DataFrame of images and class indices.
 
-    Fitting decodes the images in the executors, into shards in the store, trains on them by the backend, and removes them.
-    The params can be tuned by Spark's CrossValidator and TrainValidationSplit; leave their parallelism at 1, as one training
-    uses all workers.
+    ``fit`` decodes the images in the executors, writes them to the store as shards, trains on the backend, and deletes the
+    shards. Spark's CrossValidator and TrainValidationSplit can tune the params; leave their parallelism at 1, as one
+    training uses all workers.
 
     Args:
-        inputCol: the images, as `ImageFeaturizer` takes them.
-        labelCol: class indices 0, 1, …; where Spark's StringIndexer made them, it also tells how many classes there are.
+        inputCol: the images, as for `ImageFeaturizer`.
+        labelCol: class indices 0, 1, …; if Spark's StringIndexer made them, its metadata gives the classes.
         probabilityCol, predictionCol, errorCol: columns that the model adds.
         backbone, weights, fineTune, batchNorm, dense, dropout, augment, learningRate, depthDecay: as for `build_classifier`.
+            A stage whose backbone is a `Backbone` object cannot be saved.
         imageSize: (height, width) in pixels.
         resize: "fit" or "crop".
         epochs, batchSize, seed: as for `Trainer.fit`.
         backend, numWorkers, backendOptions: as for `Trainer`.
-        store: folder or URI for shards and runs, which all workers must reach. Without it, which only a local master
-            allows, nothing is kept. The runs stay; no fit resumes another.
+        store: folder or URI for shards and runs, which all workers must reach. Runs are kept, and never resumed. Without
+            a store, which needs a local master, nothing is kept.
         handleInvalid: "error": an image that cannot be read fails the fit; "skip": such rows are left out, with a warning,
             and by the model too.
     """
 
     epochs = _param("epochs", "passes over the rows (>= 1)", TypeConverters.toInt)
-    batchSize = _param("batchSize", "the most rows that a step takes over all workers (>= 1)", TypeConverters.toInt)
+    batchSize = _param("batchSize", "maximum rows of a step over all workers (>= 1)", TypeConverters.toInt)
     backend = _param("backend", "name of an installed backend", TypeConverters.toString)
-    numWorkers = _param("numWorkers", "workers of the backend (>= 1)", TypeConverters.toInt)
+    numWorkers = _param("numWorkers", "number of workers (>= 1)", TypeConverters.toInt)
     backendOptions = _param("backendOptions", "options of the backend by name", _to_options)
     store = _param("store", "folder or URI that all workers reach (default: a temporary folder)", TypeConverters.toString)
 
@@ -238,16 +239,15 @@ class KerasImageClassifier(
         if not self.isDefined(self.backbone):
             raise ConfigError("KerasImageClassifier needs a network: set backbone.")
         if self.getHandleInvalid() not in ("error", "skip"):
-            raise ConfigError(f"Expected handleInvalid as 'error' or 'skip': received {self.getHandleInvalid()!r}.")
+            raise ConfigError(f"Expected handleInvalid as 'error' or 'skip'; got {self.getHandleInvalid()!r}.")
         name: str = self.getInputCol()
-        if name not in dataset.columns:
-            raise ConfigError(f"Expected inputCol to be a column: received {name!r}. {did_you_mean(name, dataset.columns)}")
+        check_column("inputCol", name, dataset.columns)
         check_images(dataset.sparkSession, name, dataset.schema[name].dataType)
         return name
 
     @contextmanager
     def _shards(self, spark: SparkSession) -> Iterator[Store]:
-        """A folder for the shards, gone after the block."""
+        """A folder for the shards, deleted after the block."""
         if self.isDefined(self.store):
             store = Store(self.getStore()).child(f"shards-{uuid.uuid4().hex}")
             try:
@@ -259,6 +259,6 @@ class KerasImageClassifier(
                 yield Store(folder)
         else:
             raise ConfigError(
-                f"On {session_master(spark)} the executors must reach the images that are trained on. Set store to a URI, "
-                "such as 's3://…', or a folder that all of them share."
+                f"Expected a store, as all executors of {session_master(spark)} must reach the images. Set store to a URI, "
+                "such as 's3://…', or to a shared folder."
             )

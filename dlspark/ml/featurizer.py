@@ -1,4 +1,4 @@
-"""ImageFeaturizer: images become the features that a network sees in them."""
+"""ImageFeaturizer, a transformer from images to the features of a network."""
 
 from __future__ import annotations
 
@@ -27,24 +27,25 @@ class ImageFeaturizer(NetworkStage, HasOutputCol, HasBackbone, HasImageSize, Has
     """A Spark ML transformer: a column of images becomes a column of vectors.
 
     ``inputCol`` holds the bytes of image files, their paths or URIs (read by the executors; any that fsspec knows), or the
-    structs of ``spark.read.format("image")``. Images are decoded and scaled as `dlspark.images.decode` says, and
-    preprocessed in the network as `build_classifier` does it: with ``backbone`` the features are those of the layer
-    "pooling" of a classifier with the same weights.
+    structs of ``spark.read.format("image")``. Images are decoded and scaled by `dlspark.images.decode`, and preprocessed
+    in the network as by `build_classifier`: with ``backbone`` the features are those of the layer "pooling" of a classifier
+    with the same weights.
 
     Args:
         inputCol: the images.
-        outputCol: the vectors, new; null where there is a reason.
-        errorCol: the reason why an image has no vector, new; ``outputCol`` + "_error" when it is not set.
-        backbone: a network of `dlspark.models.backbones.BACKBONES`. Either this or ``model``.
-        weights: of the backbone: "imagenet"; a file, as `build_classifier` takes it; None for random ones, drawn once for
-            the stage and its copies.
-        imageSize: (height, width) in pixels. Of a backbone (224, 224) when it is not set; of a model its own.
+        outputCol: a new column for the vectors; null where an image cannot be read.
+        errorCol: a new column for the reason; ``outputCol`` + "_error" by default.
+        backbone: a name of `dlspark.models.BACKBONES`, or a `Backbone`, with which the stage cannot be saved. Either this or
+            ``model``.
+        weights: of the backbone: "imagenet"; a file, as for `build_classifier`; None for random ones, drawn once for the
+            stage and its copies.
+        imageSize: (height, width) in pixels; by default (224, 224) for a backbone, and the size of the model's input.
         resize: "fit" or "crop", see `dlspark.images.decode.RESIZES`.
-        pooling: "avg": the mean of each of the backbone's maps; "none": all of the maps, flattened: 100,352 values from a
-            ResNet50 at 224 x 224 pixels.
+        pooling: "avg": the mean of each of the backbone's maps; "none": the flattened maps, 100,352 values for ResNet50 at
+            224 x 224 pixels.
         model: a trained network that takes RGB images in [0, 255]: a Keras model, a `FitResult`, or a ``.keras`` file.
-        layer: of the model: the layer whose output, flattened, is taken; the model's own output when it is not set.
-        batchBytes: the most bytes of decoded pixels that the network takes at a time.
+        layer: name of the model's layer whose flattened output is used; the output of the model by default.
+        batchBytes: maximum bytes of decoded pixels in a batch of the network.
     """
 
     pooling: Param[str] = Param(
@@ -75,7 +76,7 @@ class ImageFeaturizer(NetworkStage, HasOutputCol, HasBackbone, HasImageSize, Has
         self.setParams(**self._input_kwargs)
 
     def network_to_save(self) -> Network:
-        """The model as it was given, or the backbone with its pooling."""
+        """The model, or the backbone with its pooling."""
         if self.isDefined(self.backbone) == self.isDefined(self.model):
             raise ConfigError("ImageFeaturizer needs a network: set backbone or model, and not both.")
         if self.isDefined(self.model):
@@ -85,7 +86,7 @@ class ImageFeaturizer(NetworkStage, HasOutputCol, HasBackbone, HasImageSize, Has
         return self._once(self._key(), self._build)
 
     def take_saved(self, network: Network, metadata: Mapping[str, Any]) -> None:
-        """Take what `network_to_save` gave before; other settings of the backbone build another one."""
+        """Restore the network of a saved stage. Other settings of the backbone build another one."""
         if self.isDefined(self.backbone):
             self._made[self._key()] = network
         else:
@@ -96,8 +97,8 @@ class ImageFeaturizer(NetworkStage, HasOutputCol, HasBackbone, HasImageSize, Has
         whole = self.network_to_save()
         if not takes_images(whole.input_shape):
             raise ConfigError(
-                f"ImageFeaturizer needs a model that takes RGB images, (height, width, 3): this one takes "
-                f"{whole.input_shape}. For arrays there is KerasTransformer."
+                f"Expected a model of RGB images, (height, width, 3); got one of {whole.input_shape}. For arrays use "
+                "KerasTransformer."
             )
         return network
 
@@ -111,7 +112,7 @@ class ImageFeaturizer(NetworkStage, HasOutputCol, HasBackbone, HasImageSize, Has
         from dlspark.models import build_classifier
 
         height, width = self._size()
-        # A whole classifier, cut: so the features are those of the classifiers that are trained, by construction.
+        # From a whole classifier, so that the features equal those of trained classifiers by construction.
         classifier = build_classifier(
             self.getBackbone(), 2, image_size=(height, width), weights=self.getWeights(), fine_tune="head"
         )

@@ -1,4 +1,4 @@
-"""A network that predicts in executors: what is shipped, and what a Python worker makes of it, once."""
+"""Networks for predictions in executors: shipped as a .keras file, and loaded once in each Python worker."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ if TYPE_CHECKING:
     from pyspark import Broadcast, SparkContext
 
 Predict = Callable[[NDArray[Any]], NDArray[np.float32]]
-"""From inputs of shape (rows, …) to float32 of shape (rows, values): outputs of more axes are flattened, row-major."""
+"""From inputs of shape (rows, …) to float32 of shape (rows, values); outputs of more axes are flattened, row-major."""
 
-_KEPT = 4  # networks that a Python worker keeps: an ensemble's, as one task uses several
+_KEPT = 4  # networks that a Python worker keeps: a task of an ensemble uses several
 _kept: OrderedDict[tuple[str, int], Predict] = OrderedDict()
 
 
 @dataclass(frozen=True, eq=False)
 class Network:
-    """A network that predicts, as the bytes of its ``.keras`` file. It has one input and one output.
+    """A network as the bytes of its ``.keras`` file. It has one input and one output.
 
     Attributes:
         data: the file.
         digest: of ``data``, SHA-256 in hexadecimal.
-        input_shape: of one row; None where a size is open.
+        input_shape: of one row; None for a variable size.
     """
 
     data: bytes = field(repr=False)
@@ -50,17 +50,17 @@ class Network:
 
     @classmethod
     def of(cls, model: Any, output: Any = None) -> Network:
-        """The network of a model as it is now; later changes of the model do not matter.
+        """The network of a model, captured now; later changes of the model have no effect.
 
         Args:
-            model: a `Network`, a Keras model, a `FitResult`, or the path or URI of a ``.keras`` file. How it was compiled
-                and the state of its optimizer are left out.
-            output: a tensor within the model, to end there.
+            model: a `Network`, a Keras model, a `FitResult`, or the path or URI of a ``.keras`` file. Its compilation and
+                the state of its optimizer are left out.
+            output: a tensor inside the model, used as the output.
 
         Raises:
-            ConfigError: something else; a model without one input and one output that Keras knows; a model or a file that
-                `dlspark.model_files.load_model` refuses: with Lambda layers, or with classes that are not registered.
-            DataError: there is no such file.
+            ConfigError: another type; a model without one input and one output that Keras knows; a model or a file that
+                `dlspark.model_files.load_model` rejects: with Lambda layers, or with unregistered classes.
+            DataError: the file does not exist.
         """
         if isinstance(model, Network):
             return model
@@ -75,18 +75,18 @@ class Network:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Network:
-        """The network of the content of a ``.keras`` file, looked at as `dlspark.model_files.load_model` does."""
+        """The network of the content of a ``.keras`` file, checked as by `dlspark.model_files.load_model`."""
         return cls(data, _digest(data), _input_shape(_load(data)))
 
     def model(self) -> keras.Model:
-        """A new Keras model of this network; it is not compiled."""
+        """A new, uncompiled Keras model of this network."""
         return _load(self.data)
 
     def cut(self, layer: str) -> Network:
-        """The part of this network that ends with what the layer of that name gives.
+        """The part of this network up to the output of a layer.
 
         Raises:
-            ConfigError: there is no such layer, or it gives several things.
+            ConfigError: an unknown layer, or one with several outputs.
         """
         model = self.model()
         return self.of(model, output_of(model, layer))
@@ -98,13 +98,13 @@ class Network:
         with tempfile.TemporaryDirectory(prefix="dlspark-") as folder:
             path = Path(folder, "network.keras")
             model.save(path)
-            # What executors would refuse is refused here: Lambda layers, classes that are not registered.
+            # Reject here what executors would reject: Lambda layers and unregistered classes.
             check_model_file(path, model.name, registered=keras.saving.get_custom_objects())
             data = path.read_bytes()
         return cls(data, _digest(data), _input_shape(model))
 
     def shipped(self, context: SparkContext) -> Broadcast[Predict]:
-        """A broadcast whose value, in an executor, is the network's `Predict`. One for the life of a context."""
+        """A broadcast whose value in an executor is the network's `Predict`. Each Spark context has one."""
         application = context.applicationId
         if application not in self._shipped:
             self._shipped.clear()
@@ -113,7 +113,7 @@ class Network:
 
 
 class _Shipment:
-    """Becomes a `Predict` when it is unpickled, so that a Python worker does not keep the file's bytes beside it."""
+    """Unpickles to a `Predict`, so that a Python worker does not also keep the bytes of the file."""
 
     def __init__(self, network: Network) -> None:
         self._network = network
@@ -126,7 +126,7 @@ class _Shipment:
 
 
 def _arrived(digest: str, data: bytes, keras_backend: str, custom_objects: bytes) -> Predict:
-    """In a task that owns its GPUs: the network, loaded on the device and the threads that Spark gave the task."""
+    """Load the network on the device and threads that Spark gave the task. The task owns its GPUs."""
     key = (digest, tensorflow_context.generation())
     if key not in _kept:
         with environment(KERAS_BACKEND=keras_backend), without_noise():
@@ -148,7 +148,7 @@ def _arrived(digest: str, data: bytes, keras_backend: str, custom_objects: bytes
 
 
 def _own_device(keras_backend: str) -> None:
-    """Settle threads and GPU before the first network is loaded, or the first since another run took the context down."""
+    """Configure threads and GPU before the first network is loaded, also after a training has reset the context."""
     from pyspark import TaskContext
 
     _kept.clear()
@@ -156,10 +156,10 @@ def _own_device(keras_backend: str) -> None:
     if keras_backend == "tensorflow":
         import tensorflow as tf
 
-        tensorflow_context.reset()  # a training in this Python worker may have fixed other threads
+        tensorflow_context.reset()  # a training in this Python worker may have set another number of threads
         own_threads(threads)
         for gpu in tf.config.list_physical_devices("GPU"):
-            # A task with two stages has two Python workers on its one GPU: neither may take all the memory.
+            # A task with two stages has two Python workers on one GPU: neither may allocate all its memory.
             tf.config.experimental.set_memory_growth(gpu, True)
     elif keras_backend == "torch":
         import torch
@@ -174,7 +174,7 @@ def _compiled(model: keras.Model) -> Predict:
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
-        # predict_on_batch would trace again for the last rows of every partition: here the number of rows stays open.
+        # predict_on_batch would trace again for the last rows of each partition; here the number of rows is variable.
         @cache
         def traced(kind: np.dtype[Any]) -> Any:
             signature = [tf.TensorSpec(model.inputs[0].shape, kind)]
@@ -187,12 +187,12 @@ def _compiled(model: keras.Model) -> Predict:
 
 
 def output_of(model: keras.Model, layer: str) -> Any:
-    """The tensor that the layer of that name gives in ``model``; of a model in a model, not what it gives by itself.
+    """The output of a layer inside ``model``. For a layer that is called several times, of its first call.
 
-    Of a layer that is called several times it is what the first call gives: Keras has no public way to the others.
+    Keras has no public access to the other calls.
 
     Raises:
-        ConfigError: there is no such layer, or it gives several things, or is used nowhere.
+        ConfigError: an unknown layer, one with several outputs, or one that is not connected.
     """
     import keras
 
@@ -200,11 +200,11 @@ def output_of(model: keras.Model, layer: str) -> Any:
     if layer not in names:
         raise ConfigError(f"The model has no layer {layer!r}. {did_you_mean(layer, names)}")
     try:
-        found = keras.Operation.output.fget(model.get_layer(layer))  # a model's own ``output`` is by itself
-    except (AttributeError, ValueError) as error:  # Keras': never used
+        found = keras.Operation.output.fget(model.get_layer(layer))  # ``output`` of a nested model is outside of this one
+    except (AttributeError, ValueError) as error:  # of Keras: not connected
         raise ConfigError(f"The model cannot be cut at layer {layer!r}: {error}") from error
     if not isinstance(found, keras.KerasTensor):
-        raise ConfigError(f"The model cannot be cut at layer {layer!r}: it gives {len(found)} things, and one is taken.")
+        raise ConfigError(f"Expected a layer with one output; {layer!r} has {len(found)}.")
     return found
 
 
@@ -221,26 +221,24 @@ def _load(data: bytes) -> keras.Model:
 
 
 def predicting(model: Any, output: Any = None) -> keras.Model:
-    """``model`` from its input to ``output``, not compiled: neither optimizer nor metrics are shipped.
+    """``model`` from its input to ``output``, uncompiled: the optimizer and metrics are not shipped.
 
     Raises:
-        ConfigError: no Keras model; or not one input and one output that Keras knows, for any number of rows.
+        ConfigError: another type, or a model without one input and one output that Keras knows, for any number of rows.
     """
     import keras
 
     if not isinstance(model, keras.Model):
-        raise ConfigError(
-            f"Expected a Keras model, a FitResult or a .keras file as model: received a {type(model).__name__}."
-        )
+        raise ConfigError(f"Expected a Keras model, a FitResult or a .keras file as model; got a {type(model).__name__}.")
     inputs = getattr(model, "inputs", None) or []
     outputs = (getattr(model, "outputs", None) or []) if output is None else keras.tree.flatten(output)
     if len(inputs) != 1 or len(outputs) != 1:
         raise ConfigError(
-            f"Expected a model with one input and one output: {model.name!r} has {len(inputs)} and {len(outputs)} that "
-            "Keras knows. Build a functional or sequential model around the part that is wanted."
+            f"Expected a model with one input and one output; {model.name!r} has {len(inputs)} and {len(outputs)} that "
+            "Keras knows. Build a functional or sequential model of the part that you need."
         )
     if inputs[0].shape[0] is not None:
-        raise ConfigError(f"Expected a model that takes any number of rows: {model.name!r} takes {inputs[0].shape[0]}.")
+        raise ConfigError(f"Expected a model for any number of rows; {model.name!r} takes {inputs[0].shape[0]}.")
     return keras.Model(inputs[0], outputs[0], name=model.name)
 
 

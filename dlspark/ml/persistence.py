@@ -1,4 +1,4 @@
-"""Saving stages as Spark's own are saved: the folder ``metadata``, and beside it the network, a ``.keras`` file."""
+"""Saved stages: the folder ``metadata``, as for Spark's own stages, and beside it the network as a ``.keras`` file."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ NETWORK = "network.keras"
 
 
 class NetworkWriter(MLWriter):
-    """Writes a stage that has ``network_to_save()``; what is there already is in the way, but for ``overwrite()``."""
+    """Writes a stage that has ``network_to_save()``. An existing folder is an error, unless ``overwrite()`` is called."""
 
     def __init__(self, stage: Any) -> None:
         super().__init__()
         self._stage = stage
 
     def saveImpl(self, path: str) -> None:
-        """Spark's part, called by ``save``: an existing ``metadata`` is refused there."""
+        """Called by Spark's ``save``, which rejects an existing ``metadata``."""
         stage = self._stage
         network = stage.network_to_save()
         plain = {
@@ -33,9 +33,9 @@ class NetworkWriter(MLWriter):
 
 
 class NetworkReader(MLReader[Any]):
-    """Reads what `NetworkWriter` has written, and hands the network to ``take_saved``.
+    """Reads a stage that `NetworkWriter` wrote, and gives it the network by ``take_saved``.
 
-    The network is checked before Keras sees it, and code in it is refused: see `dlspark.model_files`.
+    The network is checked before Keras loads it, and code in it is rejected: see `dlspark.model_files`.
     """
 
     def __init__(self, cls: Any) -> None:
@@ -47,7 +47,7 @@ class NetworkReader(MLReader[Any]):
 
         Raises:
             DataError: the network is not the one that was saved with the stage.
-            ConfigError: the network is refused.
+            ConfigError: the network is rejected.
         """
         metadata = DefaultParamsReader.loadMetadata(path, self.sc, f"{self._cls.__module__}.{self._cls.__name__}")
         stage = DefaultParamsReader(self._cls).load(path)

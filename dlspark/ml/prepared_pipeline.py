@@ -13,11 +13,11 @@ from dlspark.data import undersampled
 
 
 class PreparedPipeline(Pipeline):  # type: ignore[misc, unused-ignore]
-    """A pipeline whose stages before the last are fitted once per set of rows, not once per point of a grid.
+    """A pipeline that fits the stages before the last once per set of rows, not once per point of a grid.
 
-    ``fitMultiple`` is where CrossValidator hands over the training rows of one fold with all points of the grid. What comes
-    before the classifier (scalers, encoders, PCA) is the same for all of them when the grid is over the classifier's own
-    parameters, and is by far the dearest part with PCA. It still sees the training rows of the fold only.
+    CrossValidator calls ``fitMultiple`` with the training rows of one fold and all points of the grid. The stages before the
+    classifier (scalers, encoders, PCA) are equal for all points when the grid is over the classifier's own parameters, and
+    PCA takes most of the time. They are still fitted on the training rows of the fold only.
 
     Attributes:
         undersample: None, or a seed: fit on as many rows of each label as the rarest one has (`dlspark.data.split`). The

@@ -1,4 +1,4 @@
-"""What a row holds becomes what a network takes, or the reason why it cannot."""
+"""Readers: from the values of rows to the inputs of a network, or to the reason why there are none."""
 
 from __future__ import annotations
 
@@ -11,14 +11,24 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from dlspark.errors import DataError
+from dlspark.errors import ConfigError, DataError, did_you_mean
 from dlspark.images import READ_AT_ONCE, decode, read_files, scale
 
 NULL = "the value is null"
 
 
+def check_column(param: str, name: str, columns: Sequence[str]) -> None:
+    """Reject the value of a param that names no column.
+
+    Raises:
+        ConfigError: it is not among ``columns``.
+    """
+    if name not in columns:
+        raise ConfigError(f"Expected {param} to be a column; got {name!r}. {did_you_mean(name, columns)}")
+
+
 class ImageStruct(NamedTuple):
-    """A value of Spark's image data source: its fields, but the origin."""
+    """A value of Spark's image data source, without its origin."""
 
     height: int | None
     width: int | None
@@ -27,19 +37,19 @@ class ImageStruct(NamedTuple):
 
 
 Read = tuple[NDArray[Any], list[str | None]]
-"""The inputs of the rows that can be predicted, and for every row the reason why not, or None."""
+"""The inputs of the rows that can be predicted; and for each row the reason why it cannot be, or None."""
 
 
 class Reader(Protocol):
-    """Reads the values of some rows; bounded, as it holds all of them at once."""
+    """Reads the values of some rows. It holds all of them at once, so callers limit their number."""
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one row that was read."""
+        """Bytes of the input of one row."""
         ...
 
     def read(self, values: Sequence[Any], pool: ThreadPoolExecutor) -> Read:
-        """The inputs among ``values``; ``pool`` may help."""
+        """The inputs of ``values``, read in this thread and in ``pool``."""
         ...
 
 
@@ -64,7 +74,7 @@ class ImageReader:
         """Files are read in this thread, remote ones several at once; images are decoded in the threads of ``pool``."""
         files = read_files([value for value in values if isinstance(value, str)])
         found: list[NDArray[np.uint8] | str] = []
-        for start in range(0, len(values), READ_AT_ONCE):  # a file may be much larger than the pixels that are kept of it
+        for start in range(0, len(values), READ_AT_ONCE):  # a file may be much larger than its scaled pixels
             some = values[start : start + READ_AT_ONCE]
             contents = [next(files) if isinstance(value, str) else (value, NULL) for value in some]
             found += pool.map(self._pixels, contents)
@@ -82,7 +92,7 @@ class ImageReader:
 
 @dataclass(frozen=True)
 class ArrayReader:
-    """Arrays of numbers, nested or not, as many as ``shape`` holds; float32 of that shape, row-major."""
+    """Arrays of numbers, nested or not, to float32 arrays of ``shape``, row-major."""
 
     shape: tuple[int, ...]
 
@@ -100,7 +110,7 @@ class ArrayReader:
             return NULL
         array = _dense(value)
         if array.size != math.prod(self.shape):
-            return f"{array.size} numbers came; the network takes {math.prod(self.shape)}, of shape {self.shape}"
+            return f"expected {math.prod(self.shape)} numbers, of shape {self.shape}; got {array.size}"
         return array.reshape(self.shape)
 
 
@@ -111,20 +121,20 @@ def _sorted_out(found: Sequence[NDArray[Any] | str], shape: tuple[int, ...], dty
 
 
 def _rgb(image: ImageStruct) -> NDArray[np.uint8]:
-    """Spark's pixels, which are rows of grey, BGR or BGRA, in Pillow's order."""
+    """The pixels of a Spark image (grey, BGR or BGRA) as grey, RGB or RGBA."""
     if image.data is None:
         raise DataError(NULL)
     height, width, channels = (int(number or 0) for number in image[:3])
     if height < 1 or width < 1:
         raise DataError("Spark could not decode the image")
     if channels not in (1, 3, 4) or len(image.data) != height * width * channels:
-        raise DataError(f"{len(image.data)} bytes are no {height} x {width} image of {channels} channels")
+        raise DataError(f"expected a {height} x {width} image of {channels} channels; got {len(image.data)} bytes")
     pixels = np.frombuffer(image.data, np.uint8).reshape(height, width, channels)
     return pixels if channels == 1 else np.ascontiguousarray(pixels[..., [2, 1, 0, 3][:channels]])
 
 
 def _dense(value: Any) -> NDArray[np.float32]:
-    """Of lists in lists, as Arrow gives them: arrays of arrays. Decimals, as SQL has 1.5, are objects too."""
+    """Numbers of nested lists, which Arrow gives as arrays of arrays. SQL's decimals, such as 1.5, are objects too."""
     array = np.asarray(value)
     if array.dtype == object and any(isinstance(part, list | np.ndarray) for part in array):
         return np.concatenate([_dense(part).ravel() for part in array])

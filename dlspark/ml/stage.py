@@ -1,4 +1,4 @@
-"""What the transformers share: a network, an input column, an output column, and a column of reasons."""
+"""The base class of the transformers: a network, an input column, an output column and a column of errors."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from pyspark.ml.util import MLReadable, MLReader, MLWritable, MLWriter
 from pyspark.sql import functions as F
 
 from dlspark.data import quoted
-from dlspark.errors import ConfigError, did_you_mean
+from dlspark.errors import ConfigError
 from dlspark.ml.network import Network
 from dlspark.ml.params import HasErrorCol, HasModel, HasSetParams
 from dlspark.ml.persistence import NetworkReader, NetworkWriter
-from dlspark.ml.rows import Reader
+from dlspark.ml.rows import Reader, check_column
 from dlspark.ml.udf import outcome_udf
 
 if TYPE_CHECKING:
@@ -30,24 +30,24 @@ _making = threading.Lock()  # CrossValidator uses copies of a stage in several t
 
 
 class NetworkStage(Transformer, HasInputCol, HasErrorCol, HasModel, HasSetParams, MLWritable, MLReadable[Any]):
-    """A transformer that adds what a network gives for ``inputCol``, as vectors.
+    """A transformer that adds the outputs of a network for ``inputCol``, as vectors.
 
-    A row that cannot be predicted gets a null and the reason in ``errorCol``; the stage does not fail for it.
-    Nothing runs before the result is used; then every executor's Python worker loads the network once.
+    A row that cannot be predicted has a null there and the reason in ``errorCol``; it does not fail the job.
+    The stage is lazy. Each Python worker of an executor loads the network once.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        # Networks made from Params, by what they were made from. Copies of a stage share it: with random weights they must
-        # not differ, and a pre-trained one need not be built again.
+        # Networks by the Params that they were made from. Copies of a stage share this dict: random weights must not differ
+        # between them, and a pre-trained network is built once.
         self._made: dict[Any, Network] = {}
 
     def getErrorCol(self) -> str:
-        """The value of errorCol, or the name that it has without one."""
+        """The value of errorCol, or its default."""
         return self.getOrDefault(self.errorCol) if self.isDefined(self.errorCol) else f"{self._output()}_error"
 
     def _output(self) -> str:
-        """The name of the column that is added."""
+        """The name of the output column."""
         return self.getOrDefault("outputCol")
 
     def write(self) -> MLWriter:
@@ -60,21 +60,21 @@ class NetworkStage(Transformer, HasInputCol, HasErrorCol, HasModel, HasSetParams
         return NetworkReader(cls)
 
     def network_to_save(self) -> Network:
-        """What goes beside the Params when this stage is saved."""
+        """The network that is saved beside the Params."""
         if not self.isDefined(self.model):
             raise ConfigError(f"{type(self).__name__} needs a network: set model.")
         return self.getOrDefault(self.model)
 
     def take_saved(self, network: Network, metadata: Mapping[str, Any]) -> None:
-        """Take what `network_to_save` gave before; ``metadata`` has what `more_to_save` gave."""
+        """Restore the network of a saved stage; ``metadata`` includes `more_to_save`."""
         self._set(model=network)
 
     def more_to_save(self) -> dict[str, Any]:
-        """What goes into the metadata beside the Params: plain data, by name."""
+        """Plain data that is saved in the metadata beside the Params, by name."""
         return {}
 
     def _network(self) -> Network:
-        """The network that predicts, cut at ``layer``."""
+        """The network for predictions, cut at ``layer``."""
         whole = self.network_to_save()
         if not self.isDefined(self.layer):
             return whole
@@ -88,12 +88,11 @@ class NetworkStage(Transformer, HasInputCol, HasErrorCol, HasModel, HasSetParams
 
     @abstractmethod
     def _source(self, spark: SparkSession, column: Column, kind: DataType, network: Network) -> tuple[Column, Reader]:
-        """The column as the function takes it, and what reads its values there."""
+        """The column as input of the function, and the reader of its values."""
 
     def _transform(self, dataset: DataFrame) -> DataFrame:
         name, output, error = self.getInputCol(), self._output(), self.getErrorCol()
-        if name not in dataset.columns:
-            raise ConfigError(f"Expected inputCol to be a column: received {name!r}. {did_you_mean(name, dataset.columns)}")
+        check_column("inputCol", name, dataset.columns)
         for added in (output, error):
             if added in dataset.columns or output == error:
                 raise ConfigError(f"The column {added!r} exists already. Set another outputCol or errorCol.")

@@ -1,8 +1,7 @@
 """Tables of a study: DataFrames kept as Parquet files in a store, and the images of a dataset as rows.
 
-Files are written and read by executors through the store, so any store will do that the images are in: Spark's own readers
-would ask for a Hadoop connector besides. A table's files are listed in what `write_table` returns; anything else that lies
-beside them is of attempts that failed.
+Executors write and read the files through the store, so any store of the images works; Spark's own readers would need a
+Hadoop connector. `write_table` returns the list of a table's files; other files beside them are of failed attempts.
 """
 
 from __future__ import annotations
@@ -35,13 +34,13 @@ _IMAGE = "struct<origin: string, height: int, width: int, nChannels: int, mode: 
 
 
 def write_table(store: Store, df: DataFrame) -> dict[str, Any]:
-    """Write a DataFrame of texts, numbers and arrays of them into ``store``, a file per partition that has rows.
+    """Write a DataFrame of texts, numbers and arrays of them to ``store``, one file for each partition with rows.
 
     Returns:
         Plain data for `read_table`: ``files``, in the order of the partitions, ``rows`` in each, and the ``schema``.
 
     Raises:
-        ConfigError: executors wrote to a place that this process does not see.
+        ConfigError: this process does not see the files of the executors.
     """
     task = partial(_write_partition, uri=store.uri, run=uuid.uuid4().hex[:8], names=tuple(df.columns))
     # By number: mapInArrow reads a name with a dot in it as a field of a struct (pyspark 3.5).
@@ -56,7 +55,7 @@ def write_table(store: Store, df: DataFrame) -> dict[str, Any]:
 def read_table(
     spark: SparkSession, store: Store, table: Mapping[str, Any], columns: Sequence[str] | None = None
 ) -> DataFrame:
-    """The DataFrame that `write_table` wrote, or columns of it whose names have no dots, in a partition for each slot."""
+    """The DataFrame that `write_table` wrote, or some of its columns (names without dots), one partition for each slot."""
     from pyspark.sql.types import StructType
 
     whole = StructType.fromJson(table["schema"])
@@ -71,20 +70,20 @@ def read_local(store: Store, table: Mapping[str, Any]) -> pa.Table:
 
 
 def dataset_rows(spark: SparkSession, dataset: ImageDataset) -> DataFrame:
-    """A prepared dataset without its pixels: id, part, label and every further column. An empty text is a null."""
+    """A prepared dataset without its pixels: id, part, label and all further columns. An empty text is a null."""
     return _rows(spark, dataset, images=False)
 
 
 def dataset_images(
     spark: SparkSession, dataset: ImageDataset, parts: Sequence[str] = PARTS, *, by_shard: bool = False
 ) -> DataFrame:
-    """The images of a dataset: id, label, and image as ``spark.read.format("image")`` gives it. The driver sees none.
+    """The images of a dataset: id, label, and image as from ``spark.read.format("image")``. The driver reads no images.
 
     Args:
         spark: the session.
         dataset: of the images.
-        parts: those of them that are wanted.
-        by_shard: a partition for each shard, the same ones on whatever cluster. Otherwise fewer, which takes less time.
+        parts: names of its parts.
+        by_shard: one partition for each shard, so equal on all clusters. Otherwise fewer partitions, which is faster.
     """
     return _rows(spark, dataset, images=True, parts=parts, by_shard=by_shard)
 
@@ -97,7 +96,7 @@ def _rows(
     found = [(part, rows) for part in parts if (rows := getattr(dataset, part)) is not None]
     shards = [(part, _single(rows, number)) for part, rows in found for number in range(len(rows.files))]
     if images:
-        # A task costs some 0.4 s in two Python workers; several for each slot, as slots are not equally fast.
+        # A task costs some 0.4 s in two Python workers; several tasks for each slot, as slots are not equally fast.
         table = _numbers(spark, len(shards), per_slot=len(shards) if by_shard else 4)
         return table.mapInArrow(partial(_read_images, shards=shards), f"id string, label int, image {_IMAGE}")
     columns = [name for name in dataset.manifest["columns"] if name not in ("image", "label", "id")]
@@ -108,19 +107,19 @@ def _rows(
     task = partial(_read_columns, shards=shards, columns=tuple(columns))
     df = _numbers(spark, len(shards)).mapInArrow(task, schema)
     for name, kind in kinds.items():
-        if kind == "string":  # shards know no nulls
+        if kind == "string":  # shards have no nulls
             df = df.withColumn(name, F.when(F.trim(F.col(quoted(name))) != "", F.col(quoted(name))))
     return df
 
 
 def _numbers(spark: SparkSession, count: int, *, per_slot: int = 1) -> DataFrame:
-    """0 … count - 1, in so many partitions for each slot; in ``count`` while no executor has registered."""
+    """0 … count - 1, in ``per_slot`` partitions for each slot; in ``count`` partitions while no executor is registered."""
     slots = available_slots(spark)
     return spark.range(0, count, 1, numPartitions=max(1, min(count, per_slot * slots) if slots else count))
 
 
 def _single(rows: ShardedRows, number: int) -> ShardedRows:
-    """One file of them."""
+    """The rows of one file."""
     return ShardedRows(
         uri=rows.uri,
         files=(rows.files[number],),
@@ -211,12 +210,12 @@ def _read_files(
 
 
 def featurized(images: DataFrame, model: Any, layer: str | None = None) -> DataFrame:
-    """What `dataset_images` gave with, in place of the image, what a network gives for it: features, array<float>.
+    """The rows of `dataset_images` with the output of a network (features, array<float>) in place of the image.
 
     Args:
-        images: of a prepared dataset. None of them can fail to decode: one that does is an error, not a row less.
-        model: what ImageFeaturizer takes.
-        layer: where it ends; None is its output.
+        images: of a prepared dataset, so an image that cannot be decoded fails the job.
+        model: as for `ImageFeaturizer`.
+        layer: name of the layer whose output is used; None is the model's output.
     """
     from pyspark.ml.functions import vector_to_array
     from pyspark.sql import functions as F

@@ -1,4 +1,4 @@
-"""Images and labels of a DataFrame become shards to train on: every executor decodes and writes its own rows."""
+"""Images and labels of a DataFrame as shards for training: each executor decodes and writes its own rows."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dlspark.data import ShardedRows, quoted
-from dlspark.errors import ConfigError, DataError, did_you_mean
-from dlspark.ml.rows import ImageReader, ImageStruct
+from dlspark.errors import ConfigError, DataError
+from dlspark.ml.rows import ImageReader, ImageStruct, check_column
 from dlspark.spark import Columns, write_columns
 from dlspark.storage import Store
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_DECODED_BYTES = 16 << 20  # decoded at a time, however many rows Spark hands over
+_DECODED_BYTES = 16 << 20  # decoded at a time, whatever the size of Spark's batches
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class _Decode:
                 if wrong and not self.skip:
                     raise DataError(
                         f"Expected an image in every row: {wrong[0]}. Set handleInvalid='skip' to leave such rows out; "
-                        "ImageFeaturizer tells the reason for each of them."
+                        "ImageFeaturizer gives the reason for each of them."
                     )
                 if len(pixels):
                     kept = np.array([reason is None for reason in reasons])
@@ -59,25 +59,24 @@ def write_images(
     """Write the rows to the folder "images" of ``store``, as `dlspark.spark.rows.write_dataframe` does.
 
     Args:
-        store: on a cluster one that all executors reach.
+        store: a place that all executors reach.
         df: the rows.
-        image: a column that `dlspark.ml.udf.check_images` takes.
+        image: a column that `dlspark.ml.udf.check_images` accepts.
         label: a column of class indices, 0, 1, …, as Spark's StringIndexer makes them.
-        reader: decodes.
-        skip: leave out rows whose image cannot be read, and say how many, rather than fail.
+        reader: decodes the images.
+        skip: leave out rows whose image cannot be read, with a warning, instead of failing.
 
     Returns:
-        The rows; and the names of the classes, which are their numbers where the label column does not tell them.
+        The rows; and the names of the classes from the metadata of the label column, or else their numbers.
 
     Raises:
-        ConfigError: there is no such label column, or it holds no numbers.
+        ConfigError: the label column is missing, or it is not numeric.
         DataError: no rows; labels that are no class indices; an image that cannot be read.
     """
     from pyspark.sql import functions as F
     from pyspark.sql.types import NumericType
 
-    if label not in df.columns:
-        raise ConfigError(f"Expected labelCol to be a column: received {label!r}. {did_you_mean(label, df.columns)}")
+    check_column("labelCol", label, df.columns)
     kind = df.schema[label]
     if not isinstance(kind.dataType, NumericType):
         raise ConfigError(
@@ -91,7 +90,7 @@ def write_images(
         raise DataError("Expected rows to train on: the DataFrame has none.")
     if wrong:
         raise DataError(f"Expected class indices 0, 1, … in column {label!r}: {wrong} of {rows} rows have none.")
-    # As Spark's own classifiers do it: a part of the rows, such as a fold, may lack a class.
+    # From the metadata, as in Spark's own classifiers: a part of the rows, such as a fold, may lack a class.
     named = tuple(kind.metadata.get("ml_attr", {}).get("vals", ()))
     classes = named or tuple(str(number) for number in range(int(highest) + 1))
     if len(classes) < 2 or highest >= len(classes):

@@ -1,4 +1,4 @@
-"""KerasTransformer: vectors or arrays become what a network gives for them."""
+"""KerasTransformer, a transformer from vectors or arrays to the outputs of a network."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ if TYPE_CHECKING:
 class KerasTransformer(NetworkStage, HasOutputCol):
     """A Spark ML transformer: a column of vectors or arrays becomes a column of vectors.
 
-    The values of a row, float32 and row-major, must be as many as the network takes; where they are not, the row gets a null
-    and a reason. An output of several axes is flattened.
+    A row must have as many values as the input of the network, in row-major order; they are converted to float32. A row
+    with another number has a null and a reason. An output of several axes is flattened.
 
     Args:
-        inputCol: vectors, or arrays of numbers, nested at will.
-        outputCol: the vectors, new; null where there is a reason.
-        errorCol: the reason why a row has no vector, new; ``outputCol`` + "_error" when it is not set.
-        model: the network: a Keras model, a `FitResult`, or the path or URI of a ``.keras`` file.
-        layer: the layer whose output is taken; the model's own output when it is not set.
-        batchBytes: the most bytes of numbers that the network takes at a time.
+        inputCol: vectors, or arrays of numbers, nested or not.
+        outputCol: a new column for the vectors; null where a row cannot be predicted.
+        errorCol: a new column for the reason; ``outputCol`` + "_error" by default.
+        model: a Keras model, a `FitResult`, or the path or URI of a ``.keras`` file.
+        layer: name of the layer whose output is used; the output of the model by default.
+        batchBytes: maximum bytes of numbers in a batch of the network.
     """
 
     @keyword_only
@@ -57,7 +57,7 @@ class KerasTransformer(NetworkStage, HasOutputCol):
     def _source(self, spark: SparkSession, column: Column, kind: DataType, network: Network) -> tuple[Column, Reader]:
         reader = array_reader(network)
         if isinstance(kind, VectorUDT):
-            return F.when(column.isNotNull(), vector_to_array(column, "float32")), reader  # of a null it would fail the job
+            return F.when(column.isNotNull(), vector_to_array(column, "float32")), reader  # for a null it would fail the job
         element = kind
         while isinstance(element, ArrayType):
             element = element.elementType
@@ -65,8 +65,8 @@ class KerasTransformer(NetworkStage, HasOutputCol):
                 column = F.flatten(column)
         if not isinstance(kind, ArrayType) or not isinstance(element, NumericType):
             raise ConfigError(
-                f"Expected vectors or arrays of numbers in column {self.getInputCol()!r}: it is of type "
-                f"{kind.simpleString()}. For images there is ImageFeaturizer."
+                f"Expected vectors or arrays of numbers in column {self.getInputCol()!r}; it is of type "
+                f"{kind.simpleString()}. For images use ImageFeaturizer."
             )
-        # To Python a null among numbers would be a NaN; here it makes the whole value null, and that is told.
+        # In Python a null among numbers would be a NaN; here it makes the whole value null, which has a reason.
         return F.when(~F.exists(column, lambda number: number.isNull()), column.cast("array<float>")), reader

@@ -1,4 +1,4 @@
-"""The function that Spark runs on rows: it reads, predicts and tells what it could not read. And its name in SQL."""
+"""The functions that Spark runs on rows: they read, predict, and report what they could not read. Also in SQL."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 BATCH_BYTES = 4 << 20
-"""Default bound of a batch for the network, in bytes of decoded pixels or numbers: 27 images of 224 x 224 pixels."""
+"""Default maximum bytes of decoded pixels or numbers in a batch of the network: 27 images of 224 x 224 pixels."""
 
-_MOST_ROWS = 1024  # what a network keeps in between may be much more than small rows are
+_MOST_ROWS = 1024  # the activations of a network may be much larger than its rows
 _ARROW_ROWS_KEY = "spark.sql.execution.arrow.maxRecordsPerBatch"
 _Outcome = tuple[list[NDArray[np.float32] | None], list[str | None]]
 
@@ -48,20 +48,20 @@ def register_udf(
 ) -> None:
     """Make ``SELECT name(column) FROM …`` predict: array<float> from images or arrays of numbers.
 
-    A null, or what cannot be read, gives null; `ImageFeaturizer` and `KerasTransformer` tell the reason too.
+    A null or a value that cannot be read gives null; `ImageFeaturizer` and `KerasTransformer` also give the reason.
 
     Args:
-        spark: the session in which the name is known.
-        name: of the SQL function. A function that has it is replaced.
-        model: a Keras model, a `FitResult`, or the path or URI of a ``.keras`` file. One that takes RGB images predicts from
+        spark: the session that gets the function.
+        name: of the SQL function. It replaces a function of that name.
+        model: a Keras model, a `FitResult`, or the path or URI of a ``.keras`` file. A model of RGB images predicts from
             the bytes of image files, from their paths or URIs, and from Spark's image structs; any other from arrays.
-        layer: predict what this layer gives, flattened; None is the model's output.
-        image_size: (height, width) in pixels, where the model leaves it open.
-        resize: how images get that size: one of `dlspark.images.decode.RESIZES`.
-        batch_bytes: the most bytes of decoded pixels or numbers that the network takes at a time.
+        layer: name of the layer whose flattened output is used; None is the model's output.
+        image_size: (height, width) in pixels, for a model with a variable size.
+        resize: how images are scaled: one of `dlspark.images.decode.RESIZES`.
+        batch_bytes: maximum bytes of decoded pixels or numbers in a batch of the network.
 
     Raises:
-        ConfigError: a model, layer or size that cannot be; a session without a SparkContext (Spark Connect).
+        ConfigError: a model, layer or size that cannot work; a session without a SparkContext (Spark Connect).
     """
     network = Network.of(model)
     network = network if layer is None else network.cut(layer)
@@ -74,49 +74,51 @@ def register_udf(
 def outcome_udf(spark: SparkSession, network: Network, reader: Reader, batch_bytes: int) -> Any:
     """The function for stages: a struct of ``values`` (array<float>) and ``error`` (string), one of which is null.
 
-    It is declared nondeterministic, which it is not: Spark would copy a deterministic one into every filter on its results
-    and evaluate it there again.
+    It is deterministic, and declared nondeterministic: Spark would copy a deterministic one into each filter on its results
+    and evaluate it again.
     """
     function = _both(_function(spark, network, reader, batch_bytes))
     return pandas_udf(function, "values array<float>, error string").asNondeterministic()
 
 
 def reader_of(network: Network, image_size: Sequence[int] | None, resize: str) -> Reader:
-    """What reads the rows for this network.
+    """The reader of rows for a network.
 
     Raises:
-        ConfigError: ``image_size`` is missing where the network leaves it open, or contradicts it; an unknown ``resize``.
+        ConfigError: ``image_size`` is missing for a variable size, or differs from a fixed one; an unknown ``resize``.
     """
     choice("resize", resize, RESIZES)
     shape = network.input_shape
     if not takes_images(shape):
         if image_size is not None:
-            raise ConfigError(f"image_size is for networks that take RGB images; this one takes rows of shape {shape}.")
+            raise ConfigError(
+                f"Expected a network of RGB images, as image_size is given; this one takes rows of shape {shape}."
+            )
         return array_reader(network)
     height, width = shape[:2] if image_size is None else image_size
     fits = all(own in (None, given) for own, given in zip(shape[:2], (height, width), strict=True))
     if height is None or width is None or not fits:
         raise ConfigError(
-            f"Expected an image size that the network takes, (height, width) = {shape[:2]}: received {image_size!r}. "
+            f"Expected an image size that the network takes, (height, width) = {shape[:2]}; got {image_size!r}. "
             + ("Give one." if None in shape else "Leave it out.")
         )
     return ImageReader((height, width), resize)
 
 
 def array_reader(network: Network) -> Reader:
-    """What reads rows of numbers for this network.
+    """The reader of rows of numbers for a network.
 
     Raises:
-        ConfigError: the network leaves the shape of a row open.
+        ConfigError: the shape of a row is variable.
     """
     shape = tuple(size for size in network.input_shape if size is not None)
     if len(shape) < len(network.input_shape):
-        raise ConfigError(f"Expected a network that takes rows of one shape: this one takes {network.input_shape}.")
+        raise ConfigError(f"Expected a network with rows of a fixed shape; this one takes {network.input_shape}.")
     return ArrayReader(shape)
 
 
 def check_images(spark: SparkSession, name: str, kind: DataType) -> None:
-    """Refuse a column that holds no images; warn where its images come by too many.
+    """Reject a column without images; warn if Spark's batches of images are too large.
 
     Raises:
         ConfigError: ``kind``, the type of the column ``name``, is neither bytes, nor paths, nor Spark's image struct.
@@ -124,7 +126,7 @@ def check_images(spark: SparkSession, name: str, kind: DataType) -> None:
     is_struct = isinstance(kind, StructType) and set(ImageStruct._fields) <= set(kind.names)
     if not is_struct and not isinstance(kind, (BinaryType, StringType)):
         raise ConfigError(
-            f"Expected image bytes (binary), paths (string) or Spark's image structs in column {name!r}: it is of type "
+            f"Expected image bytes (binary), paths (string) or Spark's image structs in column {name!r}; it is of type "
             f"{kind.simpleString()}."
         )
     if not isinstance(kind, StringType):
@@ -132,11 +134,11 @@ def check_images(spark: SparkSession, name: str, kind: DataType) -> None:
 
 
 def warn_of_large_batches(spark: SparkSession) -> None:
-    """Say it when Spark would hand over so many images at a time that memory is in danger: it counts rows, not bytes."""
+    """Warn if a batch of images from Spark may not fit in memory: Spark limits rows, not bytes."""
     rows = int(spark.conf.get(_ARROW_ROWS_KEY, "10000") or 0)
     if not 0 < rows <= ARROW_ROWS:
         logger.warning(
-            "Spark hands a task %s rows at a time: with images of 200 kB that is %s, in the JVM and again in Python. "
+            "Spark gives a task %s rows at a time: with images of 200 kB that is %s, in the JVM and again in Python. "
             "Set %s to %d or fewer (it can be set at any time), or give paths of images instead of their bytes.",
             f"{rows:,}" if rows > 0 else "all its",
             f"{rows * 200_000 / 1e9:.1f} GB" if rows > 0 else "all of them",
@@ -149,8 +151,8 @@ def _function(
     spark: SparkSession, network: Network, reader: Reader, batch_bytes: int
 ) -> Callable[[Iterator[Any]], Iterator[_Outcome]]:
     batch_rows = _rows_at_once(reader, whole_number("batch_bytes", batch_bytes))
-    is_local(spark)  # refuses Spark Connect
-    task_resources(spark)  # refuses what tasks would wait for, or could not share
+    is_local(spark)  # rejects Spark Connect
+    task_resources(spark)  # rejects resources that tasks would wait for, or could not share
     shipped = network.shipped(spark.sparkContext)
 
     def outcomes(batches: Iterator[Any]) -> Iterator[_Outcome]:
@@ -184,9 +186,9 @@ def _both(function: Callable[[Iterator[Any]], Iterator[_Outcome]]) -> Any:
 
 
 def _outcomes(batches: Iterator[Any], predict: Predict, reader: Reader, batch_rows: int, threads: int) -> Iterator[_Outcome]:
-    """Predict batch by batch, while the next one is read. Two batches are in memory, whatever the number of rows.
+    """Predict a batch while the next one is read. Two batches are in memory, whatever the number of rows.
 
-    The batches are the network's, full but for the last, and not Spark's: Spark wants as many rows back in all, in order.
+    Batches are independent of Spark's, and full except for the last: Spark only needs the same number of rows, in order.
     """
     with (
         ThreadPoolExecutor(1, thread_name_prefix="dlspark-read") as ahead,
@@ -215,7 +217,7 @@ def _rows(batch: Any) -> Iterator[Any]:
     missing = set(ImageStruct._fields) - set(batch.columns)
     if missing:
         raise DataError(
-            f"Expected image bytes, a path or Spark's image struct: a struct of {', '.join(batch.columns)} came. "
+            f"Expected image bytes, a path or Spark's image struct; got a struct of {', '.join(batch.columns)}. "
             "Give one of its fields."
         )
     yield from (ImageStruct(*row) for row in zip(*(batch[name] for name in ImageStruct._fields), strict=True))

@@ -1,4 +1,4 @@
-"""Keras layers of kept features: one draws views of images, one takes a view for training. Importing this imports keras."""
+"""Keras layers for kept features: one draws views of images, one selects a view. Importing this module imports keras."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from dlspark.worker import seed_variables
 
 @keras.saving.register_keras_serializable(package="dlspark")
 class DrawnViews(keras.layers.Layer):  # type: ignore[misc, unused-ignore]
-    """What a network gives for images in training, drawn several times.
+    """The outputs of a network for several random draws of each image.
 
-    The network is called with ``training=True`` even at prediction, so its random layers draw. What they draw depends on
-    the seed, the view, the layer and the pixels of the batch, and on nothing that was drawn before: the same rows give the
-    same views in whatever process, and in whatever order.
+    The network is called with ``training=True``, also at prediction, so that its random layers act. Their draws depend on
+    the seed, the view, the layer and the pixels of the batch, and not on earlier draws: the same rows give the same views
+    in any process and any order.
 
     Args:
         network: from images to a vector.
-        views: how many.
+        views: number of draws.
         seed: of the draws, 0 or more.
-        **kwargs: those of any layer.
+        **kwargs: of `keras.layers.Layer`.
     """
 
     def __init__(self, network: keras.Model, views: int, seed: int, **kwargs: Any) -> None:
@@ -32,7 +32,7 @@ class DrawnViews(keras.layers.Layer):  # type: ignore[misc, unused-ignore]
         self.seed = seed
 
     def call(self, images: Any) -> Any:
-        """From (rows, height, width, 3) of whole numbers to (rows, views · width of a vector), float32, view by view."""
+        """From integers of shape (rows, height, width, 3) to float32 of shape (rows, views · width), view by view."""
         ops = keras.ops
         content = ops.sum(ops.cast(images, "int32"))
         states = seed_variables(self.network)
@@ -55,18 +55,18 @@ class DrawnViews(keras.layers.Layer):  # type: ignore[misc, unused-ignore]
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> DrawnViews:
-        """The layer that `get_config` described."""
+        """The layer with these arguments."""
         return cls(keras.saving.deserialize_keras_object(config.pop("network")), **config)
 
 
 @keras.saving.register_keras_serializable(package="dlspark")
 class OneView(keras.layers.Layer):  # type: ignore[misc, unused-ignore]
-    """In training one of a row's views, each row's drawn anew at every step; else the first one.
+    """Selects one view of each row: in training a random one at each step, otherwise the first.
 
     Args:
         width: of a view.
         seed: of the draws.
-        **kwargs: those of any layer.
+        **kwargs: of `keras.layers.Layer`.
     """
 
     def __init__(self, width: int, seed: int, **kwargs: Any) -> None:
@@ -76,7 +76,7 @@ class OneView(keras.layers.Layer):  # type: ignore[misc, unused-ignore]
         self.seed_generator = keras.random.SeedGenerator(seed)
 
     def call(self, views: Any, training: bool = False) -> Any:
-        """From (rows, any number of views · width), view by view, to (rows, width)."""
+        """From (rows, views · width), view by view and with any number of views, to (rows, width)."""
         if not training:
             return views[:, : self.width]
         rows, values = keras.ops.shape(views)

@@ -1,6 +1,6 @@
-"""Adam with a learning rate of its own for each variable. Importing this module imports keras.
+"""Adam with a learning rate for each variable. Importing this module imports keras.
 
-A saved model that was compiled with it loads in a process that has run ``import dlspark.models.optimizers``.
+A saved model that was compiled with it needs ``import dlspark.models.optimizers`` before it is loaded.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ from dlspark.errors import ConfigError
 
 @keras.saving.register_keras_serializable(package="dlspark")
 class DepthDecayAdam(keras.optimizers.Adam):  # type: ignore[misc, unused-ignore]
-    """`keras.optimizers.Adam` whose learning rate is multiplied, variable by variable, by a constant.
+    """`keras.optimizers.Adam` with a constant factor on the learning rate of each variable.
 
     For a variable with multiplier c the step is exactly that of Adam with the learning rate c·rate: the moments are the
     same and the step is linear in the rate. Schedules, clipping, accumulation and loss scaling act as in Adam.
-    Decoupled weight decay, where it is asked for, is not multiplied.
+    Decoupled weight decay is not multiplied.
 
     Args:
         learning_rate: as for Adam: a float, a schedule or a callable.
-        multipliers: from `Variable.path` to a factor ≥ 0. A variable that is not named here has 1.
-        **kwargs: Adam's other arguments, as `get_config` gives them.
+        multipliers: from `Variable.path` to a factor ≥ 0; 1 for other variables.
+        **kwargs: Adam's other arguments, as in `get_config`.
 
     Raises:
-        ConfigError: a negative multiplier; or, when it meets the model, none of the paths is a variable that trains.
+        ConfigError: a negative multiplier; or, when it is built, none of the paths is a trainable variable.
     """
 
     def __init__(self, learning_rate: Any = 0.001, *, multipliers: Mapping[str, float], **kwargs: Any) -> None:
         bad = {path: factor for path, factor in multipliers.items() if not factor >= 0}
         if bad:
-            raise ConfigError(f"Multipliers of a learning rate must be 0 or more; got {bad}. Give each a factor ≥ 0.")
+            raise ConfigError(f"Expected multipliers of 0 or more; got {bad}.")
         super().__init__(learning_rate=learning_rate, **kwargs)
         self.multipliers = dict(multipliers)
         self._factors: tuple[float, ...] = ()

@@ -267,15 +267,19 @@ def uncompiled() -> Any:
 @pytest.mark.parametrize(
     ("build", "options", "told"),
     [
-        (lambda: classifier(train="all"), {}, r"up to 'pooling', 2 layers would change, the first is 'conv2d"),
-        (trainable_norm, {}, r"1 layers would change, the first is 'norm'. Build the model with fine_tune='head'"),
-        (classifier, {"views": 2}, r"Expected views=1, as nothing in the model up to 'pooling' is random: received 2"),
-        (lambda: classifier(augment=True), {}, r"views of 2 or more, as the model augments: received 1"),
+        (
+            lambda: classifier(train="all"),
+            {},
+            r"frozen up to 'pooling'; training would change 2 layers, the first is 'conv2d",
+        ),
+        (trainable_norm, {}, r"would change 1 layers, the first is 'norm'. Build the model with fine_tune='head'"),
+        (classifier, {"views": 2}, r"Expected views=1, as nothing in the model up to 'pooling' is random; got 2"),
+        (lambda: classifier(augment=True), {}, r"views of 2 or more, as the model augments; got 1"),
         (classifier, {"views": 0}, r"Expected views as a whole number of at least 1"),
         (classifier, {"layer": "poling"}, r"The model has no layer 'poling'. .*'pooling'"),
-        (classifier, {"layer": "backbone"}, r"a layer that gives a vector: 'backbone' gives \(14, 14, 6\)"),
+        (classifier, {"layer": "backbone"}, r"a layer whose output is a vector; 'backbone' gives \(14, 14, 6\)"),
         (classifier, {"layer": "probabilities"}, r"The model cannot be cut at layer 'probabilities'"),
-        (all_frozen, {}, r"behind 'pooling' the model has no weights that train"),
+        (all_frozen, {}, r"after 'pooling' the model has no trainable weights"),
         (uncompiled, {}, r"Expected a compiled model"),
         (lambda: "model.keras", {}, r"Expected a Keras model"),
     ],
@@ -291,7 +295,7 @@ def test_what_cannot_be_kept_is_refused(
 def test_data_that_does_not_fit_is_refused(dataset: ImageDataset, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="has none in its part 'train'"):
         cache_features(classifier(), replace(dataset, train=None), tmp_path)
-    with pytest.raises(ConfigError, match=r"a dataset of the model's images, \(16, 16, 3\): .* have \(8, 16, 3\)"):
+    with pytest.raises(ConfigError, match=r"a dataset of the model's images, \(16, 16, 3\); .* have \(8, 16, 3\)"):
         cache_features(classifier(), replace(dataset, image_size=(8, 16)), tmp_path)
-    with pytest.raises(ConfigError, match="a prepared dataset, an ImageDataset: received a ShardedRows"):
+    with pytest.raises(ConfigError, match="a prepared dataset, an ImageDataset; got a ShardedRows"):
         cache_features(classifier(), dataset.train, tmp_path)  # type: ignore[arg-type]

@@ -170,8 +170,8 @@ def test_vectors_and_nested_arrays(spark: Any) -> None:
     assert column(totals, "total_error") == [None, "the value is null"]
     holed = spark.createDataFrame([(0, [1.0, None, 3.0, 4.0]), (1, [1.0, 2.0, 3.0, 4.0])], "id int, holed array<double>")
     assert column(stage.setInputCol("holed").transform(holed), "out_error") == ["the value is null", None]
-    assert "2 numbers came; the network takes 4" in column(stage.setInputCol("short").transform(inputs), "out_error")[0]
-    with pytest.raises(ConfigError, match="vectors or arrays of numbers in column 'a': it is of type double"):
+    assert "expected 4 numbers, of shape (4,); got 2" in column(stage.setInputCol("short").transform(inputs), "out_error")[0]
+    with pytest.raises(ConfigError, match="vectors or arrays of numbers in column 'a'; it is of type double"):
         stage.setInputCol("a").transform(inputs)
 
 
@@ -235,7 +235,7 @@ def test_params(classifier: Any) -> None:
     for wrong in ({"backbone": "resnet"}, {"imageSize": (1, 2, 3)}, {"resize": "fill"}, {"weights": 3}, {"pooling": "max"}):
         with pytest.raises(TypeError, match=r"Did you mean|Expected|Known: "):
             ImageFeaturizer(**wrong)
-    with pytest.raises(ConfigError, match="received a dict"):
+    with pytest.raises(ConfigError, match="got a dict"):
         KerasTransformer(model={})
 
 
@@ -246,7 +246,7 @@ def test_params(classifier: Any) -> None:
         ({"backbone": "mobilenetv2", "model": True}, "and not both"),
         ({"backbone": "mobilenetv2", "layer": "pooling"}, "layer is for a model"),
         ({"model": True, "layer": "poling"}, "Did you mean 'pooling'"),
-        ({"model": True, "imageSize": (9, 9)}, r"= \(8, 8\): received \[9, 9\]. Leave it out"),
+        ({"model": True, "imageSize": (9, 9)}, r"= \(8, 8\); got \[9, 9\]. Leave it out"),
         ({"model": True, "inputCol": "imag"}, "Did you mean 'image'"),
         ({"model": True, "inputCol": "id"}, "it is of type int"),
         ({"model": True, "outputCol": "id"}, "'id' exists already"),

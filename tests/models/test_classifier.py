@@ -318,7 +318,7 @@ def test_the_optimizer_refuses_another_model_and_negative_rates() -> None:
 
     with pytest.raises(ConfigError, match="another model"):
         DepthDecayAdam(multipliers={"conv1/kernel": 0.5}).build([keras.Variable(1.0, name="other")])
-    with pytest.raises(ConfigError, match="0 or more"):
+    with pytest.raises(ConfigError, match="of 0 or more"):
         DepthDecayAdam(multipliers={"conv1/kernel": -0.5})
 
 
