@@ -1,4 +1,4 @@
-"""``.keras`` files as archives: only what Keras writes, nothing twice, nothing that unpacks to far more than it is."""
+"""``.keras`` files as archives: only the files that Keras writes, each once, and limited in their unpacked size."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ CONFIG, WEIGHTS = "config.json", "model.weights.h5"
 _METADATA, _ASSETS = "metadata.json", "assets/"
 _MAX_CONFIG_BYTES = 32 << 20  # ResNet152's has 0.4 MB
 _MAX_EXPANSION = 20  # times the bytes of the archive; Keras stores without compression
-_FREE_BYTES = 64 << 20  # up to here no expansion is held against a file
+_FREE_BYTES = 64 << 20  # up to this size any expansion is accepted
 
 
 def is_archive(path: Path) -> bool:
-    """Whether the file begins as a zip archive does; a zip behind other content is not taken."""
+    """Whether the file starts as a zip archive; a zip after other content is rejected."""
     with path.open("rb") as file:
         return file.read(4) == b"PK\x03\x04"
 
 
 @contextmanager
 def open_archive(path: Path, name: str) -> Iterator[zipfile.ZipFile]:
-    """Give the archive of a ``.keras`` file whose list of contents was found harmless.
+    """Check the list of contents of a ``.keras`` file and give its archive.
 
     Args:
         path: the file.
-        name: what the user calls it, for messages.
+        name: for messages.
 
     Raises:
-        ConfigError: it is damaged or truncated, as found here or inside the block; it lacks what Keras writes, holds
-            anything else, or would unpack to more than 64 MiB and 20 times its size.
+        ConfigError: it is damaged or truncated, found here or inside the block; it lacks a file that Keras writes, holds
+            another one, or would unpack to more than 64 MiB and 20 times its size.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -51,8 +51,8 @@ def open_archive(path: Path, name: str) -> Iterator[zipfile.ZipFile]:
 
 @contextmanager
 def open_weights(archive: zipfile.ZipFile, name: str) -> Iterator[Any]:
-    """Give the checked ``h5py.File`` that an archive's weights are."""
-    # In memory, as Keras does it: h5py jumps about in a file, and inside an archive every jump reads from the start again.
+    """Check the weights of an archive and give their ``h5py.File``."""
+    # In memory, as in Keras: h5py seeks often, and in an archive each seek reads from the start again.
     content = archive.read(WEIGHTS)
     with open_hdf5(io.BytesIO(content), f"{WEIGHTS} of {name!r}", len(content)) as file:
         yield file

@@ -1,8 +1,8 @@
-"""HDF5 files from anywhere: opened only when nothing in them points elsewhere or unpacks to far more than it is.
+"""HDF5 files from anywhere: opened only if nothing in them points to other files or unpacks to far more than its size.
 
-An HDF5 file can name other files of this machine (external links, external and virtual datasets), which a reader follows
-without a word: what they hold would end up in a model's weights, and leave with them. Keras checks some of the ways in, at
-the moment it comes by; here all of the file is looked at before any of it is read.
+An HDF5 file can refer to other files of this machine (external links, external and virtual datasets), and readers follow
+such references silently: the content would become part of a model's weights, and leave with them. Keras checks some of
+them while it reads; this module checks the whole file before any of it is read.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from typing import IO, Any
 from dlspark.errors import ConfigError
 
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
-_LATEST_SIGNATURE = 1 << 20  # it may follow a block of the user's, at 0, 512, 1024, …: HDF5 File Format 3.0, II.A
-_MAX_OBJECTS = 200_000  # ResNet152 has 2,000; to walk over this many takes a second or two
-_MAX_EXPANSION = 20  # times the bytes of the file; Keras writes what it writes uncompressed
-_FREE_BYTES = 64 << 20  # up to here no expansion is held against a file
+_LATEST_SIGNATURE = 1 << 20  # it may follow a user block, at 0, 512, 1024, …: HDF5 File Format 3.0, II.A
+_MAX_OBJECTS = 200_000  # ResNet152 has 2,000; checking this many takes a second or two
+_MAX_EXPANSION = 20  # times the bytes of the file; Keras does not compress
+_FREE_BYTES = 64 << 20  # up to this size any expansion is accepted
 _NUMBERS = "biufc"
 
 
 def is_hdf5(path: Path) -> bool:
-    """Whether the content is HDF5, whatever the name says."""
+    """Whether the content is HDF5, regardless of the name."""
     with path.open("rb") as file:
         position = 0
         while position <= _LATEST_SIGNATURE:
@@ -39,7 +39,7 @@ def is_hdf5(path: Path) -> bool:
 
 @contextmanager
 def open_hdf5(source: Path | IO[bytes], name: str, size_bytes: int) -> Iterator[Any]:
-    """Give the ``h5py.File`` of a file that was found harmless.
+    """Check a file and give its ``h5py.File``.
 
     Args:
         source: the file, or an open one.
@@ -47,7 +47,7 @@ def open_hdf5(source: Path | IO[bytes], name: str, size_bytes: int) -> Iterator[
         size_bytes: of the file.
 
     Raises:
-        ConfigError: it is damaged, points to other files, holds other things than numbers, or would unpack to more than
+        ConfigError: it is damaged, points to other files, holds values other than numbers, or would unpack to more than
             64 MiB and 20 times its size.
     """
     import h5py

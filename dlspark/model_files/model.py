@@ -1,10 +1,10 @@
-"""Model files from anywhere: a ``.keras`` file is looked at as data before Keras builds anything from it.
+"""Model files from anywhere: a ``.keras`` file is checked as data before Keras builds anything from it.
 
 A ``.keras`` file is a zip archive of a description in JSON and weights in HDF5. Keras' safe mode refuses pickled code, but
-``keras.config.enable_unsafe_deserialization()``, called by anyone in this process, outweighs ``safe_mode=True``. So what may
-be in a file is decided here, by lists of what is allowed: which files the archive holds, how far they unpack, which classes
-and functions the description names, and where the weights lie. Files that are read by running code of theirs (legacy HDF5
-models, SavedModel folders) are not taken at all.
+``keras.config.enable_unsafe_deserialization()``, called by any code in this process, overrides ``safe_mode=True``. So this
+module has its own lists of allowed content: the files of the archive, their unpacked size, the classes and functions that
+the description names, and the place of the weights. Formats that run code when they are read (legacy HDF5 models,
+SavedModel folders) are rejected.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from dlspark.storage import Store
 MODEL = "model.keras"
 """The file in the folder that ``dlspark train`` writes."""
 
-_OWN_CLASSES = "dlspark.models.optimizers"  # a file names classes of ours by "dlspark>…"; importing this registers them
+_OWN_CLASSES = "dlspark.models.optimizers"  # importing it registers the classes that a file names "dlspark>…"
 
-# What of keras (or of keras.src, which configs of functional models and of operations name) may be built from a file.
-# Left out, among others: applications and datasets (download), callbacks, export, saving, utils (read and write files).
+# Parts of keras (or of keras.src, in configs of functional models and of operations) that a file may use.
+# Not included, among others: applications and datasets (download), callbacks, export, saving, utils (read and write files).
 _FUNCTIONS = frozenset({"activations", "constraints", "initializers", "losses", "metrics", "ops", "regularizers"})
 _MODELLING = _FUNCTIONS | {"dtype_policies", "layers", "models", "optimizers", "quantizers", "random"}
 _NO_FUNCTIONS = frozenset({"deserialize", "get", "serialize"})
-# Layers that hold code, or are made of files or objects that lie elsewhere.
+# Layers with code, or made of other files or objects.
 _CODE = frozenset({"FlaxLayer", "JaxLayer", "Lambda", "TFSMLayer", "TorchModuleWrapper", "__lambda__"})
 _VALUES = frozenset({"__bytes__", "__ellipsis__", "__keras_tensor__", "__numpy__", "__slice__", "__tensor__"})
 
@@ -44,16 +44,16 @@ _INSTEAD = (
 
 
 def load_model(path_or_uri: str | os.PathLike[str], *, compiled: bool = True) -> Any:
-    """The model of a ``.keras`` file, loaded in safe mode: code in the file is refused, not run.
+    """The model of a ``.keras`` file, loaded in safe mode: code in the file is rejected, not run.
 
     Args:
         path_or_uri: a ``.keras`` file, or a folder that holds a ``model.keras``, on this machine or in any store.
-        compiled: with its optimizer, loss and metrics, if it was saved with them.
+        compiled: with its optimizer, loss and metrics, if they were saved.
 
     Raises:
-        ConfigError: another kind of file; a damaged one; one that holds code, names classes that are neither Keras' own
-            nor registered, points to other files, or unpacks to far more than it is. Nothing of it was run.
-        DataError: there is no such file.
+        ConfigError: another kind of file; a damaged file; one that holds code, names classes that are neither Keras' own
+            nor registered, points to other files, or unpacks to far more than its size. No code of it was run.
+        DataError: the file does not exist.
     """
     name = os.fspath(path_or_uri)
     path = _local_file(name)
@@ -70,12 +70,12 @@ def load_model(path_or_uri: str | os.PathLike[str], *, compiled: bool = True) ->
 
 
 def check_model_file(path: Path, name: str, *, registered: Container[str] = ()) -> None:
-    """Look at a ``.keras`` file without building anything from it; all of it is read once, for its checksums.
+    """Check a ``.keras`` file without building anything from it. The whole file is read once, for its checksums.
 
     Args:
         path: the file.
-        name: what the user calls it, for messages.
-        registered: names under which classes and functions of the caller's own are registered with Keras.
+        name: for messages.
+        registered: names of the classes and functions that the caller registered with Keras.
 
     Raises:
         ConfigError: see `load_model`.
@@ -115,7 +115,7 @@ def _local_file(name: str) -> Path:
 
 
 def _check_config(data: bytes, name: str, registered: Container[str]) -> None:
-    """Every class and function that the description names must be a part for models, of Keras' own or registered."""
+    """Reject classes and functions that are neither Keras' own parts of models nor registered."""
     try:
         document = json.loads(data)
     except (ValueError, RecursionError) as error:

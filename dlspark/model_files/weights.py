@@ -1,8 +1,8 @@
-"""Weights files: compared with the model layer by layer before a single variable is assigned.
+"""Weights files, compared with the model layer by layer before any variable is assigned.
 
-Two layouts are read, as by Keras: that of Keras 3 (``.weights.h5``, and inside ``.keras``), a tree of groups, and that of
-Keras 2 (``.h5``, the one of the ImageNet files), an ordered list of layers. Neither can hold code; of a ``.h5`` that is a
-whole legacy model only the weights are read.
+Two layouts are supported, as in Keras: Keras 3 (``.weights.h5``, and inside ``.keras``), a tree of groups; and Keras 2
+(``.h5``, as the ImageNet files), an ordered list of layers. Neither can hold code; from a ``.h5`` file of a whole legacy
+model only the weights are read.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from dlspark.model_files.archive import WEIGHTS, open_archive
 from dlspark.model_files.hdf5 import open_hdf5
 
 _Shape = tuple[int, ...]
-_OLD_LAYERS = "_layer_checkpoint_dependencies"  # what TensorFlow 2.13 called the group "layers"; Keras still reads it
+_OLD_LAYERS = "_layer_checkpoint_dependencies"  # the group "layers" in files of TensorFlow 2.13, which Keras still reads
 
 
 def load_weights(model: Any, path: Path, *, hint: str) -> None:
-    """Give a built model the weights of a file.
+    """Load the weights of a file into a built model.
 
     Args:
-        model: made by code. On any error it is bit-identical to what it was.
+        model: on any error its weights are bit-identical to those before.
         path: ``.h5``, ``.weights.h5`` or ``.keras``.
-        hint: what to do about a file that does not fit; the end of the message.
+        hint: the end of the message for a file that does not fit.
 
     Raises:
-        ConfigError: the file is damaged or truncated, points to other files, or does not fit the model; the first variable
-            that does not is named, with both shapes.
+        ConfigError: the file is damaged or truncated, points to other files, or does not fit the model. The message names
+            the first variable that does not fit, with both shapes.
     """
     with _hdf5_of(path) as (hdf5, name):
         with open_hdf5(hdf5, name, hdf5.stat().st_size) as file:
@@ -46,10 +46,10 @@ def load_weights(model: Any, path: Path, *, hint: str) -> None:
         before = [variable.numpy() for variable in variables]
         try:
             with warnings.catch_warnings():
-                # Keras warns of containers in the model that hold no variables, which older files do not mention.
+                # Keras warns about containers without variables, which older files do not have.
                 warnings.filterwarnings("ignore", message="Skipping nested container")
                 model.load_weights(hdf5)
-        except Exception as error:  # a chunk that cannot be unpacked; h5py and Keras raise what they like
+        except Exception as error:  # such as a chunk that cannot be unpacked; h5py and Keras raise many kinds
             for variable, value in zip(variables, before, strict=True):
                 variable.assign(value)
             raise ConfigError(
@@ -61,7 +61,7 @@ def load_weights(model: Any, path: Path, *, hint: str) -> None:
 def _hdf5_of(path: Path) -> Iterator[tuple[Path, str]]:
     """The HDF5 file with the weights, and its name for messages.
 
-    That of an archive is unpacked: what was checked is then what is loaded, and Keras takes 1 s for ResNet50's, not 7.
+    A file in an archive is unpacked, so that the checked file is the loaded one, and Keras takes 1 s for ResNet50, not 7.
     """
     if path.suffix != ".keras":
         yield path, repr(str(path))
@@ -82,7 +82,7 @@ def _check_tree(model: Any, file: Any, path: Path, hint: str) -> None:
         raise ConfigError(
             f"{str(path)!r} has the layout of Keras 2. Rename it: '.h5' at its end, without '.weights' before."
         )
-    # Saving the model tells which groups Keras will look for, whatever its layers are made of.
+    # A saved copy of the model shows the groups that Keras expects, for all kinds of layers.
     with tempfile.TemporaryDirectory(prefix="dlspark-") as folder:
         reference = Path(folder, "expected.weights.h5")
         model.save_weights(reference)
@@ -113,7 +113,7 @@ def _check_tree(model: Any, file: Any, path: Path, hint: str) -> None:
 
 
 def _shapes(file: Any) -> Mapping[tuple[str, str], _Shape]:
-    """Shape by (group, name) of all variables of layers. Those of optimizers and random generators need not fit."""
+    """Shape by (group, name) of all variables of layers, without those of optimizers and random generators."""
     import h5py
 
     shapes: dict[tuple[str, str], _Shape] = {}
@@ -129,7 +129,7 @@ def _shapes(file: Any) -> Mapping[tuple[str, str], _Shape]:
 
 
 def _top_layer(file: Any, group: str) -> str:
-    """The name of the model's layer that a group belongs to, itself or as a part of it."""
+    """The name of the model's layer that a group belongs to, directly or as a part."""
     top = "/".join([*group.split("/")[:2], "vars"])
     return str(file[top].attrs.get("name", "")) if top in file else ""
 
@@ -147,7 +147,7 @@ def _check_list(model: Any, file: Any, path: Path, hint: str) -> None:
     except (KeyError, AttributeError) as error:
         raise ConfigError(f"{str(path)!r} is damaged: it lists weights that it does not hold ({error}). {hint}") from error
     there: Sequence[tuple[str, list[_Shape]]] = [(name, shapes[name]) for name in names if shapes[name]]
-    # The order in which Keras 2 wrote them, and Keras 3 reads them: those that train first.
+    # In the order of Keras 2, which Keras 3 still reads: trainable weights first.
     expected = [
         (layer.name, [(each.name, tuple(each.shape)) for each in (*layer.trainable_weights, *layer.non_trainable_weights)])
         for layer in model.layers
@@ -164,12 +164,12 @@ def _check_list(model: Any, file: Any, path: Path, hint: str) -> None:
 
 
 def _root_of_list(file: Any) -> Any:
-    """Where the list is: in a file of weights at its root, in one of a whole model in a group."""
+    """The group with the list: the root of a weights file, or a group in the file of a whole model."""
     return file["model_weights"] if not _names(file, "layer_names") and "model_weights" in file else file
 
 
 def _names(group: Any, attribute: str) -> list[str]:
-    """A list of names, which Keras 2 cut into numbered pieces where HDF5's 64 KiB for a header did not hold it."""
+    """A list of names. Keras 2 split a list that exceeds HDF5's 64 KiB header into numbered pieces."""
     pieces = [attribute] if attribute in group.attrs else []
     while not pieces or pieces[0] != attribute:
         piece = f"{attribute}{len(pieces)}"

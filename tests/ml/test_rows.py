@@ -103,7 +103,7 @@ def test_arrays_of_arrays(pool: ThreadPoolExecutor) -> None:
     assert found.tolist() == [[[1, 2], [3, 4]]] * 3
     assert reasons[:4] == [None, None, None, NULL]
     assert "expected 4 numbers" in str(reasons[4])
-    assert "0 numbers" in str(reasons[5])
+    assert "got 0" in str(reasons[5])
 
 
 def test_batches_of_the_network_are_not_those_of_spark() -> None:

@@ -170,7 +170,9 @@ def test_vectors_and_nested_arrays(spark: Any) -> None:
     assert column(totals, "total_error") == [None, "the value is null"]
     holed = spark.createDataFrame([(0, [1.0, None, 3.0, 4.0]), (1, [1.0, 2.0, 3.0, 4.0])], "id int, holed array<double>")
     assert column(stage.setInputCol("holed").transform(holed), "out_error") == ["the value is null", None]
-    assert "expected 4 numbers, of shape (4,); got 2" in column(stage.setInputCol("short").transform(inputs), "out_error")[0]
+    assert (
+        "expected 4 numbers, of shape (2, 2); got 2" in column(stage.setInputCol("short").transform(inputs), "out_error")[0]
+    )
     with pytest.raises(ConfigError, match="vectors or arrays of numbers in column 'a'; it is of type double"):
         stage.setInputCol("a").transform(inputs)
 
@@ -268,18 +270,18 @@ def test_networks_of_the_wrong_kind_are_refused(spark: Any, classifier: Any) -> 
 
     rows = frame(spark, [b""])
     dense = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
-    with pytest.raises(ConfigError, match="For arrays there is KerasTransformer"):
+    with pytest.raises(ConfigError, match="For arrays use KerasTransformer"):
         ImageFeaturizer(inputCol="image", outputCol="o", model=dense).transform(rows)
     two = keras.Input((2,)), keras.Input((2,))
     with pytest.raises(ConfigError, match="has 2 and 1 that Keras knows"):
         KerasTransformer(model=keras.Model(two, keras.layers.add(two)))
     with pytest.raises(ConfigError, match="holds a Lambda"):
         KerasTransformer(model=keras.Sequential([keras.Input((2,)), keras.layers.Lambda(lambda value: value)]))
-    with pytest.raises(ConfigError, match="any number of rows: 'sixes' takes 6"):
+    with pytest.raises(ConfigError, match="any number of rows; 'sixes' takes 6"):
         KerasTransformer(model=keras.Sequential([keras.Input(batch_shape=(6, 2)), keras.layers.Dense(1)], name="sixes"))
     with pytest.raises(ConfigError, match="Expected resize as one of 'fit', 'crop'; got 'fill'"):
         register_udf(spark, "filled", classifier, resize="fill")
-    with pytest.raises(ConfigError, match="rows of one shape"):
+    with pytest.raises(ConfigError, match="rows of a fixed shape"):
         register_udf(spark, "open", keras.Sequential([keras.Input((None, 2)), keras.layers.Dense(1)]))
 
 
