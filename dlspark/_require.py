@@ -98,10 +98,11 @@ class Registered(Mapping[str, Any]):
         return name in self.points()
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.points())
+        # Without the check of `points`: the command line lists names, and must not fail because of two layouts.
+        return iter(sorted({point.name for point in metadata.entry_points(group=self.group)}))
 
     def __len__(self) -> int:
-        return len(self.points())
+        return len(list(iter(self)))
 
 
 LAYOUTS = Registered("dlspark.layouts", "layout")  # here, because importing dlspark.images imports NumPy

@@ -1,8 +1,8 @@
 """Every error that dlspark raises on purpose.
 
-A message says what was expected, what came and what to do about it. Each class is also the matching builtin, so that
-``except ValueError`` keeps working for people who do not know dlspark. All of them survive pickling, because they cross
-from executors to the driver.
+A message says what was expected, what was received and what to do: "Expected X; got Y. Do Z." Each class is also the
+matching builtin, so ``except ValueError`` works for callers who do not know dlspark. All errors survive pickling, because
+executors send them to the driver.
 """
 
 from __future__ import annotations
@@ -12,32 +12,31 @@ from difflib import get_close_matches
 
 
 class DlsparkError(Exception):
-    """The parent of all of them: ``except DlsparkError`` catches whatever dlspark refuses or reports."""
+    """The base class: ``except DlsparkError`` catches every error that dlspark raises on purpose."""
 
 
 class ConfigError(DlsparkError, ValueError):
-    """A setting, an option or a cluster that cannot work, found before any work starts."""
+    """A setting, an option or a cluster that cannot work; raised before any work starts."""
 
 
 class DataError(DlsparkError, ValueError):
-    """Rows, labels, shapes or files that do not fit what was asked of them."""
+    """Rows, labels, shapes or files that cannot be used as requested."""
 
 
 class MissingDependencyError(DlsparkError, ImportError):
-    """A package that this call needs is not installed; the message holds the command that installs it."""
+    """A package that this call needs is not installed; the message has the command to install it."""
 
 
 class WorkerError(DlsparkError, RuntimeError):
-    """A worker failed. The driver raises it with what the worker itself had to say.
+    """A worker failed. The driver raises it with the worker's own error.
 
     Attributes:
-        rank: the worker's number, from 0; None when no worker could be named.
-        host: where it ran; None when unknown.
-        remote_traceback: the worker's own traceback as text, or where the ranks stood when one got stuck; empty when
-            nothing is known.
-        epoch: the epoch in which it happened, from 0; None before the first.
-        step: the steps of that epoch that had ended.
-        retryable: a restart may help. It does not for what dlspark itself refused or found to be wrong with the data.
+        rank: the worker's number, from 0; None if unknown.
+        host: its host; None if unknown.
+        remote_traceback: the worker's traceback as text, or the position of every rank if one got stuck; empty if unknown.
+        epoch: the epoch of the failure, from 0; None before the first.
+        step: the number of finished steps in that epoch.
+        retryable: whether a restart may help. It cannot after an error in the settings or the data.
     """
 
     def __init__(
@@ -68,11 +67,11 @@ class WorkerError(DlsparkError, RuntimeError):
 
 
 class NonFiniteLossError(DlsparkError, ArithmeticError):
-    """The loss is NaN or infinite. Training on would spoil the weights of all workers."""
+    """The loss is NaN or infinite. Further training would spoil the weights of all workers."""
 
 
 class RunInterruptedError(DlsparkError, SystemExit):
-    """The run was asked to end (SIGTERM) and can be resumed. Uncaught, it ends the program with exit code 75.
+    """The run ended on SIGTERM and can be resumed. Uncaught, it ends the program with exit code 75.
 
     75 is EX_TEMPFAIL of sysexits.h, "try again later".
     """
@@ -85,7 +84,7 @@ class RunInterruptedError(DlsparkError, SystemExit):
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The end of an error message about an unknown ``name``: the nearest known one, then all of them."""
+    """The end of an error message about an unknown ``name``: the nearest known name, then all of them."""
     known = sorted(known)
     return f"{nearest(name, known)}Known: {', '.join(known) or 'none'}."
 

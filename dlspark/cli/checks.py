@@ -1,4 +1,4 @@
-"""What `doctor` looks at, one function a check."""
+"""The checks of `doctor`, one function each."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
     from dlspark.wire import Endpoint
 
 _GIB = 1 << 30
-# TensorFlow and Keras alone are 0.5 GiB; ResNet50 with Adam and a small batch of 96 px brings a worker to about 1.
+# TensorFlow and Keras alone take 0.5 GiB; a worker with ResNet50, Adam and a small batch of 96 px takes about 1.
 _MEMORY_PER_WORKER = _GIB
 _REPORT_SECONDS = 10.0
-_EXECUTORS_SECONDS = 60.0  # more than a training waits: here one wants to know whether they come at all
+_EXECUTORS_SECONDS = 60.0  # longer than a training waits: doctor should tell whether executors register at all
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing looked at: ``ok`` is None for what is only worth knowing; ``advice`` is what to do about it."""
+    """The result of a check. ``ok`` is None for information; ``advice`` says what to do."""
 
     name: str
     ok: bool | None
@@ -39,17 +39,17 @@ class Check:
 
 
 def _judged(name: str, fine: bool, found: str, cure: str) -> Check:
-    """A check whose advice counts only when something is wrong."""
+    """A check that has advice only if it fails."""
     return Check(name, fine, found, "" if fine else cure)
 
 
 def python() -> Check:
-    """The driver's Python."""
+    """The Python of the driver."""
     return Check("python", True, f"{platform.python_version()} at {sys.executable}")
 
 
 def backends() -> Check:
-    """Whether what is installed of the backends can be imported and has what it needs."""
+    """Whether the installed backends can be imported and have their requirements."""
     from dlspark.cli.backends import describe_backends
 
     there = [each for each in describe_backends() if each["status"] != "not installed"]
@@ -59,7 +59,7 @@ def backends() -> Check:
 
 
 def cluster(spark: SparkSession, workers: int) -> Iterator[Check]:
-    """What the driver knows of the session: Java, Spark, slots, dynamic allocation, ports."""
+    """Properties of the session that the driver knows: Java, Spark, slots, dynamic allocation, ports."""
     from dlspark.spark import (
         available_slots,
         is_local,
@@ -82,24 +82,24 @@ def cluster(spark: SparkSession, workers: int) -> Iterator[Check]:
     except ConfigError as error:
         yield Check("slots", False, f"{available_slots(spark)}, for {workers} workers", str(error))
     if running_dynamic_allocation(spark):
-        cure = "Engines that need all their workers at once cannot run: set spark.dynamicAllocation.enabled=false."
+        cure = "Engines that need all their workers at once cannot run. Set spark.dynamicAllocation.enabled=false."
         yield Check("dynamic allocation", False, "on", cure)
     if not is_local(spark):
         yield Check(
             "engine ports",
             None,
-            "while they train, mirrored and horovod listen on executors without asking who comes (TensorFlow's gRPC, "
+            "during a training, mirrored and horovod listen on executors without authentication (TensorFlow's gRPC, "
             "Horovod's services, gloo)",
-            "Let only machines of this cluster reach the ports of its executors and of the driver.",
+            "Allow only machines of this cluster to reach the ports of its executors and the driver.",
         )
 
 
 def executors(found: Sequence[Mapping[str, Any]], here: Mapping[str, Any]) -> Iterator[Check]:
-    """What executor processes say of themselves, beside what the driver has; see `preflight.describe_process`."""
+    """Compare executor processes with the driver; see `describe_process`."""
     tasks = Counter(each["host"] for each in found)
     yield Check("executors", True, ", ".join(f"{host} ({count} tasks)" for host, count in sorted(tasks.items())))
 
-    # Paths may differ between hosts, where an archive of the environment is shipped to them; on one host they may not.
+    # Paths may differ between hosts, because a shipped environment has its own; on one host they must not.
     def same_path(each: Mapping[str, Any]) -> bool:
         return bool(each["host"] != here["host"] or each["executable"] == here["executable"])
 
@@ -112,7 +112,7 @@ def executors(found: Sequence[Mapping[str, Any]], here: Mapping[str, Any]) -> It
     )
     differing = [text for text in unlike if not text.startswith("Python ")]
     same = ", ".join(f"{name} {version}" for name, version in here["versions"].items() if version)
-    cure = "Install the same versions for the driver and on every executor."
+    cure = "Install the same versions on the driver and every executor."
     yield _judged("packages", not differing, "; ".join(differing) or f"the same everywhere: {same}", cure)
     room = {each["host"]: each["available_bytes"] / tasks[each["host"]] for each in found}
     yield _judged(
@@ -125,9 +125,9 @@ def executors(found: Sequence[Mapping[str, Any]], here: Mapping[str, Any]) -> It
 
 
 def way_to_driver(spark: SparkSession, tasks: int) -> Check:
-    """Whether executors reach the driver as workers do: at its address, on a port of the system's choice."""
+    """Whether executors reach the driver as workers do: at its address, on a free port."""
     from dlspark.spark import driver_host
-    from dlspark.wire import ReportServer, messages
+    from dlspark.wire import ReportServer
 
     heard: set[int] = set()
     all_heard = threading.Event()
@@ -146,22 +146,21 @@ def way_to_driver(spark: SparkSession, tasks: int) -> Check:
             report = partial(_report, server.endpoint)
             wrong = next(filter(None, on_executors(spark, tasks, report, at_once=True)), "")
             if not wrong and not all_heard.wait(_REPORT_SECONDS):
-                wrong = f"{tasks - len(heard)} of {tasks} tasks connected and were not heard"
+                wrong = f"{tasks - len(heard)} of {tasks} tasks connected, but their messages did not arrive"
         finally:
             server.close()
-    except Exception as error:  # an address that is not this machine's, or an executor that died
+    except Exception as error:  # an address of another machine, or a dead executor
         wrong = cause(error)
     return _judged(
         "way to the driver",
         not wrong,
-        wrong or f"{tasks} tasks reached {host} and were heard, in {time.monotonic() - started:.1f} s",
-        f"Set spark.driver.host ({host} now) to an address of this machine that executors reach, and open its ports to "
-        "them.",
+        wrong or f"{tasks} tasks reached {host} in {time.monotonic() - started:.1f} s",
+        f"Set spark.driver.host (now {host}) to an address of this machine that executors reach, and open its ports.",
     )
 
 
 def _report(endpoint: Endpoint, rank: int) -> str:
-    """On an executor: send the driver a report; what went wrong, or an empty text."""
+    """On an executor: send the driver a report; returns the error, or an empty text."""
     from dlspark.wire import messages
 
     try:
@@ -174,13 +173,13 @@ def _report(endpoint: Endpoint, rank: int) -> str:
 
 
 def store(spark: SparkSession, tasks: int, uri: str) -> Check:
-    """Whether what the driver writes is read on executors, and the other way round."""
+    """Whether executors read the driver's files, and the driver theirs."""
     wrong = ""
     try:
         with probing(Store(uri)) as folder:
             answers = ask_executors(spark, tasks, folder=folder, at_once=True)
             wrong = "; ".join(store_troubles(folder, answers))
-    except Exception as error:  # ours, or those of any file system that fsspec knows
+    except Exception as error:  # dlspark's, or of any file system of fsspec
         wrong = cause(error)
-    cure = "Give a store that the driver and all executors reach and may write to."
+    cure = "Give a store that the driver and all executors can write to."
     return _judged("store", not wrong, wrong or f"{uri}: written and read by the driver and by {tasks} tasks", cure)

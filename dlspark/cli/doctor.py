@@ -1,4 +1,4 @@
-"""``dlspark doctor``: would a training work here? Looks at Java, Spark, the executors, the store and the way back."""
+"""``dlspark doctor``: check Java, Spark, executors, the store and the connection to the driver before a training."""
 
 from __future__ import annotations
 
@@ -22,21 +22,23 @@ dlspark doctor --workers 2 --store runs
 spark-submit --master spark://host:7077 \\
     "$(python -c 'import dlspark; print(*dlspark.__path__)')/__main__.py" doctor --workers 6 --store s3://bucket/runs
 """
-# Beside those that every training needs: which engine will be used is not known here.
+# In addition to the packages of every training: the engine is not known here.
 _MORE_PACKAGES = ("jax", "torch", "pandas", "horovod", "elephas", "spark-tensorflow-distributor")
 _WORDS = {True: "ok", False: "WRONG", None: "note"}
 
 
 def add_parser(commands: Any) -> None:
     """Add ``doctor``."""
-    summary = "check that a training would work here, on this Spark session"
+    summary = "check that a training can run on this Spark session"
     parser = add_command(commands, "doctor", summary=summary, example=_EXAMPLE, run=run)
-    parser.add_argument("--workers", metavar="N", type=int, help="how many must fit (default: look at every slot)")
-    parser.add_argument("--store", metavar="URI", help="a store to write to and read from, here and on executors")
+    parser.add_argument(
+        "--workers", metavar="N", type=int, help="number of workers that must fit (default: check every slot)"
+    )
+    parser.add_argument("--store", metavar="URI", help="a store to test, on the driver and on executors")
 
 
 def run(options: argparse.Namespace) -> Report:
-    """Look at everything; exit code 1 when something is wrong."""
+    """Run all checks; exit code 1 if one fails."""
     if options.workers is not None and options.workers < 1:
         raise ConfigError(f"Expected --workers as a whole number of at least 1; got {options.workers}.")
     found = list(diagnose(options.workers, options.store))
@@ -49,38 +51,36 @@ def run(options: argparse.Namespace) -> Report:
 
 
 def diagnose(workers: int | None, store: str | None) -> Iterator[Check]:
-    """All checks, in the order in which one builds on another; it ends where the rest cannot be looked at.
+    """Run the checks in order, each of which needs the ones before it; stop when the rest cannot run.
 
     Args:
-        workers: how many must fit; None looks at as many as there are slots.
-        store: URI of a store to try; None tries none.
+        workers: the number of workers that must fit; None checks every slot.
+        store: URI of a store to test; None for none.
     """
     from dlspark.cli import checks
     from dlspark.cli.checks import Check
-    from dlspark.spark import preflight
+    from dlspark.spark import PACKAGES, ask_executors, available_slots, cause, describe_process, is_local
 
     yield checks.python()
     yield checks.backends()
     try:
         spark = _session(workers)
-    except Exception as error:  # ours say what to do; the JVM has many of its own
+    except Exception as error:  # dlspark's own, or any of the JVM
         told = isinstance(error, DlsparkError)
-        cure = str(error) if told else "Start a session with pyspark alone, to see all that Spark says."
-        yield Check("spark", False, "no session" if told else f"no session: {preflight.cause(error)}", cure)
+        cure = str(error) if told else "Start a session with pyspark alone to see all of Spark's messages."
+        yield Check("spark", False, "no session" if told else f"no session: {cause(error)}", cure)
         return
     yield from checks.cluster(spark, workers or 1)
-    from dlspark.spark import available_slots, is_local
-
     tasks = min(available_slots(spark), workers or sys.maxsize)
     if tasks < 1:
         return
-    packages = (*preflight.PACKAGES, *_MORE_PACKAGES)
+    packages = (*PACKAGES, *_MORE_PACKAGES)
     try:
-        found = preflight.ask_executors(spark, tasks, packages, at_once=True)
+        found = ask_executors(spark, tasks, packages, at_once=True)
     except ConfigError as error:
         yield Check("executors", False, "no answer", str(error))
         return
-    here = preflight.describe_process(packages)
+    here = describe_process(packages)
     yield from checks.executors(found, here)
     if not all(each["versions"]["dlspark"] for each in found):
         return
@@ -88,7 +88,7 @@ def diagnose(workers: int | None, store: str | None) -> Iterator[Check]:
     if store is not None:
         yield checks.store(spark, tasks, store)
     elif not is_local(spark):
-        yield Check("store", None, "not looked at", "Give --store URI to see whether the executors reach it.")
+        yield Check("store", None, "not checked", "Give --store URI to check that executors reach it.")
 
 
 def _session(workers: int | None) -> SparkSession:

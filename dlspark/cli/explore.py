@@ -1,4 +1,4 @@
-"""``dlspark explore``: what is in a prepared dataset."""
+"""``dlspark explore``: count and show the content of a prepared dataset."""
 
 from __future__ import annotations
 
@@ -18,19 +18,25 @@ dlspark explore store/ham --columns sex,age,localization --out pages/ham
 def add_parser(commands: Any) -> None:
     """Add ``explore``."""
     parser = add_command(
-        commands, "explore", summary="count and show what is in a prepared dataset", example=_EXAMPLE, run=run
+        commands, "explore", summary="count and show the content of a prepared dataset", example=_EXAMPLE, run=run
     )
     parser.add_argument("data", metavar="DATA", help="folder or URI of a prepared dataset")
     parser.add_argument(
-        "--columns", metavar="NAME,NAME", action="extend", type=words, help="to count by (default: all but ids and groups)"
+        "--columns",
+        metavar="NAME,NAME",
+        action="extend",
+        type=words,
+        help="columns to count by (default: all but ids and groups)",
     )
-    parser.add_argument("--samples", metavar="N", type=int, default=8, help="images of each class to show (default: 8)")
-    parser.add_argument("--seed", type=int, default=0, help="of the choice of samples (default: 0)")
-    parser.add_argument("--out", metavar="FOLDER", help=f"where {PAGE}, which needs no network, and the pictures go")
+    parser.add_argument(
+        "--samples", metavar="N", type=int, default=8, help="number of images of each class to show (default: 8)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the choice of samples (default: 0)")
+    parser.add_argument("--out", metavar="FOLDER", help=f"folder for {PAGE}, which needs no network, and the pictures")
 
 
 def run(options: argparse.Namespace) -> Report:
-    """Count, and draw where ``--out`` asks for it."""
+    """Count, and draw if ``--out`` is given."""
     from dlspark.images import ImageDataset, explore, rows_of
     from dlspark.report import png
     from dlspark.storage import Store

@@ -1,7 +1,7 @@
-"""The command ``dlspark``: finds the command, runs it, and turns errors into one line and an exit code.
+"""The command ``dlspark``: parse arguments, run a command, and turn errors into one line and an exit code.
 
-Exit codes: 0 done; 1 a run that failed, or something that `doctor` found wrong; 2 a setting or data that cannot work;
-130 interrupted.
+Exit codes: 0 success; 1 a run failed, or `doctor` found an error; 2 a setting or the data cannot work; 75 a run was
+interrupted by SIGTERM and can be resumed; 130 interrupted by Ctrl-C.
 """
 
 from __future__ import annotations
@@ -41,19 +41,19 @@ example:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run ``dlspark`` with ``arguments``, or those of the process; returns the exit code."""
+    """Run ``dlspark`` with ``arguments``, by default those of the process; returns the exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    # Before anything imports TensorFlow: its C++ notes on CPU features and absent GPUs are not for users.
+    # Set before TensorFlow is imported: its C++ messages on CPU features and missing GPUs are not for users.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     debug = "--debug" in arguments
     with _noticed_interrupts() as interrupted:
         try:
             return _run(_parse(arguments), debug=debug)
-        except RunInterruptedError as error:  # it has been told by a warning
+        except RunInterruptedError as error:  # already logged as a warning
             return error.exit_code
         except SystemExit as leaving:  # --help and --version
             return leaving.code if isinstance(leaving.code, int) else 1
-        except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        except BrokenPipeError:  # a reader such as `head` has closed the pipe
             with contextlib.suppress(OSError, ValueError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
@@ -68,9 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def build_parser() -> tuple[Parser, dict[str, Parser]]:
-    """The parser, and the parsers of the commands by name. Nothing heavy is imported."""
+    """The parser, and the parsers of the commands by name. No heavy package is imported."""
     parser = Parser(prog="dlspark", description="Train Keras 3 models on a Spark cluster.", epilog=_EPILOG)
-    parser.add_argument("--version", action=_Version, nargs=0, default=argparse.SUPPRESS, help="show the version and leave")
+    parser.add_argument("--version", action=_Version, nargs=0, default=argparse.SUPPRESS, help="show the version and exit")
     commands = parser.add_subparsers(metavar="COMMAND", title="commands")
     for module in _COMMANDS:
         module.add_parser(commands)
@@ -112,28 +112,28 @@ class _Version(argparse.Action):
 
 
 def _told(error: Exception) -> str:
-    """``error`` in one line; a worker's own traceback follows it, ours does not."""
+    """``error`` in one line, followed only by the traceback of a worker."""
     if isinstance(error, WorkerError):
         return str(error)
     if isinstance(error, DlsparkError):
         return " ".join(str(error).splitlines())
     if lacking := _lacks(error):
         return (
-            f"Keras computes with {lacking!r} here, which is not installed. Run: "
-            f"pip install 'dlspark[{lacking}]', or set KERAS_BACKEND to one of {', '.join(_FRAMEWORKS)} that is."
+            f"The Keras backend {lacking!r} is not installed. Run: pip install 'dlspark[{lacking}]', or set KERAS_BACKEND "
+            f"to an installed one of {', '.join(_FRAMEWORKS)}."
         )
     first = next(iter(str(error).strip().splitlines()), "")
     return f"unexpected {type(error).__name__}: {first} (--debug shows where)"
 
 
 def _lacks(error: BaseException) -> str:
-    """The framework whose absence ``error`` is; empty for anything else."""
+    """The framework that ``error`` reports as missing; empty for other errors."""
     return error.name or "" if isinstance(error, ModuleNotFoundError) and error.name in _FRAMEWORKS else ""
 
 
 @contextlib.contextmanager
 def _own_session_stopped() -> Iterator[None]:
-    """Stop the Spark session that a block has started; one that was there before stays."""
+    """Stop the Spark session that the block starts; an earlier one is kept."""
     before = _spark_context()
     try:
         yield
@@ -142,7 +142,7 @@ def _own_session_stopped() -> Iterator[None]:
         if context is not None and context is not before:
             from pyspark.sql import SparkSession
 
-            # A JVM may have died already, and tasks cut off complain at length; what matters was said before.
+            # The JVM may be dead, and cancelled tasks log long errors; the important one is already reported.
             with contextlib.suppress(Exception):
                 context.setLogLevel("OFF")
             with contextlib.suppress(Exception):
@@ -151,10 +151,10 @@ def _own_session_stopped() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _noticed_interrupts() -> Iterator[Callable[[], bool]]:
-    """Give a function that says whether Ctrl-C has come during a block.
+    """Yield a function that returns whether Ctrl-C was pressed in the block.
 
-    The exception does not always say so: pyspark's handler calls the JVM in the middle of another such call, and what
-    comes out is an error of py4j (pyspark 3.5, context.py, signal_handler).
+    The exception does not always tell: pyspark's handler calls the JVM within another such call, which raises an error of
+    py4j (pyspark 3.5, context.py, signal_handler).
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False

@@ -1,4 +1,4 @@
-"""What a command says in the end: tables for people or JSON for programs, alone on stdout."""
+"""The output of a command: tables for people or JSON for programs, alone on stdout."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from typing import Any, TextIO, TypeAlias
 
 @dataclass(frozen=True)
 class Facts:
-    """Names and values, one pair a line."""
+    """Names and values, one pair per line."""
 
     values: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under column names."""
+    """Rows with column names."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[Any]]
@@ -34,12 +34,12 @@ Block: TypeAlias = "Facts | Table | str"
 
 @dataclass(frozen=True)
 class Report:
-    """A command's result.
+    """The result of a command.
 
     Attributes:
-        document: all of it as plain data, for ``--format json``.
-        blocks: the same for people; a str is a line of text.
-        exit_code: of the process.
+        document: the result as plain data, for ``--format json``.
+        blocks: the result for people; a str is a line of text.
+        exit_code: the exit code of the process.
     """
 
     document: Any
@@ -57,7 +57,7 @@ def write(report: Report, form: str, stream: TextIO) -> None:
 
 
 def plain(value: Any) -> Any:
-    """``value`` as JSON can hold it: tuples as lists, and null for numbers that are not finite."""
+    """``value`` as JSON: tuples as lists, null for numbers that are not finite."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -75,7 +75,7 @@ def _write_tables(blocks: Sequence[Block], stream: TextIO) -> None:
     console = Console(file=stream, highlight=False, markup=False, emoji=False)
     terminal = console.is_terminal
     if not terminal:
-        console = Console(file=stream, highlight=False, markup=False, emoji=False, width=100_000)  # nothing is cut
+        console = Console(file=stream, highlight=False, markup=False, emoji=False, width=100_000)  # no line is cut
     for number, block in enumerate(blocks):
         if number and not (isinstance(block, str) and isinstance(blocks[number - 1], str)):
             console.print()
@@ -99,7 +99,7 @@ def _write_tables(blocks: Sequence[Block], stream: TextIO) -> None:
                 grid.add_row(*(Text(_text(cell)) for cell in row))
         with console.capture() as capture:
             console.print(grid)
-        # rich fills lines up with blanks, which a program that reads them would have to strip.
+        # rich pads lines with blanks, which programs would have to strip.
         stream.write("".join(line.rstrip() + "\n" for line in capture.get().splitlines()))
 
 
@@ -121,10 +121,10 @@ def _text(value: Any) -> str:
 
 @contextlib.contextmanager
 def stdout_for_results() -> Iterator[TextIO]:
-    """Give the true stdout, and send to stderr what others print meanwhile: engines, frameworks, the JVM."""
+    """Yield the real stdout, and send the output of engines, frameworks and the JVM to stderr during the block."""
     results = sys.stdout
     with contextlib.ExitStack() as stack:
-        if _descriptor(results) == 1:  # not where a test or a notebook has put something else in its place
+        if _descriptor(results) == 1:  # not if a test or a notebook has replaced stdout
             results.flush()
             kept = os.dup(1)
             results = stack.enter_context(os.fdopen(kept, "w", encoding=sys.stdout.encoding, errors="replace"))
@@ -136,7 +136,7 @@ def stdout_for_results() -> Iterator[TextIO]:
 
 @contextlib.contextmanager
 def logs_on_stderr(*, debug: bool) -> Iterator[None]:
-    """Show dlspark's log lines for the length of a block; those of others from warnings up, as is Python's default."""
+    """Log dlspark's messages during the block; those of other loggers from warnings up, as by default in Python."""
     logger = logging.getLogger("dlspark")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(message)s" if debug else "%(message)s"))
@@ -155,7 +155,7 @@ def logs_on_stderr(*, debug: bool) -> Iterator[None]:
 
 
 def _not_of_py4j(record: logging.LogRecord) -> bool:
-    """False for the tracebacks that py4j logs, by the root logger, of errors that it raises as well."""
+    """False for the tracebacks that py4j logs by the root logger: it also raises those errors."""
     return "py4j" not in record.pathname
 
 

@@ -1,4 +1,4 @@
-"""``dlspark prepare``: a collection of image files becomes a dataset."""
+"""``dlspark prepare``: turn a collection of image files into a dataset."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def add_parser(commands: Any) -> None:
         commands, "prepare", summary="read, scale and split a collection of images", example=_EXAMPLE, run=run
     )
     parser.add_argument("source", metavar="SOURCE", help="folder or URI of the images")
-    parser.add_argument("out", metavar="OUT", help="folder or URI of the dataset to make")
+    parser.add_argument("out", metavar="OUT", help="folder or URI of the dataset to create")
     parser.add_argument("--layout", required=True, help=f"how the collection is stored: {', '.join(LAYOUTS)}")
     parser.add_argument(
         "--layout-option",
@@ -39,32 +39,37 @@ def add_parser(commands: Any) -> None:
         "--resize",
         choices=("fit", "crop"),
         default="fit",
-        help="fit: all of an image, not in proportion; crop: the middle of it, in proportion (default: fit)",
+        help="fit: the whole image, distorted; crop: its middle, with its aspect ratio (default: fit)",
     )
     group = parser.add_argument_group("split")
     group.add_argument(
-        "--test", metavar="SIZE", type=part_size, help="to test on: a fraction, or a number of rows (default: 0.2)"
+        "--test",
+        metavar="SIZE",
+        type=part_size,
+        help="size of the part test: a fraction, or a number of rows (default: 0.2)",
     )
-    group.add_argument("--validation", metavar="SIZE", type=part_size, default=0.0, help="to validate on (default: 0)")
-    group.add_argument("--fold", metavar="I/K", type=fold, help="test on the I-th of K folds, I from 1, in place of --test")
-    group.add_argument("--undersample", action="store_true", help="train on as many rows of each class as the rarest has")
-    group.add_argument("--group", metavar="COLUMN", help="values of this column (patient, lesion) stay on one side")
+    group.add_argument(
+        "--validation", metavar="SIZE", type=part_size, default=0.0, help="size of the part validation (default: 0)"
+    )
+    group.add_argument("--fold", metavar="I/K", type=fold, help="test on fold I of K, from 1, instead of --test")
+    group.add_argument("--undersample", action="store_true", help="train on as many rows of each class as of the rarest")
+    group.add_argument("--group", metavar="COLUMN", help="keep rows with the same value (patient, lesion) in one part")
     group.add_argument("--no-stratify", action="store_true", help="do not keep the ratio of the classes in each part")
-    group.add_argument("--split-column", metavar="COLUMN", help="a column that says train, validation or test already")
-    group.add_argument("--seed", type=int, default=0, help="of the draw (default: 0)")
+    group.add_argument("--split-column", metavar="COLUMN", help="a column with train, validation or test in each row")
+    group.add_argument("--seed", type=int, default=0, help="seed of the random split (default: 0)")
     group = parser.add_argument_group("images that cannot be read")
-    group.add_argument("--strict", action="store_true", help="fail at the first one")
+    group.add_argument("--strict", action="store_true", help="fail if a single image cannot be read")
     group.add_argument(
         "--max-rejected",
         metavar="FRACTION",
         type=float,
         default=0.01,
-        help="fail when there are more than that (default: 0.01)",
+        help="fail if more than this fraction cannot be read (default: 0.01)",
     )
 
 
 def run(options: argparse.Namespace) -> Report:
-    """Prepare, and count what came out."""
+    """Prepare the dataset and count its rows."""
     from dlspark.data import PARTS, Split, leak_warning
     from dlspark.images import prepare_images
 
@@ -115,7 +120,7 @@ def run(options: argparse.Namespace) -> Report:
 
 
 def part_size(text: str) -> float:
-    """A fraction as a float, or a number of rows as an int: ``0.2`` or ``2000``."""
+    """``0.2``, a fraction, as a float; ``2000``, a number of rows, as an int."""
     return int(text) if text.isdigit() else float(text)
 
 
@@ -123,7 +128,7 @@ def fold(text: str) -> tuple[int, int]:
     """``2/5``, the second of five folds, as (1, 5)."""
     number, _, count = text.partition("/")
     if not (number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count) >= 2):
-        raise argparse.ArgumentTypeError(f"expected I/K, such as 1/5 for the first of five folds: received {text!r}")
+        raise argparse.ArgumentTypeError(f"expected I/K, such as 1/5 for the first of five folds; got {text!r}")
     return int(number) - 1, int(count)
 
 
@@ -131,7 +136,7 @@ def _test_size(options: argparse.Namespace) -> float:
     if options.fold is None:
         return 0.2 if options.test is None else options.test
     if options.test is not None:
-        raise ConfigError("Give --test or --fold: with folds the test part is one K-th of the rows.")
+        raise ConfigError("Expected --test or --fold; got both. With --fold, the part test is one K-th of the rows.")
     return float(1 / options.fold[1])
 
 

@@ -1,4 +1,4 @@
-"""Rows: how they are split, stored as shards and fed to a worker."""
+"""Rows: split, stored as shards and fed to workers."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from dlspark.data.columns import empty, quoted
 from dlspark.data.feed import Feed
 from dlspark.data.shard_writer import SHARD_BYTES, ShardWriter, write_rows
 from dlspark.data.sharding import fewest_rows, num_steps, step_range
-from dlspark.data.shards import ShardedRows, Structure, columns_of
+from dlspark.data.shards import ShardedRows
 from dlspark.data.split import PARTS, Split, assign, undersampled
 from dlspark.data.split_report import leak_warning, split_report
+from dlspark.data.structure import Structure, columns_of
 
 __all__ = [
     "PARTS",

@@ -9,12 +9,12 @@ if TYPE_CHECKING:
 
 
 def quoted(column: str) -> str:
-    """The name as Spark takes it wherever a dot would else mean a field of a struct."""
+    """The name in backticks; without them Spark reads a dot as a field of a struct."""
     return "`" + column.replace("`", "``") + "`"
 
 
 def empty(column: str) -> Column:
-    """Whether a row has nothing there: null, or no more than spaces."""
+    """Whether the value in a row is null or blank."""
     from pyspark.sql import functions as F
 
     value = F.col(quoted(column))

@@ -1,4 +1,4 @@
-"""The batches of one worker: a finite dataset of known cardinality per pass, under every Keras backend."""
+"""The batches of one worker, as a finite dataset of known cardinality per pass, for every Keras backend."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ PREFETCH_BATCHES = 2
 class Feed:
     """Reads this worker's part of every step from memory-mapped shards.
 
-    A context manager: the files stay mapped until it is closed.
+    A context manager; it keeps the files mapped until it is closed.
 
     Args:
-        rows: what to read.
-        batch_size: the most rows a step takes, *global*.
+        rows: the rows to read.
+        batch_size: the most rows of a step, *global*.
         rank: this worker.
         world_size: the number of workers that share each step.
-        seed: of the order; None reads the rows in their own order, as validation does.
+        seed: determines the order; None keeps the order of the rows, as validation does.
 
     Attributes:
-        epoch: the epoch whose order the next pass has; whoever runs the loop sets it before the pass begins.
-        steps: steps of a pass.
+        epoch: the epoch that determines the order of the next pass; the training loop sets it before each pass.
+        steps: the number of steps in a pass.
         began_at: when the latest pass began to read, by ``time.perf_counter``.
-        ready_at: for each step of it, when its batch had been read. A batch that was not ready when the step before it
-            ended kept the worker waiting.
+        ready_at: when the batch of each step of that pass was read. The worker waited for a batch that was read after the
+            end of the step before it.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Feed:
         self._reader.close()
 
     def part_rows(self, step: int) -> int:
-        """How many rows this worker has in ``step``."""
+        """The number of this worker's rows in ``step``."""
         start, stop = step_range(self._rows, self._batch_size, step, self._rank, self._world_size)
         return stop - start
 
@@ -71,27 +71,27 @@ class Feed:
         return found
 
     def first_row(self) -> tuple[Any, ...]:
-        """The first row of all, as a batch of one, the same on every rank."""
+        """The first row of the data as a batch of one, the same on every rank."""
         return self._reader.batch(np.arange(1))
 
     def order(self) -> np.ndarray[Any, Any] | None:
-        """The order of the pass of ``self.epoch``, or None for the rows' own."""
+        """The order of the rows in ``self.epoch``; None keeps their own order."""
         return None if self._seed is None else epoch_order(self._rows, self._seed, self.epoch)
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
         return self.batches()
 
     def batches(self, first_step: int = 0) -> Iterator[tuple[Any, ...]]:
-        """This worker's batches of one pass, from ``first_step`` to its end."""
+        """This worker's batches of one pass, from ``first_step`` on."""
         order = self.order()
         for step in range(first_step, self.steps):
             yield self.batch(step, order)
 
     def dataset(self, first_step: int = 0) -> Any:
-        """What ``Model.fit`` takes: a ``tf.data.Dataset`` under TensorFlow, a ``keras.utils.PyDataset`` elsewhere.
+        """The batches for ``Model.fit``: a ``tf.data.Dataset`` under TensorFlow, a ``keras.utils.PyDataset`` elsewhere.
 
         Args:
-            first_step: where every pass begins; above 0 for the rest of an epoch that was cut.
+            first_step: the first step of every pass; above 0 to resume within an epoch.
         """
         import keras
 
@@ -105,15 +105,15 @@ def _tensorflow_dataset(feed: Feed, first_step: int) -> Any:
     import tensorflow as tf
 
     def signature(leaf: np.ndarray[Any, Any]) -> Any:
-        # The batch dimension stays open: steps differ by a row, and one trace must serve them all.
+        # The batch dimension is open: steps differ by a row and share one trace.
         return tf.TensorSpec(shape=(None, *leaf.shape[1:]), dtype=leaf.dtype)
 
     spec = keras.tree.map_structure(signature, feed.batch(0, None))
     dataset = tf.data.Dataset.from_generator(lambda: feed.batches(first_step), output_signature=spec)
     dataset = dataset.apply(tf.data.experimental.assert_cardinality(feed.steps - first_step)).prefetch(PREFETCH_BATCHES)
     options = tf.data.Options()
-    # There is nothing to tune, and at the end of an epoch the iterator waits for the tuner's thread, which sleeps for up
-    # to 60 s at a time and now and then misses that it should end: an epoch of 0.3 s took 15 s (TensorFlow 2.19).
+    # There is nothing to tune. At the end of an epoch the iterator joins the tuner's thread, which sleeps up to 60 s and
+    # sometimes misses the signal to stop: an epoch of 0.3 s took 15 s (TensorFlow 2.19).
     options.autotune.enabled = False
     return dataset.with_options(options)
 
@@ -122,7 +122,7 @@ def _py_dataset(feed: Feed, first_step: int) -> Any:
     import keras
 
     class Batches(keras.utils.PyDataset):
-        """Steps by number, read ahead by one thread of Keras' own."""
+        """Steps by number; one thread of Keras reads ahead."""
 
         def __init__(self) -> None:
             super().__init__(workers=1, max_queue_size=PREFETCH_BATCHES)

@@ -1,4 +1,4 @@
-"""Writing shards: arrays in, Arrow IPC files and their checksums out. What they look like is said in `shards`."""
+"""Write arrays as shards: Arrow IPC files with checksums. `shards` describes the format."""
 
 from __future__ import annotations
 
@@ -13,17 +13,19 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from dlspark.data.shards import BOOLEAN, ShardedRows, Structure, columns_of, in_words
+from dlspark.data.arrow import in_words, to_arrow
+from dlspark.data.shards import ShardedRows
+from dlspark.data.structure import Structure, columns_of
 from dlspark.errors import DataError
 from dlspark.storage import Store
 
 SHARD_BYTES = 64 * 2**20
-"""How large a shard grows: large enough to read in one go, small enough that many of them share out evenly."""
+"""The size of a shard: large enough for sequential reads, small enough to distribute evenly."""
 
 
 @dataclass(frozen=True)
 class ShardInfo:
-    """What was written: the file's name, its rows, its length and the CRC-32 of its bytes (RFC 1952)."""
+    """A written shard: file name, number of rows, size and the CRC-32 of its bytes (RFC 1952)."""
 
     file: str
     rows: int
@@ -32,11 +34,11 @@ class ShardInfo:
 
 
 class ShardWriter:
-    """Writes one shard, a record batch per call; a context manager. A block left by an exception leaves no file.
+    """Writes one shard, a record batch per call. A context manager; after an exception in the block there is no file.
 
     Args:
-        path: the file to create. To publish it in a store, take the path from `Store.open_writer`.
-        name: what `ShardInfo.file` says; the path's own name when None.
+        path: the file to create. To publish it in a store, use the path from `Store.open_writer`.
+        name: the value of `ShardInfo.file`; the name of the path when None.
     """
 
     def __init__(self, path: Path, name: str | None = None) -> None:
@@ -52,38 +54,36 @@ class ShardWriter:
         """Append rows.
 
         Args:
-            columns: name to an array of shape (rows, ...) of a boolean, integer or floating dtype, or to texts of
-                shape (rows,). The first call fixes names, order, dtypes and shapes.
+            columns: by name, arrays of shape (rows, ...) of a boolean, integer or floating dtype, or text of shape
+                (rows,). The first call fixes names, order, dtypes and shapes.
 
         Raises:
-            DataError: no columns, unequal numbers of rows, a dtype that Arrow has not, or not the first call's columns.
+            DataError: no columns, unequal numbers of rows, an unsupported dtype, or other columns than in the first call.
         """
-        converted = [_to_arrow(name, values) for name, values in columns.items()]
+        converted = [to_arrow(name, values) for name, values in columns.items()]
         schema, arrays = pa.schema([field for field, _ in converted]), [array for _, array in converted]
         if len({len(array) for array in arrays}) != 1:
             counts = {name: len(array) for name, array in zip(columns, arrays, strict=True)}
-            raise DataError(f"Expected at least one column, all with the same number of rows: received {counts}.")
+            raise DataError(f"Expected at least one column, all with the same number of rows; got {counts}.")
         if self._writer is None:
             self._schema = schema
             self._writer = pa.ipc.new_file(pa.PythonFile(self._file, mode="w"), schema)
         elif not schema.equals(self._schema, check_metadata=True):
-            raise DataError(
-                f"Expected the columns of the first write, {in_words(self._schema)}: received {in_words(schema)}."
-            )
+            raise DataError(f"Expected the columns of the first write, {in_words(self._schema)}; got {in_words(schema)}.")
         if len(arrays[0]):
             self._writer.write_batch(pa.record_batch(arrays, schema=schema))
             self._rows += len(arrays[0])
 
     def close(self) -> ShardInfo:
-        """Finish the file and describe it; again gives the same. `Store.open_writer` has it on disk.
+        """Finish the file and describe it; a second call returns the same. `Store.open_writer` syncs it to disk.
 
         Raises:
-            DataError: nothing was ever written, so that its columns are unknown; the file is removed.
+            DataError: there was no `write`, so the columns are unknown; the file is removed.
         """
         if self._info is None:
             if self._writer is None:
                 self._abandon()
-                raise DataError(f"Expected at least one write() before closing the shard {self._name!r}.")
+                raise DataError(f"Expected at least one write() to the shard {self._name!r} before close(); got none.")
             self._writer.close()
             size = self._file.finish()
             self._info = ShardInfo(self._name, self._rows, size, self._file.crc32)
@@ -104,7 +104,7 @@ class ShardWriter:
 
 
 class _CheckedFile:
-    """A file whose CRC-32 is known once it is written: it guards against damage, at a sixth of what SHA-256 costs."""
+    """Computes the CRC-32 of a file while writing it. CRC-32 detects damage at a sixth of the cost of SHA-256."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("wb")
@@ -122,7 +122,7 @@ class _CheckedFile:
         self._file.flush()
 
     def close(self) -> None:
-        """Arrow calls it when its own wrapper goes; `finish` is what closes the file."""
+        """Does nothing: Arrow calls it when it drops its wrapper, and `finish` closes the file."""
 
     def finish(self) -> int:
         size = 0
@@ -148,28 +148,28 @@ def write_rows(
     """Write arrays as shards into the folder ``name`` of ``store``, in their order.
 
     Args:
-        store: where.
+        store: the store.
         name: the folder in it; files of the same name are replaced.
-        x: an array of shape (rows, ...), or a tuple, list or dict of such arrays, nested at will.
-        y: the same for the target; None when there is none.
-        sample_weight: an array of shape (rows,), or a structure like y's; None when all rows weigh the same.
-        num_classes: passed on to the result.
-        classes: passed on to the result.
-        shard_bytes: about how large a file becomes; a file has at least one row.
+        x: an array of shape (rows, ...), or a tuple, list or dict of such arrays at any depth.
+        y: the target, as ``x``; None if there is none.
+        sample_weight: an array of shape (rows,), or a structure like that of ``y``; None for equal weights.
+        num_classes: copied to the result.
+        classes: copied to the result.
+        shard_bytes: the approximate size of a file; a file has at least one row.
 
     Raises:
-        DataError: no rows, unequal numbers of rows, or something that is not an array of numbers.
+        DataError: no rows, unequal numbers of rows, or a value that is not an array of numbers.
     """
     arrays: dict[str, NDArray[Any]] = {}
     x_columns = _flatten("x", x, arrays)
     y_columns = None if y is None else _flatten("y", y, arrays)
     weight_columns = None if sample_weight is None else _flatten("sample_weight", sample_weight, arrays)
     if not columns_of(x_columns):
-        raise DataError(f"Expected an array of rows as x, or a structure of such arrays: received {type(x).__name__}.")
+        raise DataError(f"Expected an array of rows as x, or a structure of such arrays; got {type(x).__name__}.")
     counts = {key: len(array) for key, array in arrays.items()}
     rows = min(counts.values())
     if rows == 0 or rows != max(counts.values()):
-        raise DataError(f"Expected at least one row, and the same number in every array: received {counts}.")
+        raise DataError(f"Expected at least one row, and the same number in every array; got {counts}.")
     row_bytes = sum(array.nbytes for array in arrays.values()) / rows
     step = max(1, int(shard_bytes // max(row_bytes, 1)))
     folder = store.child(name)
@@ -193,7 +193,7 @@ def write_rows(
 
 
 def _flatten(name: str, value: Any, into: dict[str, NDArray[Any]]) -> Structure:
-    """Put the arrays of a structure into ``into`` under names made from where they are; give the names' structure."""
+    """Put the arrays of a structure into ``into`` under names made from their places; returns the structure of names."""
     if isinstance(value, Mapping):
         return {str(key): _flatten(f"{name}/{key}", part, into) for key, part in value.items()}
     if isinstance(value, (tuple, list)):
@@ -201,33 +201,8 @@ def _flatten(name: str, value: Any, into: dict[str, NDArray[Any]]) -> Structure:
     array = np.asarray(value) if hasattr(value, "__array__") else np.empty(0, object)
     if array.ndim == 0 or array.dtype.kind not in "biuf":
         raise DataError(
-            f"Expected an array of numbers with rows along its first axis as {name}: received "
-            f"{type(value).__name__} ({array.dtype}, shape {array.shape}). Give np.asarray(...) of numbers."
+            f"Expected an array of numbers with rows along its first axis as {name}; got {type(value).__name__} "
+            f"({array.dtype}, shape {array.shape}). Give np.asarray(...) of numbers."
         )
     into[name] = array
     return name
-
-
-def _to_arrow(name: str, values: NDArray[Any] | Sequence[str]) -> tuple[pa.Field, pa.Array]:
-    if not isinstance(values, np.ndarray) or values.dtype.kind in "OUT":
-        try:
-            texts = pa.array(values.tolist() if isinstance(values, np.ndarray) else list(values), pa.string())
-        except (pa.ArrowException, TypeError) as error:
-            raise DataError(f"Expected an array of numbers, or texts, in column {name!r}: {error}.") from error
-        if texts.null_count:
-            raise DataError(f"Expected a text in every row of column {name!r}: {texts.null_count} of {len(texts)} are null.")
-        return pa.field(name, pa.string(), nullable=False), texts
-    shape = values.shape[1:]
-    metadata = BOOLEAN if values.dtype == bool else None
-    if values.dtype.kind not in "biuf" or values.ndim == 0 or 0 in shape or values.dtype.itemsize > 8:
-        raise DataError(
-            f"Expected numbers of shape (rows, ...) with at least one per row in column {name!r}: "
-            f"received {values.dtype} of shape {values.shape}."
-        )
-    values = np.ascontiguousarray(values, np.uint8 if values.dtype == bool else values.dtype.newbyteorder("="))
-    flat = pa.array(values.reshape(-1))
-    if not shape:
-        return pa.field(name, flat.type, nullable=False, metadata=metadata), flat
-    kind = pa.fixed_shape_tensor(flat.type, shape)
-    tensors = pa.ExtensionArray.from_storage(kind, pa.FixedSizeListArray.from_arrays(flat, int(np.prod(shape))))
-    return pa.field(name, kind, nullable=False, metadata=metadata), tensors

@@ -1,8 +1,8 @@
-"""Which rows a worker sees in which step: the arithmetic of an epoch, and nothing else.
+"""The arithmetic of an epoch: which rows a worker sees in which step.
 
 An epoch of n rows has S = ceil(n / batch_size) steps. Steps differ by at most one row, and so do the workers' parts of a
 step: 1,003 rows in batches of 64 make sixteen steps of 62 or 63 rows, where Keras would make fifteen of 64 and one of
-43. Nothing is padded, repeated or dropped, for any number of workers.
+43. No row is padded, repeated or dropped, for any number of workers.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from numpy.typing import NDArray
 
 
 def num_steps(rows: int, batch_size: int) -> int:
-    """Steps in one epoch: ceil(rows / batch_size), whatever the number of workers."""
+    """Steps in one epoch, for any number of workers: ceil(rows / batch_size)."""
     return -(-rows // batch_size)
 
 
 def cut(total: int, parts: int, index: int) -> tuple[int, int]:
-    """The half-open range of part ``index`` when ``total`` rows are cut into ``parts`` that differ by at most one row."""
+    """The half-open range of part ``index`` of ``total`` rows cut into ``parts`` that differ by at most one row."""
     return total * index // parts, total * (index + 1) // parts
 
 
 def step_range(rows: int, batch_size: int, step: int, rank: int = 0, world_size: int = 1) -> tuple[int, int]:
-    """Positions in the epoch's order, half open, of the rows that worker ``rank`` sees in ``step``.
+    """The half-open range of positions in the epoch's order that worker ``rank`` sees in ``step``.
 
     Over all ranks and steps these ranges cover ``range(rows)`` exactly once, in step order, then rank order.
     """
@@ -32,7 +32,7 @@ def step_range(rows: int, batch_size: int, step: int, rank: int = 0, world_size:
 
 
 def fewest_rows(rows: int, batch_size: int, world_size: int) -> int:
-    """The fewest rows that any worker has in any step. Zero means that this many workers cannot share the steps."""
+    """The fewest rows of any worker in any step; 0 if there are too many workers for the batch size."""
     return rows // num_steps(rows, batch_size) // world_size if rows else 0
 
 

@@ -1,7 +1,7 @@
-"""Which rows train, which validate, which test: decided before anything else touches them.
+"""The split of rows into train, validation and test, before any other step.
 
-The draw hangs on the seed and a row's id alone: not on the order of the rows, their partitions or the cluster. Adding
-a column or a worker changes nothing.
+The split depends only on the seed and the ids of the rows: not on their order, their partitions, their columns or the
+cluster.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ PARTS = ("train", "validation", "test")
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """How to share rows out among train, validation and test.
+    """How to split rows into train, validation and test.
 
     Attributes:
-        test: what to test on: a fraction of the rows, from 0 to below 1, or a whole number of rows.
-        validation: what to validate on, the same way. The rest trains.
-        stratify: keep the ratio of the labels in each part. By fractions each label is shared out on its own, to the
-            nearest row; by numbers of rows each label has its share to within a row, and the numbers are exact.
-        group: name of a column (patient, lesion) whose values must not be on both sides: groups go whole to one part.
-            Sizes then hold to the nearest group. Stratified, a group counts for its most frequent label.
-        seed: of the draw.
-        column: name of a column that already says "train", "validation" or "test". Nothing is drawn then, and the
-            sizes, ``stratify`` and ``seed`` are without effect; that no ``group`` is on two sides is still checked.
-        fold: (i, k): test on the i-th of k folds, i from 0; ``test`` is 1 / k then. `kfold` gives all k.
-        undersample: after all this, leave training rows out until every label has as many as the rarest one.
+        test: the size of the part ``test``: a fraction of the rows, from 0 to below 1, or a whole number of rows.
+        validation: the size of the part ``validation``, as for ``test``. The rest is ``train``.
+        stratify: keep the ratio of the labels in each part. With fractions, each label is split separately, to the nearest
+            row. With numbers of rows, the numbers are exact, and each label has its share to within a row.
+        group: name of a column (patient, lesion). All rows of a group are in one part, and sizes hold to the nearest group.
+            Stratified, a group has its most frequent label.
+        seed: determines the random order.
+        column: name of a column with "train", "validation" or "test" in each row. It replaces the random split, so the
+            sizes, ``stratify`` and ``seed`` have no effect. A ``group`` in two parts is still an error.
+        fold: (i, k): test on fold i of k, from 0; ``test`` must be 1 / k. `kfold` returns all k splits.
+        undersample: then drop training rows until every label has as many as the rarest one.
 
     Raises:
-        ConfigError: sizes or a fold that cannot be.
+        ConfigError: invalid sizes or an invalid fold.
     """
 
     test: float = 0.2
@@ -56,61 +56,61 @@ class Split:
         if not numbers or min(sizes) < 0 or any(size >= 1 for size in fractions) or sum(fractions) >= 1:
             raise ConfigError(
                 "Expected test and validation as fractions from 0 to below 1, less than 1 together, or as whole numbers of "
-                f"rows: received test={self.test!r}, validation={self.validation!r}."
+                f"rows; got test={self.test!r}, validation={self.validation!r}."
             )
         if self.fold is not None:
             number, count = self.fold
             if not 0 <= number < count or count < 2 or abs(self.test - 1 / count) > 1e-9 or self.column is not None:
                 raise ConfigError(
-                    "Expected fold=(i, k) with i from 0 to k - 1, at least two folds, test=1/k and no column: received "
-                    f"fold={self.fold!r}, test={self.test!r}, column={self.column!r}. Split.kfold(k) makes all of them."
+                    "Expected fold=(i, k) with i from 0 to k - 1, at least two folds, test=1/k and no column; got "
+                    f"fold={self.fold!r}, test={self.test!r}, column={self.column!r}. Use Split.kfold(k)."
                 )
 
     @classmethod
     def kfold(cls, k: int, **settings: Any) -> list[Split]:
-        """The k splits of a cross-validation: every row, or group, tests in exactly one of them.
+        """The k splits of a cross-validation: every row, or group, is in ``test`` in exactly one of them.
 
         Args:
-            k: how many folds, 2 or more. Each tests on a k-th of the rows, to within one row, or to the nearest group.
+            k: the number of folds, at least 2. Each ``test`` has a k-th of the rows, to within a row, or the nearest group.
             settings: the other attributes of each split.
         """
         return [cls(test=1 / k, fold=(i, k), **settings) for i in range(k)]
 
 
 def assign(df: DataFrame, split: Split, *, id_column: str = "id", label_column: str = "label") -> DataFrame:
-    """Give every row its part; `Split.undersample` is left to `undersampled`.
+    """Assign each row to a part; `undersampled` does the rest.
 
-    Rows are ordered by SHA-256 of ``"<seed>:<id>"``; of n rows the first round(n * test) test, the next
-    round(n * validation) validate, halves rounded up. Folds are dealt out in that order, one row after the other. Groups
-    are ordered the same way, by the hash of their name, and a group belongs to where its middle row falls.
+    Rows are ordered by SHA-256 of ``"<seed>:<id>"``. Of n rows the first round(n * test) are ``test``, the next
+    round(n * validation) are ``validation``; halves are rounded up. Folds take rows in turn, in that order. Groups are
+    ordered by the hash of their name; the position of its middle row decides the part of a group.
 
     Args:
         df: one row per example; ids are unique.
-        split: how.
-        id_column: its unique id, of a type that casts to string.
-        label_column: what is stratified by.
+        split: the split.
+        id_column: the column with the ids, of a type that casts to string.
+        label_column: the column to stratify by.
 
     Returns:
-        ``df`` with the column ``part``, new or in the place of one: "train", "validation" or "test".
+        ``df`` with the column ``part``, added or replaced: "train", "validation" or "test".
 
     Raises:
-        ConfigError: a column that is not there.
-        DataError: a row without a group, a group on two sides of a given column, another word in it, or fewer rows than
-            the numbers asked for.
+        ConfigError: a column is missing.
+        DataError: a row has no group, ``Split.column`` has a group in two parts or another value, or there are fewer rows
+            than requested.
     """
     from pyspark.sql import functions as F
 
     needed = [split.group, split.column or (label_column if split.stratify else None), id_column]
     for name in needed:
         if name is not None and name not in df.columns:
-            raise ConfigError(f"Expected a column to split by: there is no {name!r}. {did_you_mean(name, df.columns)}")
+            raise ConfigError(f"Expected a column to split by; got {name!r}. {did_you_mean(name, df.columns)}")
     if split.group is not None:
         missing = df.filter(empty(split.group)).select(quoted(id_column)).first()
         if missing is not None:
-            raise DataError(f"Expected a {split.group} in every row, to split by: row {missing[0]!r} has none.")
+            raise DataError(f"Expected a {split.group} in every row, to split by; got none in row {missing[0]!r}.")
     if split.column is not None:
         return _given(df, split, split.column)
-    df = df.drop("part")  # a column of that name that nobody asked to obey
+    df = df.drop("part")  # Split.column was not set, so a column of that name has no meaning
     stratum = F.col(quoted(label_column)) if split.stratify else F.lit(0)
     if split.group is not None:
         return _by_group(df, split, split.group, stratum)
@@ -118,9 +118,9 @@ def assign(df: DataFrame, split: Split, *, id_column: str = "id", label_column: 
 
 
 def undersampled(parted: DataFrame, *, seed: int, id_column: str = "id", label_column: str = "label") -> DataFrame:
-    """Leave out training rows until every label has as many as the rarest label that trains; other parts stay whole.
+    """Drop training rows until every label has as many as the rarest one in training; other parts are unchanged.
 
-    Which ones stay hangs on seed and id alone.
+    The choice depends only on the seed and the ids.
     """
     from pyspark.sql import Window
     from pyspark.sql import functions as F
@@ -178,7 +178,7 @@ def _by_group(df: DataFrame, split: Split, group: str, stratum: Column) -> DataF
     test, validation = (_fraction(size, rows) for size in (split.test, split.validation))
 
     def middle(*within: str) -> Column:
-        """Where a group's middle row falls among the rows of its stratum, as they are drawn."""
+        """The position of a group's middle row among the rows of its stratum, in random order."""
         drawn = Window.partitionBy(*within).orderBy(_draw(split.seed, "__group"), F.col("__group"))
         before = drawn.rowsBetween(Window.unboundedPreceding, Window.currentRow)
         return F.sum("__rows").over(before) - F.col("__rows") / 2
@@ -208,17 +208,17 @@ def _fraction(size: float, rows: int) -> float:
 
 def _check_enough(size: float, rows: int) -> None:
     if size > rows:
-        raise DataError(f"Expected {size} rows for one part: there are {rows} in all. Ask for fewer, or for a fraction.")
+        raise DataError(f"Expected at least {size} rows, for one part; got {rows} in all. Ask for fewer, or for a fraction.")
 
 
 def _shares(available: dict[Any, int], size: float, *, of: dict[Any, int]) -> dict[Any, int]:
-    """How many of each stratum's ``available`` rows make up a part of ``size`` of the rows that there are in all, ``of``."""
+    """The number of ``available`` rows of each stratum in a part whose ``size`` refers to all rows, ``of``."""
     if isinstance(size, float):
-        # The inner rounding takes away what binary fractions add: 0.35 x 10 = 3.5, of which the nearest row is 4.
+        # The inner rounding removes the error of binary fractions: 0.35 x 10 is 3.5, which rounds to 4.
         return {name: min(available[name], floor(round(count * size, 6) + 0.5)) for name, count in of.items()}
     rows = sum(available.values())
     _check_enough(size, rows)
-    # Rounding the running total, not each share, keeps the sum exact and every share within a row of its due.
+    # Rounding the running total, not each share, keeps the sum exact and every share within a row.
     shares, seen, given = {}, 0, 0
     for name in sorted(available, key=str):
         seen += available[name]
@@ -228,7 +228,7 @@ def _shares(available: dict[Any, int], size: float, *, of: dict[Any, int]) -> di
 
 
 def _rows_before(counts: dict[Any, int]) -> dict[Any, int]:
-    """For each stratum the rows of those before it, so that the dealing goes on where the last stratum ended."""
+    """The rows before each stratum, so that folds take turns across strata."""
     before, total = {}, 0
     for name in sorted(counts, key=str):
         before[name] = total
@@ -237,7 +237,7 @@ def _rows_before(counts: dict[Any, int]) -> dict[Any, int]:
 
 
 def _of_stratum(values: dict[Any, int]) -> Column:
-    """The value of a row's stratum."""
+    """The value for the stratum of a row."""
     from pyspark.sql import functions as F
 
     return F.create_map(*(F.lit(item) for pair in values.items() for item in pair))[F.col("__stratum")]
@@ -249,12 +249,12 @@ def _given(df: DataFrame, split: Split, column: str) -> DataFrame:
     said = F.col(quoted(column))
     wrong = df.filter(said.isNull() | ~said.isin(*PARTS)).select(said).first()
     if wrong is not None:
-        raise DataError(f"Expected one of {', '.join(PARTS)} in every row of column {column!r}: received {wrong[0]!r}.")
+        raise DataError(f"Expected one of {', '.join(PARTS)} in every row of column {column!r}; got {wrong[0]!r}.")
     if split.group is not None:
         sides = df.groupBy(F.col(quoted(split.group)).alias("group")).agg(F.countDistinct(said).alias("sides"))
         torn = sides.filter("sides > 1").orderBy("group").first()
         if torn is not None:
-            raise DataError(f"Expected every {split.group} in one part: {torn[0]!r} is in {torn[1]}, so {column!r} leaks.")
+            raise DataError(f"Expected every {split.group} in one part of {column!r}; got {torn[0]!r} in {torn[1]} parts.")
     return df.withColumn("part", said)
 
 

@@ -1,4 +1,4 @@
-"""What a split did: rows, classes and groups by part, and whether a group is on two sides."""
+"""Counts of a split: rows, classes and groups by part, and groups in more than one part."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ def split_report(parted: DataFrame) -> dict[str, Any]:
     """Count a table with the columns ``part``, ``label`` and, where rows belong to groups, ``group``.
 
     Returns:
-        Plain data. ``parts``: by part ``rows``, ``by_class`` and, with groups, ``groups`` and
-        ``groups_by_class``. ``groups``: None without a
-        column ``group``; else ``of``, how many there are, ``torn``, how many are in more than one part, ``rows``, the
-        rows of those, and ``first``, up to ten of their names. Rows without a group belong to none.
+        Plain data. ``parts`` has ``rows`` and ``by_class`` for each part and, with groups, ``groups`` and
+        ``groups_by_class``. ``groups`` is None without a column ``group``; else ``of`` is the number of groups, ``torn``
+        the number in more than one part, ``rows`` the number of their rows, and ``first`` up to ten of their names. Rows
+        without a group are not counted.
     """
     from pyspark.sql import functions as F
 
@@ -48,11 +48,11 @@ def split_report(parted: DataFrame) -> dict[str, Any]:
 
 
 def leak_warning(report: dict[str, Any]) -> str | None:
-    """One sentence where groups are on two sides; None where they are not."""
+    """A warning if groups are in more than one part; None otherwise."""
     groups = report["groups"]
     if not groups or not groups["torn"]:
         return None
     return (
         f"This split leaks: {groups['torn']:,} of {groups['of']:,} groups, such as {groups['first'][0]!r}, have images in "
-        "more than one part, so results on test will be better than on new groups. Split by group to keep them whole."
+        "more than one part, so results on test will be better than on new groups. Split by group."
     )

@@ -1,11 +1,12 @@
-"""Image pipelines: layouts, decoding, preparation, exploration."""
+"""Image collections: layouts, decoding, preparation, exploration."""
 
 from __future__ import annotations
 
 from dlspark._require import LAYOUTS
+from dlspark.images.counts import rows_of
 from dlspark.images.dataset import ImageDataset
 from dlspark.images.decode import RESIZES, decode, scale
-from dlspark.images.explore import explore, rows_of
+from dlspark.images.explore import explore
 from dlspark.images.layouts import CsvLayout, KnownLayout, Layout, find_layout
 from dlspark.images.prepare import prepare_images
 from dlspark.images.progress import show_progress

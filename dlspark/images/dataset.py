@@ -1,4 +1,4 @@
-"""ImageDataset: a folder of shards and the manifest that says what is in them."""
+"""ImageDataset: a folder of shards and the manifest that describes them."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ FORMAT = 2
 
 @dataclass(frozen=True)
 class ImageDataset:
-    """A prepared dataset: images of one size, their labels, ids and further columns. Plain, picklable data.
+    """A prepared dataset: images of one size with labels, ids and further columns. Plain, picklable data.
 
     Attributes:
-        uri: the store's folder.
+        uri: the folder.
         classes: names of the classes, sorted; a label is the index into them.
         image_size: (height, width) in pixels.
-        train: its rows, as `Trainer.fit` takes them: ``x`` uint8 of shape (rows, height, width, 3), RGB; ``y`` int32
-            of shape (rows,). None when there are none.
-        validation: the same.
-        test: the same.
-        manifest: all that the manifest says.
+        train: the rows for `Trainer.fit`: ``x`` is uint8 of shape (rows, height, width, 3), RGB; ``y`` is int32 of shape
+            (rows,). None if the part is empty.
+        validation: as ``train``.
+        test: as ``train``.
+        manifest: the manifest.
     """
 
     uri: str
@@ -43,16 +43,18 @@ class ImageDataset:
         """The dataset that `prepare_images` finished at ``uri``.
 
         Raises:
-            DataError: there is no finished dataset, or one of another format version.
+            DataError: there is no finished dataset, or it has another format version.
         """
         store = Store(uri)
         if not store.exists(MANIFEST):
-            raise DataError(f"Expected a prepared dataset at {store.uri!r}: it has no {MANIFEST}. Run prepare_images.")
+            raise DataError(
+                f"Expected a prepared dataset at {store.uri!r}; got a folder that has no {MANIFEST}. Run prepare_images."
+            )
         manifest = store.read_json(MANIFEST)
         if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
             raise DataError(
-                f"Expected a manifest of format {FORMAT} at {store.uri!r}: it is of another version of dlspark. "
-                "Prepare the dataset again."
+                f"Expected a manifest of format {FORMAT} at {store.uri!r}; got one of another version of dlspark. Prepare "
+                "the dataset again."
             )
         classes = tuple(manifest["classes"])
         parts = {part: _rows(store.uri, classes, manifest["parts"].get(part)) for part in PARTS}
@@ -61,21 +63,21 @@ class ImageDataset:
 
     @property
     def num_classes(self) -> int:
-        """How many classes there are."""
+        """The number of classes."""
         return len(self.classes)
 
     def class_weight(self) -> dict[int, float]:
-        """Weights under which all classes count alike in the loss, as `Trainer.fit` takes them.
+        """Weights for `Trainer.fit` that give all classes the same total weight in the loss.
 
-        The weight of class c is n / (k · n_c), for n training rows, n_c of them of class c, of k classes that train: what
-        scikit-learn calls balanced. A class without training rows has none.
+        The weight of class c is n / (k · n_c), for n training rows, n_c of them of class c, and k classes with training
+        rows: scikit-learn's "balanced". A class without training rows has no weight.
         """
         by_class = self.manifest["parts"]["train"]["by_class"]
         counts = {label: by_class[name] for label, name in enumerate(self.classes) if by_class.get(name)}
         return {label: sum(counts.values()) / (len(counts) * count) for label, count in counts.items()}
 
     def summary(self) -> dict[str, Any]:
-        """What a person wants to know, as plain data: sizes, rows by part and class, and how many were rejected."""
+        """A summary as plain data: sizes, rows by part and class, and the number of rejected images."""
         parts = self.manifest["parts"]
         return {
             "uri": self.uri,

@@ -1,9 +1,9 @@
-"""From the bytes of an image file to pixels of one size, or to the reason why not.
+"""Decode image files to pixels of one size, or reject them with a reason.
 
-Outcomes: JPEG, PNG, BMP, WebP and TIFF are read, the first frame of many; anything else is refused, whatever its name
-says. Size is judged by the header, before a pixel is decoded. EXIF orientation is applied. Grey, palette and CMYK
-become RGB; 16-bit grey keeps its upper 8 bits; what is transparent is laid over black; 32-bit and floating pixels are
-refused, because their range is unknown. A truncated file is refused, not filled up with grey.
+JPEG, PNG, BMP, WebP and TIFF are decoded, the first frame only; other content is rejected, whatever the file name. The size
+is checked in the header before pixels are decoded. EXIF orientation is applied. Grey, palette and CMYK images become RGB;
+16-bit grey keeps its upper 8 bits; transparent pixels are composited over black. 32-bit and floating-point pixels are
+rejected because their range is unknown, and so are truncated files.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from dlspark.errors import DataError
 
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-"""File names that a layout takes for images. The content decides, not the name, once a file is read."""
+"""File names that layouts treat as images. Once a file is read, only its content matters."""
 
 RESIZES = ("fit", "crop")
-"""Ways to bring an image to another size; `decode_measured` says what they do."""
+"""Ways to scale an image; see `decode_measured`."""
 
 MAX_PIXELS = 50_000_000
-"""More pixels than that are refused: 150 MB decoded, and above what cameras and scanners of lesions or cells make."""
+"""Larger images are rejected: 150 MB decoded, more than cameras and scanners of lesions or cells produce."""
 
 _ORIENTATION = 0x0112
 _TURNED = frozenset({5, 6, 7, 8})  # orientations whose width and height swap
-_UPRIGHT = {  # what undoes each orientation of the EXIF 2.3 specification, 4.6.4
+_UPRIGHT = {  # the inverse of each orientation in EXIF 2.3, section 4.6.4
     2: "FLIP_LEFT_RIGHT",
     3: "ROTATE_180",
     4: "FLIP_TOP_BOTTOM",
@@ -51,21 +51,21 @@ def decode_measured(
 ) -> tuple[NDArray[np.uint8], tuple[int, int]]:
     """Decode an image file and scale it to ``image_size``.
 
-    A JPEG much larger than asked is decoded at 1/2, 1/4 or 1/8 of its size, never below what was asked, which takes
-    half the time (Pillow's ``draft``). The rest of the way is bilinear, over all the pixels that a new one covers.
+    A JPEG much larger than ``image_size`` is decoded at 1/2, 1/4 or 1/8 of its size, never below ``image_size``, which takes
+    half the time (Pillow's ``draft``). Scaling is bilinear, over all the source pixels of each new pixel.
 
     Args:
-        data: the file's bytes.
+        data: the content of the file.
         image_size: (height, width) in pixels.
-        resize: one of `RESIZES`: ``"fit"`` keeps the whole image and gives up its proportions; ``"crop"`` keeps the
-            proportions and gives up what is left and right, or above and below, of the largest window in the middle.
-        max_pixels: the most pixels, by its header, that an image may have.
+        resize: one of `RESIZES`: ``"fit"`` keeps the whole image and distorts it; ``"crop"`` keeps the aspect ratio and the
+            largest centered window.
+        max_pixels: the most pixels that an image may have, by its header.
 
     Returns:
-        (uint8 of shape (height, width, 3), RGB; the (height, width) that the image had, upright).
+        (uint8 of shape (height, width, 3), RGB; the original (height, width), upright).
 
     Raises:
-        DataError: the reason why these bytes are no image to train on; it does not name the file.
+        DataError: the image cannot be used; the message is the reason, without the name of the file.
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -80,9 +80,9 @@ def decode_measured(
         if image.format == "JPEG":
             image.draft("RGB", (height, width) if _orientation(image) in _TURNED else (width, height))
         image.load()
-        orientation = _orientation(image)  # asked again: Pillow turns a TIFF upright while it loads
+        orientation = _orientation(image)  # again: Pillow rotates a TIFF upright on load
         size = (height, width) if orientation in _TURNED else (width, height)
-        if image.format == "TIFF":  # upright by now, and never scaled while it loads
+        if image.format == "TIFF":  # upright by now, and not scaled on load
             found = image.size
         image = _scaled(_to_rgb(image), size, resize)
         if orientation in _UPRIGHT:
@@ -94,12 +94,12 @@ def decode_measured(
         raise DataError(f"not a {', '.join(FORMATS)} image; it starts with {data[:16]!r}") from error
     except Image.DecompressionBombError as error:
         raise DataError(f"more than the {max_pixels:,} pixels allowed: {error}") from error
-    except Exception as error:  # decoders raise whatever comes: OSError, SyntaxError, struct.error, ValueError, ...
+    except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, ValueError, …
         raise DataError(f"cannot be decoded: {error}") from error
 
 
 def scale(pixels: NDArray[np.uint8], image_size: tuple[int, int], *, resize: str = "fit") -> NDArray[np.uint8]:
-    """What `decode` makes of an image whose pixels are these.
+    """Scale decoded pixels as `decode` does.
 
     Args:
         pixels: uint8 of shape (height, width) or (height, width, 1), grey; (…, 3), RGB; (…, 4), RGBA.
@@ -113,21 +113,21 @@ def scale(pixels: NDArray[np.uint8], image_size: tuple[int, int], *, resize: str
 
 
 def _scaled(image: Any, size: tuple[int, int], resize: str) -> Any:
-    """Of (width, height) ``size``."""
+    """The image scaled to ``size``, (width, height)."""
     from PIL import Image
 
     return image.resize(size, Image.Resampling.BILINEAR, box=_window(image.size, size) if resize == "crop" else None)
 
 
 def _window(found: tuple[int, int], size: tuple[int, int]) -> tuple[float, float, float, float]:
-    """The largest (left, upper, right, lower) in the middle of ``found`` that has the proportions of ``size``."""
+    """The largest centered window (left, upper, right, lower) of ``found`` with the aspect ratio of ``size``."""
     scale = min(found[0] / size[0], found[1] / size[1])
     across, down = (found[0] - size[0] * scale) / 2, (found[1] - size[1] * scale) / 2
     return across, down, found[0] - across, found[1] - down
 
 
 def _orientation(image: Any) -> int:
-    """1 to 8 by EXIF; 1, which is upright, where the EXIF block is absent or broken: the pixels may well be sound."""
+    """The EXIF orientation, 1 to 8; 1 (upright) if EXIF is missing or broken, as the pixels may be intact."""
     try:
         return int(image.getexif().get(_ORIENTATION, 1))
     except Exception:

@@ -1,7 +1,7 @@
-"""explore: what is in a prepared dataset, before anybody trains on it.
+"""explore: count the rows of a prepared dataset, show samples and find equal images.
 
-Works on the shards themselves, on the driver, without Spark: all columns but the pixels are read whole, the pixels in
-small batches. "Equal" images are those whose pixels are the same after decoding and scaling.
+It reads the shards on the driver, without Spark: pixels in small batches, other columns as a whole. Images are equal if
+their pixels are equal after decoding and scaling.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 from dlspark.data import PARTS, ShardedRows, leak_warning
 from dlspark.errors import ConfigError, did_you_mean
+from dlspark.images.counts import MOST_VALUES, ColumnCounts, bars, by_value, rows_of
 from dlspark.images.dataset import ImageDataset
 from dlspark.images.write import SOURCE_SIZE
 from dlspark.report import Page, new_figure
@@ -25,38 +25,19 @@ from dlspark.report import Page, new_figure
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MOST_VALUES = 20
-"""A column of more distinct texts shows the most frequent ones and the rest together; of numbers, ten ranges."""
-
-_RANGES = 10
 _IDENTIFIERS = frozenset({"id", "group"})
 _BATCH = 256
 
 
 @dataclass(frozen=True)
-class ColumnCounts:
-    """Rows by a column's value, or range of values, and class.
-
-    Attributes:
-        column: its name.
-        values: the values or ranges as text.
-        counts: integers of shape (values, classes).
-    """
-
-    column: str
-    values: tuple[str, ...]
-    counts: NDArray[np.int64]
-
-
-@dataclass(frozen=True)
 class Exploration:
-    """What `explore` found.
+    """The result of `explore`.
 
     Attributes:
-        dataset: of what.
-        counts: by part, then by every column that was asked for.
-        sizes: rows by (height, width) of the images as they were found, the most frequent first.
-        duplicates: for every set of equal images its rows as (part, class, id); sets on several parts come first.
+        dataset: the dataset.
+        counts: counts by part, then by each requested column.
+        sizes: the number of images by original (height, width), most frequent first.
+        duplicates: for each set of equal images, its rows as (part, class, id); sets in several parts are first.
     """
 
     dataset: ImageDataset
@@ -67,11 +48,11 @@ class Exploration:
 
     @property
     def leaking(self) -> int:
-        """How many sets of equal images are on more than one part."""
+        """The number of sets of equal images in more than one part."""
         return sum(len({part for part, _, _ in rows}) > 1 for rows in self.duplicates)
 
     def warnings(self) -> list[str]:
-        """What a person should not overlook."""
+        """Warnings about groups and equal images in more than one part."""
         torn = leak_warning(self.dataset.manifest["split"])
         found = [torn] if torn else []
         if self.leaking:
@@ -82,7 +63,7 @@ class Exploration:
         return found
 
     def to_dict(self) -> dict[str, Any]:
-        """All but the pictures, as plain data."""
+        """Everything but the pictures, as plain data."""
         classes = self.dataset.classes
         return {
             "dataset": self.dataset.summary(),
@@ -103,17 +84,17 @@ class Exploration:
         }
 
     def figures(self) -> dict[str, Figure]:
-        """Name to figure: ``samples``, then one for each of ``counts``.
+        """Figures by name: ``samples``, then one for each of ``counts``.
 
         Raises:
             MissingDependencyError: Matplotlib is not installed.
         """
         found = {"samples": _sheet(self._samples)}
-        found.update({f"by-{each.column}": _bars(each, self.dataset.classes) for each in self.counts})
+        found.update({f"by-{each.column}": bars(each, self.dataset.classes) for each in self.counts})
         return found
 
     def page(self, figures: dict[str, Figure]) -> Page:
-        """All of it as one page, with what `figures` drew."""
+        """Everything on one page, with the figures of `figures`."""
         page = Page(f"Dataset {self.dataset.uri.rpartition('/')[2]}")
         for warning in self.warnings():
             page.warning(warning)
@@ -140,33 +121,31 @@ class Exploration:
 
 
 def explore(dataset: ImageDataset, *, columns: Sequence[str] | None = None, samples: int = 8, seed: int = 0) -> Exploration:
-    """Look into a prepared dataset.
+    """Explore a prepared dataset.
 
     Args:
-        dataset: which.
-        columns: what to count by; None for all columns but ids, groups and what equals the group.
-        samples: images of each class to show.
-        seed: of the choice of samples.
+        dataset: the dataset.
+        columns: the columns to count by; None for all columns but ids, groups and copies of the group.
+        samples: the number of images of each class to show.
+        seed: determines the choice of samples.
 
     Raises:
-        ConfigError: a column that is not there.
+        ConfigError: a column is missing.
     """
     known = [name for name in dataset.manifest["columns"] if name not in {"image", "label"}]
     offered = [name for name in known if name not in SOURCE_SIZE]
     for name in columns or ():
         if name not in offered:
-            raise ConfigError(
-                f"Expected a column of the dataset to count by: there is no {name!r}. {did_you_mean(name, offered)}"
-            )
+            raise ConfigError(f"Expected a column of the dataset to count by; got {name!r}. {did_you_mean(name, offered)}")
     chosen = [name for name in offered if name not in _IDENTIFIERS] if columns is None else list(columns)
     parts = {part: rows for part in PARTS if (rows := getattr(dataset, part)) is not None}
     groups = ["group"] if "group" in known else []
     table = _columns(parts, list(dict.fromkeys(["label", "id", *groups, *SOURCE_SIZE, *chosen])))
-    if columns is None and groups:  # a layout may keep the column that it groups by
+    if columns is None and groups:  # a layout may keep its group column
         chosen = [name for name in chosen if not np.array_equal(table[name], table["group"])]
     labels = table["label"]
-    counts = [_by_value("part", table["part"], labels, dataset.num_classes)]
-    counts += [_by_value(name, table[name], labels, dataset.num_classes) for name in chosen]
+    counts = [by_value("part", table["part"], labels, dataset.num_classes)]
+    counts += [by_value(name, table[name], labels, dataset.num_classes) for name in chosen]
     found = Counter(zip(*(table[name].tolist() for name in SOURCE_SIZE), strict=True))
     return Exploration(
         dataset=dataset,
@@ -177,13 +156,8 @@ def explore(dataset: ImageDataset, *, columns: Sequence[str] | None = None, samp
     )
 
 
-def rows_of(counts: ColumnCounts) -> list[list[Any]]:
-    """A table's rows: value, rows of each class, rows of all classes."""
-    return [[value, *row.tolist(), int(row.sum())] for value, row in zip(counts.values, counts.counts, strict=True)]
-
-
 def _columns(parts: dict[str, ShardedRows], names: Sequence[str]) -> dict[str, NDArray[Any]]:
-    """Columns over all parts, in the parts' order, and ``part`` and ``row``, which is the row's number in its part."""
+    """Columns of all parts in order, with ``part`` and ``row``, the number of a row in its part."""
     gathered: dict[str, list[NDArray[Any]]] = {}
     for part, rows in parts.items():
         with rows.open() as reader:
@@ -192,42 +166,6 @@ def _columns(parts: dict[str, ShardedRows], names: Sequence[str]) -> dict[str, N
         gathered.setdefault("part", []).append(np.full(rows.rows, part, object))
         gathered.setdefault("row", []).append(np.arange(rows.rows))
     return {name: np.concatenate(arrays) for name, arrays in gathered.items()}
-
-
-def _by_value(name: str, values: NDArray[Any], labels: NDArray[Any], num_classes: int) -> ColumnCounts:
-    if values.dtype.kind == "f" or (values.dtype.kind in "iu" and len(np.unique(values)) > MOST_VALUES):
-        codes, names = _ranges(values)
-    else:
-        codes, names = _categories(name, values)
-    counts = np.zeros((len(names), num_classes), np.int64)
-    np.add.at(counts, (codes, labels), 1)
-    kept = counts.sum(axis=1) > 0
-    return ColumnCounts(name, tuple(n for n, keep in zip(names, kept, strict=True) if keep), counts[kept])
-
-
-def _categories(name: str, values: NDArray[Any]) -> tuple[NDArray[np.int64], list[str]]:
-    texts = np.array([str(value) or "(empty)" for value in values.tolist()], object)
-    tally = Counter(texts.tolist())
-    if name == "part":
-        ordered = [part for part in PARTS if part in tally]
-    else:
-        ordered = [value for value, _ in sorted(tally.items(), key=lambda item: (-item[1], item[0]))]
-    shown, rest = ordered[:MOST_VALUES], ordered[MOST_VALUES:]
-    place = {value: i for i, value in enumerate(shown)}
-    names = [*shown, f"({len(rest):,} others)"]
-    return np.array([place.get(text, len(shown)) for text in texts.tolist()], np.int64), names
-
-
-def _ranges(values: NDArray[Any]) -> tuple[NDArray[np.int64], list[str]]:
-    known = np.isfinite(values)
-    if not known.any():
-        return np.zeros(len(values), np.int64), ["(unknown)"]
-    edges = np.unique(np.histogram_bin_edges(values[known], _RANGES))
-    codes = np.full(len(values), len(edges) - 1, np.int64)
-    codes[known] = np.clip(np.searchsorted(edges, values[known], side="right") - 1, 0, len(edges) - 2)
-    last = len(edges) - 2
-    names = [f"{a:g} to {'' if i == last else 'below '}{b:g}" for i, (a, b) in enumerate(pairwise(edges))]
-    return codes, [*names, "(unknown)"]
 
 
 def _batches(rows: ShardedRows) -> Iterator[NDArray[np.uint8]]:
@@ -257,7 +195,7 @@ def _duplicates(
 def _samples(
     parts: dict[str, ShardedRows], table: dict[str, NDArray[Any]], classes: Sequence[str], count: int, seed: int
 ) -> dict[str, NDArray[np.uint8]]:
-    """By class some of its images, of shape (at most count, height, width, 3), from the first part that there is."""
+    """Images of each class, of shape (at most count, height, width, 3), from the first part with rows."""
     part, rows = next(iter(parts.items()))
     draw = np.random.default_rng(seed)
     found = {}
@@ -280,20 +218,4 @@ def _sheet(samples: dict[str, NDArray[np.uint8]]) -> Figure:
         row[0].set_ylabel(name, rotation=0, ha="right", va="center")
         for axis, image in zip(row, images, strict=False):
             axis.imshow(image)
-    return figure
-
-
-def _bars(counts: ColumnCounts, classes: Sequence[str]) -> Figure:
-    """Rows by value as bars, the classes stacked."""
-    figure = new_figure(8, 0.9 + 0.32 * len(counts.values))
-    axis = figure.subplots()
-    left = np.zeros(len(counts.values))
-    for label, name in enumerate(classes):
-        axis.barh(range(len(counts.values)), counts.counts[:, label], left=left, label=name)
-        left += counts.counts[:, label]
-    axis.set_yticks(range(len(counts.values)), counts.values)
-    axis.invert_yaxis()
-    axis.set(xlabel="images", title=f"by {counts.column}")
-    if len(classes) <= MOST_VALUES:
-        axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     return figure

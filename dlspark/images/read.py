@@ -1,4 +1,4 @@
-"""The bytes of image files, from this machine or from wherever fsspec has a driver for."""
+"""Read image files, local or remote, through fsspec."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from concurrent.futures import ThreadPoolExecutor
 import fsspec
 
 MAX_FILE_BYTES = 512 * 2**20
-"""A larger file is refused before it is read: no image within `decode.MAX_PIXELS` needs more."""
+"""Larger files are rejected without reading: no image of `decode.MAX_PIXELS` needs more."""
 
 READ_AT_ONCE = 16
-"""Files asked of a remote store together, so that its latency is paid once."""
+"""The number of remote files fetched concurrently, to hide the latency of the store."""
 
 
 def read_files(paths: Sequence[str | None]) -> Iterator[tuple[bytes | None, str]]:
-    """For each path its bytes, or None and why they cannot be had.
+    """Yield the content of each file, or None and the reason why it cannot be read.
 
     Args:
-        paths: on this machine (as Spark writes them too: ``file:/…``), or URIs that fsspec knows.
+        paths: local paths, also as Spark writes them (``file:/…``), or URIs that fsspec supports.
     """
     for start in range(0, len(paths), READ_AT_ONCE):
         some = [_local(path) if path and path.startswith("file:") else path for path in paths[start : start + READ_AT_ONCE]]
@@ -52,10 +52,10 @@ def _fetch(path: str) -> tuple[bytes | None, str]:
     try:
         filesystem, bare = fsspec.core.url_to_fs(path)
         return bytes(filesystem.cat_file(bare)), ""
-    except Exception as error:  # a client's own classes, not only OSError; one file's trouble is not the others'
+    except Exception as error:  # clients raise their own classes; an error in one file must not affect others
         return None, f"cannot be read: {type(error).__name__}: {error}"
 
 
 def _local(uri: str) -> str:
-    """Hadoop writes both ``file:/a`` and ``file:///a``, and escapes nothing."""
+    """The local path of a URI. Hadoop writes both ``file:/a`` and ``file:///a``, and escapes nothing."""
     return "/" + uri.removeprefix("file:").lstrip("/")

@@ -1,4 +1,4 @@
-"""Images that were put aside: counted, listed with path and reason, and judged by how many there are."""
+"""Rejected images: counted, listed with path and reason, and limited in number."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from dlspark.storage import Store
 
 REJECTED = "rejected.parquet"
 MAX_LISTED = 100_000
-"""Rejected images listed with path and reason; beyond that they are only counted."""
+"""The most rejected images listed with path and reason; more are only counted."""
 
 _NAMED = 10  # in the manifest and in messages
 
 
 @dataclass(frozen=True)
 class Rejected:
-    """What was put aside.
+    """The rejected images.
 
     Attributes:
-        listed: pairs of path and reason; of all of them, or of the first `MAX_LISTED`.
-        rows: how many there are.
-        of: how many images there were.
+        listed: pairs of path and reason, at most `MAX_LISTED`.
+        rows: the number of rejected images.
+        of: the number of all images.
     """
 
     listed: tuple[tuple[str, str], ...]
@@ -31,12 +31,12 @@ class Rejected:
     of: int
 
     def summary(self) -> dict[str, Any]:
-        """Plain data for the manifest: ``rows``, ``of``, ``file`` (None where nothing was) and ``first``, ten at most."""
+        """Plain data for the manifest: ``rows``, ``of``, ``file`` (None if there are none) and ``first``, at most ten."""
         first = [list(entry) for entry in self.listed[:_NAMED]]
         return {"rows": self.rows, "of": self.of, "file": REJECTED if self.rows else None, "first": first}
 
     def write(self, store: Store) -> None:
-        """Leave the list as Parquet with the text columns ``path`` and ``reason``; nothing where nothing was rejected."""
+        """Write the list, if not empty, as Parquet with the text columns ``path`` and ``reason``."""
         if not self.listed:
             return
         import pyarrow as pa
@@ -50,10 +50,10 @@ class Rejected:
 
 
 def judge(summary: Mapping[str, Any], strict: bool, max_rejected_fraction: float) -> None:
-    """Refuse a collection of which too much was rejected.
+    """Check that not too many images were rejected.
 
     Raises:
-        DataError: more than ``max_rejected_fraction`` of all images, or any when ``strict``; it names the first ones.
+        DataError: more than ``max_rejected_fraction`` of all images, or any if ``strict``; the message names the first.
     """
     count, total, named = summary["rows"], summary["of"], summary["first"]
     allowed = 0 if strict else int(total * max_rejected_fraction)

@@ -1,4 +1,4 @@
-"""What an executor does with the images of its shards: read, decode, write, and report."""
+"""Write shards on executors: read and decode images, write them, and report the counts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dlspark.images.read import read_files
 from dlspark.storage import Store
 
 SOURCE_SIZE = ("source_height", "source_width")
-"""Columns with the size that an image had before it was scaled, upright, in pixels."""
+"""Columns with the original size of an image, upright, in pixels."""
 
 _KINDS = {
     "string": "text",
@@ -35,16 +35,16 @@ _KINDS = {
 
 @dataclass(frozen=True, kw_only=True)
 class ShardTask:
-    """What every task must know.
+    """The settings of every task.
 
     Attributes:
         uri: the store to write to.
-        run: tells the files of this run from those of another.
+        run: distinguishes the files of this run from those of others.
         image_size: (height, width) in pixels.
         resize: one of `decode.RESIZES`.
-        classes: their names, sorted.
-        columns: name and kind, by `column_kind`, of the columns kept beside image and label; ``id`` is one of them.
-        max_listed: the most rejected images that are named per shard; all of them are counted.
+        classes: names of the classes, sorted.
+        columns: name and kind (see `column_kind`) of the columns besides image and label, including ``id``.
+        max_listed: the most rejected images listed per shard; all are counted.
     """
 
     uri: str
@@ -57,30 +57,30 @@ class ShardTask:
 
 
 def column_kind(name: str, spark_type: str) -> str:
-    """How a column of a Spark type is kept: ``"text"`` or the name of a NumPy dtype.
+    """The stored type of a column of a Spark type: ``"text"`` or the name of a NumPy dtype.
 
     Raises:
-        ConfigError: a type that is neither text, number, boolean nor time.
+        ConfigError: the type is not text, a number, a boolean or a time.
     """
     if spark_type not in _KINDS:
         raise ConfigError(
-            f"Expected texts, numbers or booleans beside the images: column {name!r} is of type {spark_type}. "
-            "Leave it out of the layout, or cast it to string or double."
+            f"Expected text, numbers or booleans beside the images; got column {name!r} of type {spark_type}. Remove it "
+            "from the layout, or cast it to string or double."
         )
     return _KINDS[spark_type]
 
 
 def write_shards(task: ShardTask, rows: Iterable[tuple[int, tuple[Any, ...]]]) -> Iterator[dict[str, Any]]:
-    """Write a file for each shard, its rows in the order of their ids, and yield what came of it.
+    """Write a file for each shard, with rows in the order of their ids, and yield a report.
 
     Args:
-        task: what is the same for all shards.
+        task: the settings of all shards.
         rows: (shard number, (part, path, label, *columns)), in any order.
 
     Yields:
-        A dict per shard: ``part``, ``shard``, ``file`` (a `ShardInfo` as a dict; None when no image was left), ``by_class``
-        (rows by class name), ``rejected_rows``, ``rejected`` (pairs of path and reason) and ``error`` (why the dataset
-        cannot be, or None: told as data, because a task that raises would be tried again, and fail again).
+        A dict per shard: ``part``, ``shard``, ``file`` (a `ShardInfo` as a dict; None if all images were rejected),
+        ``by_class`` (rows by class name), ``rejected_rows``, ``rejected`` (pairs of path and reason) and ``error`` (None or
+        the error; it is returned because Spark would retry a task that raises).
     """
     shards: dict[int, list[tuple[Any, ...]]] = {}
     for number, values in rows:
@@ -98,7 +98,7 @@ def write_shards(task: ShardTask, rows: Iterable[tuple[int, tuple[Any, ...]]]) -
 
 
 def write_counted(task: ShardTask, done: Any, rows: Iterable[tuple[int, tuple[Any, ...]]]) -> Iterator[dict[str, Any]]:
-    """`write_shards`, which adds the images of every shard to the accumulator ``done``."""
+    """`write_shards`, which also adds the images of each shard to the accumulator ``done``."""
     for summary in write_shards(task, rows):
         done.add(sum(summary["by_class"].values()) + summary["rejected_rows"])
         yield summary
@@ -130,7 +130,7 @@ def _fill(task: ShardTask, summary: dict[str, Any], rows: Sequence[tuple[Any, ..
     }
     for position, (name, kind) in enumerate(task.columns, start=3):
         columns[name] = _column(name, kind, [row[position] for row in kept])
-    # The attempt is in the name: a second one of the same task must not write over what the first has reported.
+    # The name includes the attempt: a second attempt of a task must not overwrite the file that the first reported.
     name = f"{summary['part']}-{summary['shard']:05d}-{task.run}-{_attempt()}.arrow"
     with Store(task.uri).open_writer(name) as path, ShardWriter(path, name) as writer:
         writer.write(columns)
@@ -144,7 +144,7 @@ def _column(name: str, kind: str, values: Sequence[Any]) -> NDArray[Any] | list[
     if kind.startswith("float"):
         return np.array([np.nan if value is None else value for value in values], kind)
     if None in values:
-        raise DataError(f"Expected a value in every row of column {name!r}: there are nulls. Fill them or cast to double.")
+        raise DataError(f"Expected a value in every row of column {name!r}; got nulls. Fill them or cast to double.")
     return np.array(values, kind)
 
 

@@ -1,1 +1,1 @@
-"""Defects of other projects, mended: one small file each, that names the defect and where it is known."""
+"""Workarounds for defects of other projects. Each file describes one defect and where it is reported."""

@@ -1,8 +1,8 @@
-"""PySpark writes tables and lines of text, but no file as it is, to the file systems that a cluster reaches.
+"""PySpark writes tables and lines of text, but not a plain file, to the file systems of a cluster.
 
-Reading one is public (the data source ``binaryFile``). For writing, the choice is between a table that holds the bytes, so
-that what lies there is no ``.keras`` file, and Hadoop's FileSystem through the gateway, which PySpark's own ML writers use.
-Needed until PySpark has a call for it.
+Reading one is public (the data source ``binaryFile``). Writing needs either a table with the bytes, which is not a
+``.keras`` file, or Hadoop's FileSystem through the gateway, which PySpark's own ML writers use. Needed until PySpark has a
+public call.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-_CHUNK_BYTES = 4 << 20  # the gateway sends text: four thirds of that are in memory, on both sides
+_CHUNK_BYTES = 4 << 20  # the gateway encodes bytes as text: both sides hold four thirds of a chunk
 
 
 def write_file(spark: SparkSession, path: str, data: bytes) -> None:
-    """Write ``data`` as the file ``path``, a path as Spark takes it, which must not exist.
+    """Write ``data`` as the file ``path``, in Spark's notation. It must not exist.
 
     Raises:
-        Py4JJavaError: what Hadoop raises: the file exists, cannot be written, or no connector knows the scheme.
+        Py4JJavaError: the file exists, cannot be written, or its scheme has no connector.
     """
     context = spark.sparkContext
     where = context._jvm.org.apache.hadoop.fs.Path(path)
@@ -32,5 +32,5 @@ def write_file(spark: SparkSession, path: str, data: bytes) -> None:
 
 
 def read_file(spark: SparkSession, path: str) -> bytes:
-    """The content of the file ``path``, a path as Spark takes it."""
+    """The content of the file ``path``, in Spark's notation."""
     return bytes(spark.read.format("binaryFile").load(path).select("content").first()[0])

@@ -1,9 +1,8 @@
-"""Horovod's driver waits for a rank's exit code on a connection that has no timeout and no keep-alive.
+"""Horovod's driver waits for the exit code of a rank on a connection without timeout or keep-alive.
 
-A host that loses its power, or stands still as a whole, never answers, so ``horovod.spark.run`` never returns, and as its
-threads are no daemons the driver cannot even end (Horovod 0.28.1, ``BasicClient._send_one`` in
-horovod/runner/common/util/network.py; nobody has reported it, horovod#3165 is a hang alike). Needed until a Horovod bounds
-that wait.
+A host that loses power or freezes never answers, so ``horovod.spark.run`` never returns; its threads are not daemons, so the
+driver cannot exit either (Horovod 0.28.1, ``BasicClient._send_one`` in horovod/runner/common/util/network.py; not reported,
+horovod#3165 is a similar hang). Needed until Horovod limits that wait.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ _users = 0
 
 
 class _Sockets:
-    """Stands in for the module ``socket`` where Horovod's clients use it, and remembers who opened which."""
+    """Replaces the module ``socket`` in Horovod's clients and records which thread opened which socket."""
 
     def __init__(self) -> None:
         self._opened: weakref.WeakKeyDictionary[socket.socket, threading.Thread] = weakref.WeakKeyDictionary()
@@ -34,7 +33,7 @@ class _Sockets:
         opened = socket.socket(*arguments, **keywords)
         with _lock:
             if threading.current_thread() in self._given_up:
-                opened.close()  # it tries again, and shall not
+                opened.close()  # a retry, which must not happen
             self._opened[opened] = threading.current_thread()
         return opened
 
@@ -43,7 +42,7 @@ class _Sockets:
             opened = dict(self._opened)
             self._given_up.update(opened.values())
         for each in opened:
-            with contextlib.suppress(OSError):  # it is closed already
+            with contextlib.suppress(OSError):  # already closed
                 each.shutdown(socket.SHUT_RDWR)
 
 
@@ -52,9 +51,9 @@ _sockets = _Sockets()
 
 @contextmanager
 def ending_connections() -> Iterator[Callable[[], None]]:
-    """Inside the block, calling what is yielded ends all waits of Horovod's clients in this process, and so their runs.
+    """Yield a function that ends all waits of Horovod's clients in this process, and so their runs.
 
-    All, because nothing tells to which run one belongs: of two that go on at once, both have to start again.
+    It ends all of them because a connection does not identify its run: two concurrent runs must both restart.
     """
     from horovod.runner.common.util import network
 

@@ -1,7 +1,7 @@
-"""Horovod never stops the rendezvous server of a run: ``launch_gloo`` starts one in the driver and forgets it.
+"""Horovod never stops the rendezvous server that ``launch_gloo`` starts in the driver for each run.
 
-So every run left a port open on all interfaces, and a thread, for as long as the driver lived (Horovod 0.28.1,
-horovod/runner/gloo_run.py). Needed until a Horovod stops it.
+Every run leaves a thread, and a port open on all interfaces, until the driver exits (Horovod 0.28.1,
+horovod/runner/gloo_run.py). Needed until Horovod stops it.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from contextlib import contextmanager
 from typing import Any
 
 _lock = threading.Lock()
-_of_thread = threading.local()  # two runs may be going on: each thread stops its own
+_of_thread = threading.local()  # each thread stops the servers of its own run
 
 
 @contextmanager
 def stopped_rendezvous() -> Iterator[None]:
-    """Stop, at the end of the block, the servers that Horovod has started in this thread."""
+    """Stop the servers that Horovod starts in this thread, at the end of the block."""
     _mend()
     servers: list[Any] = []
     _of_thread.servers = servers
@@ -31,7 +31,7 @@ def stopped_rendezvous() -> Iterator[None]:
 
 
 def _mend() -> None:
-    """Have Horovod's launch use a server that is remembered; once in a process."""
+    """Make Horovod's launch record its servers; once per process."""
     from horovod.runner import gloo_run
 
     class Remembered(gloo_run.RendezvousServer):

@@ -1,8 +1,8 @@
-"""Horovod takes over SIGINT and SIGTERM of the driver for a run, and never gives them back.
+"""Horovod replaces the driver's handlers of SIGINT and SIGTERM for a run and never restores them.
 
-``register_shutdown_event`` (Horovod 0.28.1, horovod/runner/gloo_run.py) sets handlers that kill all workers, so that nothing
-can be kept of a run that is asked to end, and Ctrl-C does nothing from then on. It also fails outside the main thread. We
-end workers ourselves. Needed until a Horovod restores the handlers that it found.
+``register_shutdown_event`` (Horovod 0.28.1, horovod/runner/gloo_run.py) sets handlers that kill all workers, so a run cannot
+save a checkpoint on SIGTERM, and Ctrl-C has no effect afterwards. It also fails outside the main thread. dlspark stops
+workers itself. Needed until Horovod restores the handlers.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def own_signals() -> Iterator[None]:
     from horovod.runner import gloo_run
 
     global _users, _original
-    with _lock:  # two runs may be going on
+    with _lock:  # runs may be concurrent
         if not _users:
             _original = gloo_run.register_shutdown_event
             gloo_run.register_shutdown_event = threading.Event

@@ -1,8 +1,8 @@
-"""Keras tells which metrics a model was compiled with only after the first batch has built them.
+"""Keras lists the metrics of ``compile`` only after the first batch has built them.
 
-``Model.metrics`` holds a container whose public ``metrics`` is empty until then, and a metric that cannot be merged over
-workers has to be refused before any work starts. What ``compile`` was given lies in the container's private attributes.
-Needed until Keras lists unbuilt metrics (its ``CompileMetrics.metrics`` returns [] while ``built`` is False).
+``Model.metrics`` has a container whose public ``metrics`` is empty until then, but metrics that cannot be merged over
+workers must be rejected before any work starts. The arguments of ``compile`` are in the container's private attributes.
+Needed until Keras lists unbuilt metrics (``CompileMetrics.metrics`` returns [] while ``built`` is False).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 
 def compiled_metrics(model: Any) -> list[Any]:
-    """The metric objects that ``model`` has or was compiled with; names and functions, which Keras wraps, are left out."""
+    """The metric objects of ``model``, built or not, without the names and functions that Keras wraps."""
     import keras
 
     found = []

@@ -1,9 +1,8 @@
-"""Logs of a custom ``train_step`` that are no metrics have no public place where they could be merged over workers.
+"""Keras has no public hook to merge the logs of a custom ``train_step`` over workers.
 
-Keras 3 decides in the private ``Trainer._get_metrics_result_or_logs`` whether ``fit`` reports the model's metrics or the
-last step's logs. Where the keys differ it hands on one worker's own values, so every rank would report something else.
-Needed for as long as Keras has that method and no public hook in its place (keras-team/keras#20585 tells what became of
-the strategies that used to reduce such logs).
+Keras 3 decides in the private ``Trainer._get_metrics_result_or_logs`` whether ``fit`` reports the metrics of the model or
+the logs of the last step. If their keys differ, each rank would report its own logs. Needed until Keras has a public hook
+(keras-team/keras#20585 describes what happened to the strategies that used to reduce such logs).
 """
 
 from __future__ import annotations
@@ -15,11 +14,11 @@ METHOD = "_get_metrics_result_or_logs"
 
 
 def targets(model: Any, average: Callable[[dict[str, Any]], dict[str, Any]]) -> list[tuple[Any, str, Callable[..., Any]]]:
-    """What to set on ``model``: (owner, name, function), or nothing when Keras no longer works that way.
+    """The attributes to replace on ``model`` as (owner, name, function); empty if Keras no longer has the method.
 
     Args:
         model: a Keras model.
-        average: given the logs of a pass' last step, returns their means over the workers.
+        average: takes the logs of the last step of a pass, returns their means over the workers.
     """
     original = getattr(model, METHOD, None)
     if original is None:

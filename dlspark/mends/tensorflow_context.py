@@ -1,8 +1,8 @@
-"""TensorFlow's eager context cannot be reconfigured in a process that has used it, and Spark reuses Python workers.
+"""TensorFlow's eager context cannot be reconfigured once it is in use, and Spark reuses Python workers.
 
-Collective groups, thread pools and visible devices are fixed when the context starts: a second training in the same
-process meets the first one's cluster. spark-tensorflow-distributor resets the context by the same private call before it
-builds its strategy, unless it is told to leave the strategy to the caller (tensorflow/tensorflow#34568).
+Collective groups, thread pools and visible devices are fixed when the context starts, so a second training in the same
+process would use the cluster of the first. spark-tensorflow-distributor resets the context by the same private call before
+it builds its strategy, but not if the caller builds it (tensorflow/tensorflow#34568).
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ _generation = 0
 
 
 def generation() -> int:
-    """How often this process' context was reset: whoever keeps tensors must drop them when it has changed."""
+    """The number of resets in this process. Tensors from before a reset are unusable."""
     return _generation
 
 
 def reset() -> None:
-    """Drop this process' eager context; the next operation starts a fresh one. Existing tensors become unusable."""
+    """Reset the eager context of this process; the next operation starts a new one. Existing tensors become unusable."""
     global _generation
     _generation += 1
     from tensorflow.python.eager import context  # private: TensorFlow has no public way

@@ -1,8 +1,8 @@
-"""TensorFlow tells of GPU libraries when it is imported where there is no GPU, and cannot be told not to.
+"""TensorFlow logs messages about GPU libraries when it is imported on a host without a GPU; no setting disables them.
 
-Half a dozen lines such as "Unable to register cuDNN factory" come before absl's log is initialised, so that
-TF_CPP_MIN_LOG_LEVEL is not asked (tensorflow#62075, tensorflow#74523; 2.19.1). Every Python worker of Spark that loads a
-network says them again, between the lines that matter. Needed until TensorFlow keeps quiet.
+About six lines, such as "Unable to register cuDNN factory", are logged before absl's log is initialised, so
+TF_CPP_MIN_LOG_LEVEL has no effect (tensorflow#62075, tensorflow#74523; 2.19.1). Every Python worker of Spark that loads a
+network repeats them. Needed until TensorFlow drops them.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ _NOISE = re.compile(r"WARNING: All log messages before absl::InitializeLog|[IWE]
 
 @contextlib.contextmanager
 def without_noise() -> Iterator[None]:
-    """Hold stderr back for the length of a block, and leave those lines out of it. For the first import of Keras."""
+    """Buffer stderr during the block and drop those lines. For the first import of Keras."""
     try:
         written = sys.stderr.fileno()
-    except (OSError, ValueError, AttributeError):  # a test or a notebook has put something else in its place
+    except (OSError, ValueError, AttributeError):  # a test or a notebook has replaced stderr
         written = -1
     if written != 2:
         yield

@@ -1,4 +1,4 @@
-"""What the Spark engines ask of a cluster before they launch, and what a launch takes from it."""
+"""Checks of a cluster before an engine launches, and the resources of its tasks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from dlspark.errors import ConfigError
 from dlspark.job import JobSettings
-from dlspark.spark import preflight
+from dlspark.spark.executors import TIMEOUT_SECONDS
+from dlspark.spark.preflight import check_executors
 from dlspark.spark.session import get_session, is_local, session_master
 from dlspark.spark.slots import require_slots, running_dynamic_allocation
 from dlspark.storage import Store
@@ -24,10 +25,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TaskResources:
-    """What Spark gives each task.
+    """The resources of each task.
 
     Attributes:
-        cores: ``spark.task.cpus``: as many threads as a worker computes with.
+        cores: ``spark.task.cpus``, the number of threads of a worker.
         gpus: ``spark.task.resource.gpu.amount``: 0 or 1.
     """
 
@@ -36,36 +37,37 @@ class TaskResources:
 
 
 def task_resources(spark: SparkSession) -> TaskResources:
-    """What ``spark`` gives each of its tasks.
+    """The resources that ``spark`` gives each task.
 
     Raises:
-        ConfigError: other than a whole GPU per task, as a worker computes on one device that it shares with nobody; or
-            GPUs on a local master, which schedules none: its tasks would wait for ever.
+        ConfigError: a number of GPUs other than 0 or 1, because a worker uses one device of its own; or GPUs on a local
+            master, which schedules none, so its tasks would wait forever.
     """
     conf = spark.sparkContext.getConf()
     gpus = float(conf.get("spark.task.resource.gpu.amount", "0") or 0)
     if gpus not in (0, 1):
-        raise ConfigError(f"spark.task.resource.gpu.amount is {gpus:g}; a worker needs a whole GPU of its own. Set it to 1.")
+        raise ConfigError(f"Expected one whole GPU per task; got spark.task.resource.gpu.amount={gpus:g}. Set it to 1.")
     if gpus and is_local(spark):
         raise ConfigError(
-            f"spark.task.resource.gpu.amount is set, and the master {session_master(spark)!r} schedules no GPUs. Start a "
-            "standalone cluster, on this machine if need be, or leave the setting out to train on CPUs."
+            "Expected a master that schedules GPUs, as spark.task.resource.gpu.amount is set; got "
+            f"{session_master(spark)!r}. Start a standalone cluster (it may run on this machine), or remove the setting to "
+            "train on CPUs."
         )
     return TaskResources(cores=int(conf.get("spark.task.cpus", "1") or 1), gpus=int(gpus))
 
 
-_used_gpus = ""  # CUDA reads CUDA_VISIBLE_DEVICES once in the life of a process
+_used_gpus = ""  # CUDA reads CUDA_VISIBLE_DEVICES once per process
 
 
 @contextmanager
 def own_gpus() -> Iterator[str]:
-    """Inside a task: let its process see the GPUs that Spark gave the task, and no others, for the length of the block.
+    """Inside a task: make only the GPUs of the task visible to its process during the block.
 
     Yields:
-        Their addresses as CUDA_VISIBLE_DEVICES has them, separated by commas; empty when Spark gave none.
+        The value of CUDA_VISIBLE_DEVICES: addresses separated by commas, empty if the task has no GPU.
 
     Raises:
-        ConfigError: this Python worker, which Spark uses again and again, has already computed on another GPU.
+        ConfigError: Spark reuses this Python worker, which has already used another GPU.
     """
     from pyspark import TaskContext
 
@@ -75,9 +77,9 @@ def own_gpus() -> Iterator[str]:
     addresses = ",".join(given.addresses) if given else ""
     if addresses and _used_gpus not in ("", addresses):
         raise ConfigError(
-            f"Spark gave this task the GPU {addresses}, and its Python worker has already used {_used_gpus}, which it "
-            "cannot change. Give every executor one GPU (spark.executor.resource.gpu.amount=1), or every task a new "
-            "process (spark.python.worker.reuse=false)."
+            f"Expected the GPU {_used_gpus}, which this Python worker has used before and cannot change; got {addresses}. "
+            "Give every executor one GPU (spark.executor.resource.gpu.amount=1), or every task a new process "
+            "(spark.python.worker.reuse=false)."
         )
     _used_gpus = addresses or _used_gpus
     with environment(CUDA_VISIBLE_DEVICES=addresses):
@@ -85,13 +87,13 @@ def own_gpus() -> Iterator[str]:
 
 
 def driver_host(spark: SparkSession) -> str:
-    """The driver's address as executors reach it; loopback when they run in the driver's own JVM."""
+    """The address at which executors reach the driver; loopback if they run in the driver's JVM."""
     return "127.0.0.1" if is_local(spark) else str(spark.sparkContext.getConf().get("spark.driver.host", "127.0.0.1"))
 
 
 @contextmanager
 def cancellable(spark: SparkSession) -> Iterator[Callable[[], None]]:
-    """Inside the block, the Spark jobs that this thread starts end with an error when what is yielded is called."""
+    """Yield a function that cancels the Spark jobs that this thread starts in the block."""
     context, tag = spark.sparkContext, f"dlspark-{uuid.uuid4().hex}"
     context.addJobTag(tag)
     try:
@@ -107,53 +109,52 @@ def check_cluster(
     backend: str,
     barrier: bool,
     packages: Sequence[str] = (),
-    timeout_seconds: float = preflight.TIMEOUT_SECONDS,
+    timeout_seconds: float = TIMEOUT_SECONDS,
 ) -> SparkSession:
-    """Refuse a job that this cluster cannot run; starts a local session when there is none.
+    """Check that this cluster can run a job; starts a local session if there is none.
 
-    The driver's own knowledge comes first, in milliseconds; then one short job asks the executors.
+    Checks in the driver run first and take milliseconds; then one short job asks the executors.
 
     Args:
-        settings: what is asked of the run.
-        uri: its folder of the store.
-        backend: the name, for messages.
-        barrier: the engine needs all its tasks at once in one stage.
-        packages: the engine's distributions, of which the executors must have the driver's versions.
-        timeout_seconds: the most that the executors may take to answer.
+        settings: the settings of the run.
+        uri: the run's folder in the store.
+        backend: name of the backend, for messages.
+        barrier: whether the engine needs all its tasks at the same time.
+        packages: the engine's distributions; executors must have the driver's versions.
+        timeout_seconds: how long executors may take to answer.
 
     Raises:
-        ConfigError: another Keras backend, dynamic allocation with a barrier, too few slots, a store out of reach,
-            executors that lack a package or have another version of it, or that do not answer.
+        ConfigError: another Keras backend than TensorFlow, dynamic allocation with a barrier, too few slots, an unreachable
+            store, executors with missing or different packages, or no answer from them.
     """
     if settings.keras_backend != "tensorflow":
         raise ConfigError(
-            f"Backend {backend!r} trains with TensorFlow; this process has loaded Keras with {settings.keras_backend!r}. "
-            "Set KERAS_BACKEND=tensorflow before Keras is imported, or use backend 'local'."
+            f"Expected Keras with TensorFlow for backend {backend!r}; got Keras with {settings.keras_backend!r}. Set "
+            "KERAS_BACKEND=tensorflow before Keras is imported, or use backend 'local'."
         )
     spark = get_session(settings.num_workers)
     if barrier and running_dynamic_allocation(spark):
         raise ConfigError(
-            f"Backend {backend!r} needs all its workers at once, which Spark refuses under dynamic allocation. Start "
-            "the session with spark.dynamicAllocation.enabled=false and a fixed number of executors."
+            f"Expected a fixed number of executors, as backend {backend!r} needs all its workers at once; got dynamic "
+            "allocation. Start the session with spark.dynamicAllocation.enabled=false."
         )
     resources = task_resources(spark)
     if not is_local(spark) and _is_temporary(uri):
         raise ConfigError(
-            f"On {session_master(spark)} the executors must reach the run's data, and without a store it lies in a "
-            f"temporary folder of this machine, {uri}. Give Trainer a store that all of them reach: store='s3://…' "
-            "or a shared folder."
+            f"Expected a store that the executors of {session_master(spark)} reach; got none, so the run's data is in the "
+            f"temporary folder {uri} of this machine. Give Trainer a store: 's3://…' or a shared folder."
         )
     try:
         require_slots(spark, settings.num_workers)
     except ConfigError as error:
         if not resources.gpus:
             raise
-        raise ConfigError(f"{error} A slot takes a GPU too: see spark.task.resource.gpu.amount.") from error
-    preflight.check_executors(spark, Store(uri), settings.num_workers, packages=packages, timeout_seconds=timeout_seconds)
+        raise ConfigError(f"{error} A slot needs a GPU too: see spark.task.resource.gpu.amount.") from error
+    check_executors(spark, Store(uri), settings.num_workers, packages=packages, timeout_seconds=timeout_seconds)
     return spark
 
 
 def _is_temporary(uri: str) -> bool:
-    """Whether this is the folder that Trainer makes when it is given no store."""
+    """Whether Trainer made this folder because it has no store."""
     path = Path(uri)
     return path.parent == Path(tempfile.gettempdir()) and path.name.startswith("dlspark-")

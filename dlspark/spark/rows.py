@@ -1,4 +1,4 @@
-"""From a Spark DataFrame to shards: every executor writes its own rows, and the driver sees only counts and names."""
+"""Write a Spark DataFrame as shards: executors write the rows, the driver receives counts and file names."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pyspark.sql.types import DataType
 
 Columns = dict[str, NDArray[Any]]
-"""Arrays of equally many rows, by the name of the column."""
+"""Arrays with the same number of rows, by column."""
 
 Read = Callable[[pa.RecordBatch], Iterator[Columns]]
 
@@ -42,34 +42,33 @@ def write_dataframe(
     num_classes: int | None = None,
     classes: Sequence[str] = (),
 ) -> ShardedRows:
-    """Write the rows of a DataFrame as shards into the folder ``name`` of ``store``, which executors must reach.
+    """Write the rows of a DataFrame as shards into the folder ``name`` of ``store``.
 
-    There is one file per partition that has rows, in the order of the partitions, rows in the order that Spark gives
-    them. So the order is as deterministic as the DataFrame's: fixed after `orderBy` or for files read as they are, not
-    after a `repartition` without sort. The plan runs once.
+    Each partition with rows becomes a file, in the order of the partitions; rows keep Spark's order. The order is as
+    deterministic as that of the DataFrame: fixed after `orderBy` or for files read directly, not after a `repartition`
+    without a sort. The plan runs once.
 
     Args:
-        store: where. On a cluster it must be one that all executors reach.
-        name: the folder in it; what it held is removed.
-        df: columns of booleans or numbers, arrays of them (nested at will, the same shape in every row), or Spark ML
-            vectors, which become float32.
-        features: the columns of the model's input: a name, or a tuple or dict of names for a model of many inputs. To
-            make one input of many columns, use Spark's VectorAssembler.
-        label: the columns of the target; None when there is none.
-        sample_weight: the columns of the weights; None when all rows weigh the same.
-        num_classes: passed on to the result.
-        classes: passed on to the result.
+        store: the store. All executors must reach it.
+        name: the folder in it; its old content is removed.
+        df: columns of booleans or numbers, arrays of them (of any depth, with one shape in all rows), or Spark ML vectors,
+            which become float32.
+        features: the columns of the model's input: a name, or a tuple or dict of names for several inputs. To join columns
+            into one input, use Spark's VectorAssembler.
+        label: the columns of the target; None if there is none.
+        sample_weight: the columns of the weights; None for equal weights.
+        num_classes: copied to the result.
+        classes: copied to the result.
 
     Raises:
-        ConfigError: a column that is not there or of a type that is none of the above, or a store that executors wrote
-            to and this process cannot see.
-        DataError: no rows, a null, or arrays whose shapes differ between rows; the message names the column. Nothing
-            is left in the store.
+        ConfigError: a column is missing or has another type, or this process does not see the files of the executors.
+        DataError: there are no rows, a value is null, or shapes differ between rows; the message names the column. The
+            folder is removed.
     """
     require("pandas", install="dlspark[spark]", purpose="Reading a Spark DataFrame")
     structures = tuple(_tuples(structure) for structure in (features, label, sample_weight))
     names = tuple(dict.fromkeys(column for structure in structures for column in columns_of(structure)))
-    # By number: a name with a dot in it is read as a field of a struct somewhere down in mapInArrow.
+    # By number: mapInArrow reads a name with a dot as a field of a struct.
     selected = df.select(*[_plain(df, column).alias(f"c{number}") for number, column in enumerate(names)])
     written = write_columns(store, name, selected, partial(_arrays, names=names))
     return replace(
@@ -83,16 +82,16 @@ def write_dataframe(
 
 
 def write_columns(store: Store, name: str, df: DataFrame, read: Read) -> ShardedRows:
-    """Write what ``read`` makes of the rows of a DataFrame, as `write_dataframe` does; the result names no columns.
+    """Convert the rows of a DataFrame by ``read`` and write them as `write_dataframe` does; the result has no columns.
 
     Args:
-        store: where. On a cluster it must be one that all executors reach.
-        name: the folder in it; what it held is removed.
+        store: the store. All executors must reach it.
+        name: the folder in it; its old content is removed.
         df: the rows.
-        read: runs in the executors, and gives columns by name for every Arrow batch, in one part or several.
+        read: runs on executors; yields arrays by column for each Arrow batch, in one or several parts.
 
     Raises:
-        ConfigError, DataError: see `write_dataframe`; a DataError that ``read`` raises arrives here.
+        ConfigError, DataError: see `write_dataframe`. A DataError from ``read`` is raised here too.
     """
     folder = store.child(name)
     folder.delete_all()
@@ -104,7 +103,7 @@ def write_columns(store: Store, name: str, df: DataFrame, read: Read) -> Sharded
         folder.delete_all()
         raise
     files = tuple(row.file for row in summaries)
-    for left in set(folder.list()) - set(files):  # of attempts that failed or were overtaken
+    for left in set(folder.list()) - set(files):  # of failed or duplicate attempts
         folder.delete(left, missing_ok=True)
     return ShardedRows(
         uri=folder.uri,
@@ -116,14 +115,14 @@ def write_columns(store: Store, name: str, df: DataFrame, read: Read) -> Sharded
 
 
 def _plain(df: DataFrame, name: str) -> Any:
-    """The column as what Arrow carries: a Spark ML vector becomes an array of float32."""
+    """The column in a type that Arrow supports: a Spark ML vector becomes an array of float32."""
     from pyspark.ml.functions import vector_to_array
     from pyspark.ml.linalg import VectorUDT
     from pyspark.sql import functions as F
     from pyspark.sql.types import ArrayType, BooleanType, NumericType
 
     if name not in df.columns:
-        raise ConfigError(f"Expected a column of the DataFrame: received {name!r}. {did_you_mean(name, df.columns)}")
+        raise ConfigError(f"Expected a column of the DataFrame; got {name!r}. {did_you_mean(name, df.columns)}")
     column = F.col(quoted(name))
     kind: DataType = df.schema[name].dataType
     if isinstance(kind, VectorUDT):
@@ -133,19 +132,19 @@ def _plain(df: DataFrame, name: str) -> Any:
         element = element.elementType
     if not isinstance(element, (BooleanType, NumericType)) or element.typeName() == "decimal":
         raise ConfigError(
-            f"Expected numbers, arrays of numbers or vectors in column {name!r}: it is of type {kind.simpleString()}. "
+            f"Expected numbers, arrays of numbers or vectors in column {name!r}; got the type {kind.simpleString()}. "
             "Index texts with Spark's StringIndexer, cast decimals to double, prepare images with prepare_images."
         )
     return column
 
 
 def _write_partition(batches: Iterable[pa.RecordBatch], *, read: Read, uri: str, run: str) -> Iterator[pa.RecordBatch]:
-    """In an executor: write one file and yield one row about it, or about what is wrong with its rows."""
+    """On an executor: write one file and yield one row that describes it, or the error in its rows."""
     from pyspark import TaskContext
 
     context = TaskContext.get()
     number = context.partitionId()
-    # Another attempt of the same task writes another file; only what a successful task reports is ever referenced.
+    # Each attempt of a task writes its own file; only the file of the successful attempt is used.
     name = f"part-{number:05d}-{run}-{context.taskAttemptId()}.arrow"
     summary: dict[str, Any] = {
         "partition": number,
@@ -157,7 +156,7 @@ def _write_partition(batches: Iterable[pa.RecordBatch], *, read: Read, uri: str,
     }
     try:
         written = _write_batches(Store(uri), name, (part for batch in batches if batch.num_rows for part in read(batch)))
-    except DataError as error:  # told as data: a task that raises would be tried again, and fail again
+    except DataError as error:  # returned, because Spark would retry a task that raises
         summary["error"] = str(error)
     else:
         summary.update(written or {})
@@ -179,7 +178,7 @@ def _write_batches(store: Store, name: str, parts: Iterator[Columns]) -> dict[st
                     raise _unequal(key, shapes[key][1:], array.shape[1:])
             pending.append(arrays)
             pending_bytes += sum(array.nbytes for array in arrays.values())
-            if pending_bytes >= SHARD_BYTES:  # few large record batches are faster to read than many small ones
+            if pending_bytes >= SHARD_BYTES:  # a few large record batches are faster to read than many small ones
                 _flush(writer, pending)
                 pending_bytes = 0
         _flush(writer, pending)
@@ -198,11 +197,11 @@ def _flush(writer: ShardWriter, pending: list[Columns]) -> None:
 
 
 def _array(name: str, column: pa.Array) -> NDArray[Any]:
-    """Shape (rows, ...) from a column of numbers or of nested lists, all of one shape."""
+    """An array of shape (rows, ...) from a column of numbers, or of nested lists with one shape."""
     shape = [len(column)]
     while True:
         if column.null_count:
-            raise DataError(f"Expected a value in every row of column {name!r}: there are nulls. Drop or fill them first.")
+            raise DataError(f"Expected a value in every row of column {name!r}; got nulls. Drop or fill them.")
         if not (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
             break
         lengths = np.unique(np.diff(column.offsets.to_numpy()))
@@ -215,8 +214,8 @@ def _array(name: str, column: pa.Array) -> NDArray[Any]:
 
 def _unequal(name: str, one: Sequence[int], other: Sequence[int]) -> DataError:
     return DataError(
-        f"Expected arrays of one shape in all rows of column {name!r}, with at least one element: "
-        f"received {tuple(one)} and {tuple(other)}."
+        f"Expected arrays of one shape in all rows of column {name!r}, with at least one element; got {tuple(one)} and "
+        f"{tuple(other)}."
     )
 
 
@@ -225,7 +224,7 @@ def _check(folder: Store, summaries: Sequence[Any]) -> None:
         if row.error is not None:
             raise DataError(row.error)
     if not summaries:
-        raise DataError("Expected a DataFrame with at least one row: it is empty.")
+        raise DataError("Expected a DataFrame with at least one row; got an empty one.")
     expected = json.loads(summaries[0].columns)
     folder.require(row.file for row in summaries)
     for row in summaries:

@@ -1,7 +1,4 @@
-"""The Spark session: found or started with what it needs (a Java, this Python, quiet logs), and counted in slots.
-
-A slot is room for one task: ``spark.task.cpus`` cores of an executor. A worker takes one.
-"""
+"""The Spark session: find it, or start one with a Java, this Python and quiet logs."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dlspark._require import require
+from dlspark._require import require, whole_number
 from dlspark.errors import ConfigError, DataError, DlsparkError
 from dlspark.spark.java import find_java
 from dlspark.worker import environment
@@ -26,11 +23,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 ARROW_ROWS = 500
-"""Rows that a session started here hands to Python at a time: 100 MB of images of 200 kB, where Spark's 10,000 are 2 GB."""
+"""Rows per Arrow batch in a session started here: 100 MB of images of 200 kB; Spark's default of 10,000 would be 2 GB."""
 
 _LOOPBACK = "127.0.0.1"
-# Errors only. A failed task's error reaches the driver as an exception, so the two that log it as well are silenced;
-# the gateway's level is what Spark compares the root's with before it says "Setting default log level".
+# Errors only. The error of a failed task reaches the driver as an exception, so the two loggers that also log it are
+# silenced. Spark compares the gateway's level with the root's before it prints "Setting default log level".
 _QUIET_LOGS = """\
 rootLogger.level = error
 logger.gateway.name = org.apache.spark.api.python.PythonGatewayServer
@@ -49,28 +46,27 @@ appender.stderr.layout.pattern = %d{HH:mm:ss} %p %c{1}: %m%n%ex
 
 
 def local_cores() -> int:
-    """The cores that this process may use."""
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def get_session(num_workers: int = 1, *, app_name: str = "dlspark") -> SparkSession:
-    """The active Spark session as it is, or else a new local one with ``num_workers`` slots.
+    """The active Spark session, or a new local one with ``num_workers`` slots.
 
-    An active session is never reconfigured, and neither is the one of ``spark-submit``. A session started here runs
-    ``local[num_workers]`` in this process' own Python, listens on the loopback address only, has no web page, logs errors
-    only, and hands rows to Python in Arrow batches of `ARROW_ROWS`. The environment variables that starting takes are
-    restored afterwards.
+    An active session and that of ``spark-submit`` are never reconfigured. A session started here runs
+    ``local[num_workers]`` in the Python of this process, listens on the loopback address only, has no web page, logs errors
+    only, and passes rows to Python in Arrow batches of `ARROW_ROWS`. The environment variables needed to start it are
+    restored.
 
     Args:
-        num_workers: slots of a session started here. Whether a session has enough is what `require_slots` checks.
-        app_name: name of a session started here.
+        num_workers: the number of slots of a session started here. `require_slots` checks that a session has enough.
+        app_name: the name of a session started here.
 
     Raises:
-        ConfigError: no fitting Java was found, or ``num_workers`` is not a positive integer.
+        ConfigError: no supported Java was found, or ``num_workers`` is not a positive integer.
         MissingDependencyError: pyspark is not installed.
     """
-    if not isinstance(num_workers, int) or num_workers < 1:
-        raise ConfigError(f"Expected num_workers as an integer of at least 1: received {num_workers!r}.")
+    num_workers = whole_number("num_workers", num_workers)
     require("pyspark", install="dlspark[spark]", purpose="Running on Spark")
     from pyspark import SparkContext
     from pyspark.sql import SparkSession
@@ -79,7 +75,7 @@ def get_session(num_workers: int = 1, *, app_name: str = "dlspark") -> SparkSess
     if active is not None:
         return active
     builder = SparkSession.builder.appName(app_name)
-    # A context without an active session: another thread's session. A gateway: spark-submit chose master and settings.
+    # A context without an active session belongs to another thread. With a gateway, spark-submit chose the settings.
     if SparkContext._active_spark_context is not None or "PYSPARK_GATEWAY_PORT" in os.environ:
         return builder.getOrCreate()
     settled = {
@@ -95,7 +91,7 @@ def get_session(num_workers: int = 1, *, app_name: str = "dlspark") -> SparkSess
             "spark.driver.host": _LOOPBACK,
             "spark.driver.bindAddress": _LOOPBACK,
             # Spark's 1 GiB is too little for a local session: driver and executors share it, and an engine that averages
-            # on the driver passes three times the weights of every worker through it (ResNet50 with Adam: 300 MB each).
+            # on the driver sends three times the weights of every worker through it (ResNet50 with Adam: 300 MB each).
             "spark.driver.memory": f"{_driver_memory_mib()}m",
             "spark.driver.extraJavaOptions": f"-Dlog4j2.configurationFile={log_settings.as_uri()}",
             "spark.sql.shuffle.partitions": str(2 * num_workers),  # the default of 200 is for clusters
@@ -117,18 +113,18 @@ def _driver_memory_mib() -> int:
 
 
 def session_master(spark: SparkSession) -> str:
-    """The master's URL: ``local[2]``, ``spark://host:7077``, ``yarn``, ``k8s://…``."""
+    """The URL of the master: ``local[2]``, ``spark://host:7077``, ``yarn``, ``k8s://…``."""
     return str(context_of(spark).master)
 
 
 def is_local(spark: SparkSession) -> bool:
-    """Whether all tasks run inside the driver's own JVM. ``local-cluster[…]`` has executors, and is not local."""
+    """Whether all tasks run in the driver's JVM. ``local-cluster[…]`` is not local: it has executors."""
     return re.match(r"local(\[|$)", session_master(spark)) is not None
 
 
 @contextmanager
 def told_plainly() -> Iterator[None]:
-    """Turn a job's failure back into the `DataError` that a task raised, without the JVM's hundred lines around it."""
+    """Replace the error of a failed job by the `DataError` of its task, without the JVM's hundred lines."""
     try:
         yield
     except DlsparkError:
@@ -150,6 +146,6 @@ def context_of(spark: SparkSession) -> Any:
         return spark.sparkContext
     except Exception as error:
         raise ConfigError(
-            f"Expected a classic Spark session, with a SparkContext: received {type(spark).__module__}.SparkSession. "
-            "Spark Connect cannot run the barrier and RDD jobs that training takes."
+            f"Expected a classic Spark session, with a SparkContext; got {type(spark).__module__}.SparkSession. "
+            "Start one without Spark Connect, which cannot run the barrier and RDD jobs of training."
         ) from error

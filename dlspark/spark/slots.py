@@ -1,4 +1,4 @@
-"""Slots: room for one task, which is ``spark.task.cpus`` cores of an executor. A worker takes one."""
+"""Slots. A slot runs one task, on ``spark.task.cpus`` cores of an executor; a worker takes one slot."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ _SETTLED_SECONDS = 3.0
 
 
 def available_slots(spark: SparkSession) -> int:
-    """Tasks that can run at once on the executors registered now, the driver excluded.
+    """The number of tasks that can run at once on the registered executors, without the driver.
 
-    This is Spark's own figure, the one that it holds a barrier stage against. It counts whole tasks per executor: two
-    executors of three cores have two slots where a task takes two cores. Dynamic allocation may add to it later.
+    This is the number that Spark compares with the size of a barrier stage. It counts whole tasks per executor: two
+    executors with three cores each have two slots if a task takes two cores. Dynamic allocation may add slots later.
     """
     return max_concurrent_tasks(context_of(spark))
 
 
 def require_slots(spark: SparkSession, num_workers: int, *, wait_seconds: float = 30.0) -> None:
-    """Return when ``num_workers`` tasks can run at once.
+    """Wait until ``num_workers`` tasks can run at once.
 
     Args:
         spark: the session.
-        num_workers: how many slots are needed.
-        wait_seconds: how long to wait for the first executor of a cluster to register, and no longer than that for all:
-            when some have come and no other follows for three seconds, they are all. A local session is not waited for.
+        num_workers: the number of slots needed.
+        wait_seconds: how long to wait for executors to register. The wait also ends three seconds after the last
+            registration. There is no wait for a local session.
 
     Raises:
         ConfigError: there are fewer slots; the message has both numbers.
@@ -50,17 +50,17 @@ def require_slots(spark: SparkSession, num_workers: int, *, wait_seconds: float 
             cure = "start the session with more cores" if is_local(spark) else "add executors or cores"
             if not slots:
                 raise ConfigError(
-                    f"Expected {num_workers} free slots, and no executor of {session_master(spark)!r} has registered. The "
-                    "cluster's page or logs say why: mostly too little memory or too few cores for what the session asks."
+                    f"Expected {num_workers} free slots; got no executor of {session_master(spark)!r}. See the cluster's "
+                    "page or logs: most often it has too little memory or too few cores for the session's settings."
                 )
             raise ConfigError(
-                f"Expected {num_workers} free slots{each}, one per worker: the Spark session on "
-                f"{session_master(spark)!r} has {slots}. Ask for at most {slots} workers, or {cure}."
+                f"Expected {num_workers} free slots{each}, one per worker; got a Spark session on "
+                f"{session_master(spark)!r} that has {slots}. Ask for at most {slots} workers, or {cure}."
             )
         time.sleep(_POLL_SECONDS)
 
 
 def running_dynamic_allocation(spark: SparkSession) -> bool:
-    """Whether Spark adds and removes executors as it runs; barrier stages, and so most engines, refuse that."""
+    """Whether Spark adds and removes executors during a run. Barrier stages, and so most engines, do not allow it."""
     enabled = context_of(spark).getConf().get("spark.dynamicAllocation.enabled", "false")
     return str(enabled).strip().lower() == "true" and not is_local(spark)  # Spark ignores it on a local master

@@ -20,7 +20,7 @@ def crc32_of(path: Path) -> int:
 
 
 def checksum(arrays: Sequence[Any]) -> str:
-    """One for the values, shapes and dtypes of ``arrays``."""
+    """A checksum over the values, shapes and dtypes of ``arrays``."""
     total = 0
     for array in arrays:
         whole = np.ascontiguousarray(array)

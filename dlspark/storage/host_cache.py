@@ -1,4 +1,4 @@
-"""HostCache: this host's copies of remote files, one of each however many processes want it, in bounded space."""
+"""HostCache: one local copy of each remote file per host, in a cache of limited size."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from dlspark.errors import ConfigError, DataError, DlsparkError
 from dlspark.storage.checksum import crc32_of
 
 BOUND = "DLSPARK_CACHE_BYTES"
-"""Environment variable: the most bytes the cache takes. Without it, half of what its disk holds."""
+"""Environment variable: the maximum size of the cache in bytes. The default is half of its disk."""
 
 WAIT_SECONDS = 3600.0
-"""How long a process waits for another one that copies the same file, before it gives up."""
+"""How long a process waits for another process that copies the same file."""
 
 _POLL_SECONDS = 0.05
 _TEMPORARY = ".copying-"
-_STALE_SECONDS = 24 * 3600.0  # a copy that nobody has touched for that long belongs to a process that is gone
+_STALE_SECONDS = 24 * 3600.0  # a copy in progress that is older belongs to a dead process
 
 
 class HostCache:
     """A folder of copies, shared by all processes of a host and user.
 
-    Guarantees: a file appears whole and checked, or not at all. While one process copies a file the others that want it
-    wait for that copy. When a new copy passes the bound, those unused for longest are removed; a process that has one
-    mapped keeps reading it, and its space is freed when that process lets go.
+    Guarantees: a copy appears complete and verified, or not at all. While one process copies a file, others wait for that
+    copy. When a new copy exceeds the limit, the least recently used copies are removed; a process that has mapped one can
+    still read it, and its space is freed when that process closes it.
 
     Args:
-        folder: where; made if it is not there.
-        max_bytes: the most bytes that all copies take together; by `BOUND`, or half the disk, when None.
+        folder: the folder; created if missing.
+        max_bytes: the maximum size of all copies; None for the value of `BOUND`, or half of the disk.
 
     Raises:
-        ConfigError: the environment's bound is no whole number of bytes.
+        ConfigError: `BOUND` is not a whole number of bytes.
     """
 
     def __init__(self, folder: Path, max_bytes: int | None = None) -> None:
@@ -52,17 +52,17 @@ class HostCache:
         return cls(Path(home, "dlspark", "files"))
 
     def get(self, key: str, size: Callable[[], int], fetch: Callable[[Path], object], *, crc32: int | None = None) -> Path:
-        """The copy called ``key``, fetched first if there is none.
+        """The copy called ``key``, fetched if missing.
 
         Args:
-            key: a file name that stands for one content.
-            size: gives its bytes; asked only when there is no copy.
-            fetch: writes the file to the path that it is given.
-            crc32: what the content must have (RFC 1952); None where that is not known.
+            key: a file name that identifies the content.
+            size: returns the size in bytes; called only if there is no copy.
+            fetch: writes the file to the given path.
+            crc32: the expected CRC-32 (RFC 1952); None if unknown.
 
         Raises:
-            DataError: what was fetched has another size or CRC-32; it is not kept.
-            ConfigError: the file alone is larger than the cache may be.
+            DataError: the fetched file has another size or CRC-32; it is removed.
+            ConfigError: the file is larger than the cache.
             DlsparkError: another process has been copying the file for `WAIT_SECONDS`.
         """
         path = self.folder / key
@@ -70,11 +70,11 @@ class HostCache:
             expected = size()
             if expected > self.max_bytes:
                 raise ConfigError(
-                    f"The copy of {key!r} takes {expected:,} bytes, and the cache in {str(self.folder)!r} may take "
-                    f"{self.max_bytes:,}. Set {BOUND} to more, or XDG_CACHE_HOME to a larger disk."
+                    f"Expected a file of at most {self.max_bytes:,} bytes for the cache in {str(self.folder)!r}; got "
+                    f"{expected:,} bytes in {key!r}. Set {BOUND} to more, or XDG_CACHE_HOME to a larger disk."
                 )
             with _locked(self.folder / f"{key}.lock"):
-                if not self._touch(path):  # whoever held the lock may have copied it
+                if not self._touch(path):  # the holder of the lock may have copied it
                     self._copy(path, expected, fetch, crc32)
         return path
 
@@ -83,20 +83,20 @@ class HostCache:
         temporary = self.folder / f"{_TEMPORARY}{uuid.uuid4().hex}"
         try:
             fetch(temporary)
-            came = temporary.stat().st_size
-            if came != size:
-                raise DataError(f"Expected {size:,} bytes of {path.name!r}: {came:,} came. Try again, or prepare it again.")
+            copied = temporary.stat().st_size
+            if copied != size:
+                raise DataError(f"Expected {size:,} bytes in {path.name!r}; got {copied:,}. Try again, or prepare it again.")
             if crc32 is not None and (found := crc32_of(temporary)) != crc32:
                 raise DataError(
-                    f"Expected {path.name!r} to have the CRC-32 {crc32:08x}: what came has {found:08x}. It was damaged "
-                    "where it lies or on the way. Try again, or prepare it again."
+                    f"Expected the CRC-32 {crc32:08x} for {path.name!r}; got {found:08x}: the file is damaged, in the store "
+                    "or by the copy. Try again, or prepare it again."
                 )
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
 
     def _make_room(self, size: int) -> None:
-        """Remove what was unused for longest until ``size`` more bytes fit."""
+        """Remove the least recently used copies until ``size`` more bytes fit."""
         copies = []
         for entry in os.scandir(self.folder):
             try:
@@ -116,7 +116,7 @@ class HostCache:
                 total -= bytes_
 
     def _touch(self, path: Path) -> bool:
-        """Mark a copy as used now; whether there is one."""
+        """Mark a copy as used now; returns whether it exists."""
         try:
             os.utime(path)
         except FileNotFoundError:
@@ -129,13 +129,13 @@ def _bound(folder: Path) -> int:
     if text is None:
         return shutil.disk_usage(folder).total // 2
     if not text.isdigit() or not int(text):
-        raise ConfigError(f"Expected {BOUND} as a whole number of bytes, such as 100000000000: received {text!r}.")
+        raise ConfigError(f"Expected {BOUND} as a whole number of bytes, such as 100000000000; got {text!r}.")
     return int(text)
 
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Hold ``path`` against every other process of this host; the kernel frees it when the holder dies."""
+    """Lock ``path`` against all other processes of this host; the kernel releases the lock when the holder dies."""
     deadline = time.monotonic() + WAIT_SECONDS
     with path.open("w") as handle:
         while True:
@@ -145,8 +145,8 @@ def _locked(path: Path) -> Iterator[None]:
             except BlockingIOError:
                 if time.monotonic() > deadline:
                     raise DlsparkError(
-                        f"Another process has held {str(path)!r} for {WAIT_SECONDS:.0f} s to copy that file. Look "
-                        "whether it still runs, and end it if it hangs."
+                        f"Expected another process to copy a file within {WAIT_SECONDS:.0f} s; it still holds "
+                        f"{str(path)!r}. End that process if it hangs."
                     ) from None
                 time.sleep(_POLL_SECONDS)
         yield

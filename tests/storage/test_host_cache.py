@@ -60,7 +60,7 @@ def test_a_process_that_died_while_copying_is_not_waited_for(tmp_path: Path) -> 
     assert HostCache(tmp_path, 10**9).get("shard", lambda: len(CONTENT), put(CONTENT)).read_bytes() == CONTENT
 
 
-@pytest.mark.parametrize(("came", "message"), [(b"pixel" * 1000, "5,000 came"), (b"Pixels" * 1000, "CRC-32")])
+@pytest.mark.parametrize(("came", "message"), [(b"pixel" * 1000, "got 5,000"), (b"Pixels" * 1000, "CRC-32")])
 def test_what_came_damaged_is_not_kept(tmp_path: Path, came: bytes, message: str) -> None:
     cache = HostCache(tmp_path, 10**9)
     with pytest.raises(DataError, match=message):
@@ -89,7 +89,7 @@ def test_what_was_unused_for_longest_makes_room(tmp_path: Path) -> None:
     cache.get("a", lambda: 10, put(b""))  # used again: now b is the one
     cache.get("c", lambda: 10, put(b"y" * 10))
     assert names(cache) == {"a", "c"}
-    with pytest.raises(ConfigError, match=rf"26 bytes.*25.*{BOUND}"):
+    with pytest.raises(ConfigError, match=rf"at most 25 bytes.*got 26 bytes.*{BOUND}"):
         cache.get("d", lambda: 26, put(b"z" * 26))
     assert names(cache) == {"a", "c"}
 
