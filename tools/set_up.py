@@ -1,13 +1,11 @@
 #!/usr/bin/env python3
-"""Bring .venv to what requirements.lock and the setup.cfg files say. `make` runs this; doing it again costs nothing.
+"""Install requirements.lock and this tree's projects into .venv. `make` runs this; it returns at once if nothing changed.
 
-Each step leaves a digest of what it was made from in .venv/set-up.json, and runs again only when that digest
-changes. A step that was cut short leaves .venv/unfinished behind: half an installation cannot be told from a whole
-one, so the next run starts .venv anew (downloads are still in pip's cache). Without a C++ compiler everything but
-the Horovod backend is set up, and the first run that finds a compiler adds it.
+uv installs everything. Each step stores a digest of its inputs in .venv/set-up.json and runs again only if that digest
+changes. While .venv is incomplete it holds a file `unfinished`; after an interruption the next run creates .venv anew,
+from uv's cache. Without a C++ compiler the Horovod backend is skipped; the first run that finds a compiler adds it.
 
-With --jax it also makes .venv-jax, which holds jax and no TensorFlow or Spark: the tests prove there that they are not
-needed.
+--jax also creates .venv-jax, with jax and without TensorFlow or Spark: the tests prove there that neither is needed.
 """
 
 import fcntl
@@ -18,8 +16,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,14 +28,13 @@ VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
 STAMP = VENV / "set-up.json"
 UNFINISHED = VENV / "unfinished"
-LOG = VENV / "set-up.log"
 LOCKED_PYTHON = (3, 11)
-FIRST = ("pip", "setuptools", "wheel")  # what builds the few packages that come as source
-MISSING = 3  # tools/build_horovod.py: something is not on this machine, and it has said what
+FIRST = ("pip", "setuptools", "uv", "wheel")  # pip installs uv; uv builds source distributions with the others
+MISSING = 3  # exit code of tools/build_horovod.py when this machine lacks something; it has printed what
 
 
 class SetUpError(Exception):
-    """Set-up cannot go on; the text says why and what to do."""
+    """Set-up failed; the text says why and what to do."""
 
 
 def say(text: str) -> None:
@@ -55,7 +50,7 @@ def digest(*parts: Path | str) -> str:
 
 
 def projects() -> list[Path]:
-    """Returns the folders of this tree that are distributions: the root, each backend, the benchmarks."""
+    """Return the folders of this tree that are distributions: the root, each backend, the benchmarks."""
     candidates = [ROOT, *sorted((ROOT / "backends").glob("*")), ROOT / "benchmarks"]
     return [folder for folder in candidates if (folder / "setup.cfg").exists()]
 
@@ -68,46 +63,47 @@ def read_stamp() -> dict[str, str]:
 
 
 def write_stamp(stamp: dict[str, str]) -> None:
-    unfinished = STAMP.with_suffix(".new")
-    unfinished.write_text(json.dumps(stamp, indent=1) + "\n")
-    os.replace(unfinished, STAMP)
+    new = STAMP.with_suffix(".new")
+    new.write_text(json.dumps(stamp, indent=1) + "\n")
+    os.replace(new, STAMP)
 
 
 @contextmanager
 def only_one() -> Iterator[None]:
-    """Keeps two runs in one tree apart: the second waits, then finds everything done."""
+    """Let one set-up run at a time: a second one waits, then finds everything done."""
     with LOCK.open() as held:
         try:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            say("waiting for another set-up of this tree to end")
+            say("waiting for another set-up of this tree")
             fcntl.flock(held, fcntl.LOCK_EX)
-        os.set_inheritable(held.fileno(), True)  # a pip that outlives us keeps the lock until it ends
+        os.set_inheritable(held.fileno(), True)  # an installer that outlives this process keeps the lock
         yield
 
 
-def pip(*arguments: str, python: Path = PYTHON) -> None:
-    """Runs pip in .venv; its output goes to the log, and of it only the long downloads to the screen."""
-    command = [str(python), "-m", "pip", "--disable-pip-version-check", *arguments, "--progress-bar=off"]
-    recent: list[str] = []
-    pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
-    env = os.environ | {"PYTHONUNBUFFERED": "1"}
-    with LOG.open("a", buffering=1) as log, subprocess.Popen(command, env=env, close_fds=False, **pipe) as run:
-        for line in run.stdout or ():
-            log.write(line)
-            recent = [*recent, line][-15:]
-            if (large := re.search(r"Downloading (\S+) \((\d+)(\.\d+)? MB\)", line)) and int(large[2]) >= 100:
-                say(f"  downloading {large[1]} ({large[2]} MB)")
-    if run.returncode > 0 and UNFINISHED.exists():
-        UNFINISHED.unlink()  # pip ended by itself, and what it was changing it has put back
-    if run.returncode:
-        tail = "".join(f"  | {line}" for line in recent)
-        failed = "failed" if run.returncode > 0 else f"was killed by signal {-run.returncode}"
-        raise SetUpError(f"pip {arguments[0]} {failed} (the whole log: {LOG}):\n{tail}Mend that and run it again.")
+def run(what: str, *command: str | Path, stdin: str | None = None) -> None:
+    done = subprocess.run([str(part) for part in command], input=stdin, text=True, close_fds=False, check=False)
+    if done.returncode:
+        raise SetUpError(
+            f"Expected {what} to succeed; got exit code {done.returncode}. Fix the error above and run it again."
+        )
+
+
+def uv(*arguments: str | Path) -> None:
+    run(f"uv {arguments[0]} {arguments[1]}", VENV / "bin" / "uv", *arguments)
+
+
+def sync(venv: Path, lock: Path) -> None:
+    uv("pip", "sync", "--python", venv, "--require-hashes", "--no-build-isolation", lock)
+
+
+def install_editable(venv: Path, folders: list[Path]) -> None:
+    editable = [f"--editable={folder}" for folder in folders]
+    uv("pip", "install", "--python", venv, "--offline", "--no-deps", "--no-build-isolation", *editable)
 
 
 def start_venv() -> None:
-    """Makes an empty .venv that counts as unfinished until the lock is installed."""
+    """Create a .venv that holds uv, and mark it unfinished."""
     say(f"creating .venv with Python {sys.version.split()[0]}")
     shutil.rmtree(VENV, ignore_errors=True)
     VENV.mkdir()
@@ -117,39 +113,23 @@ def start_venv() -> None:
         raise SetUpError(
             f"{sys.executable} -m venv failed; on Debian/Ubuntu: apt-get install python3.11-venv\n{made.stdout}{made.stderr}"
         )
-
-
-def install_lock() -> None:
     blocks = re.split(r"\n(?=\S)", LOCK.read_text())
-    first = [block for block in blocks if block.startswith(tuple(f"{name}==" for name in FIRST))]
-    count = sum("==" in block.splitlines()[0] for block in blocks)
-    say(f"installing the {count} packages of requirements.lock (the first time 1.3 GB to download, some minutes)")
-    with tempfile.TemporaryDirectory(prefix="dlspark-set-up-") as temporary:
-        part = Path(temporary, "first.txt")
-        part.write_text("\n".join(first) + "\n")
-        pip("install", "--require-hashes", "--no-deps", f"--requirement={part}")
-    pip("install", "--require-hashes", "--no-deps", "--no-build-isolation", f"--requirement={LOCK}")
-
-
-def install_projects(folders: list[Path]) -> None:
-    names = ", ".join("dlspark" if folder == ROOT else str(folder.relative_to(ROOT)) for folder in folders)
-    say(f"installing this tree, editable: {names}")
-    editable = [f"--editable={folder}" for folder in folders]
-    pip("install", "--no-index", "--no-deps", "--no-build-isolation", *editable)
+    first = "\n".join(block for block in blocks if block.startswith(tuple(f"{name}==" for name in FIRST)))
+    flags = ("--quiet", "--disable-pip-version-check", "--require-hashes", "--no-deps", "--requirement=/dev/stdin")
+    run("pip install uv", PYTHON, "-m", "pip", "install", *flags, stdin=first)
 
 
 def set_up() -> None:
     if sys.version_info[:2] != LOCKED_PYTHON:
         wanted = ".".join(map(str, LOCKED_PYTHON))
         raise SetUpError(
-            f"requirements.lock is for Python {wanted} and this is {sys.version.split()[0]}: "
-            f"run make PYTHON=/path/to/python{wanted}."
+            f"Expected Python {wanted}, as in requirements.lock; got {sys.version.split()[0]}. "
+            f"Run make PYTHON=/path/to/python{wanted}."
         )
-    started = time.monotonic()
     folders = projects()
     horovod = ROOT / "tools" / "build_horovod.py"
     wanted = {
-        # The place too: a .venv that was copied or moved along with its tree still points to where it was.
+        # The path too: a .venv that was copied or moved with its tree still points to its old place.
         "venv": digest(str(VENV), sys.version),
         "lock": digest(LOCK),
         "projects": digest(*(folder / name for folder in folders for name in ("setup.cfg", "pyproject.toml"))),
@@ -160,18 +140,19 @@ def set_up() -> None:
         return
 
     if UNFINISHED.exists():
-        say("the last set-up was cut short: starting .venv anew")
+        say("the last set-up was interrupted")
     if UNFINISHED.exists() or stamp.get("venv") != wanted["venv"] or not PYTHON.exists():
         start_venv()
         stamp = {"venv": wanted["venv"]}
         write_stamp(stamp)
     changed = [name for name in ("lock", "projects") if stamp.get(name) != wanted[name]]
-    if "lock" in changed:
-        UNFINISHED.touch()
-        install_lock()
-        UNFINISHED.unlink()
     if changed:
-        install_projects(folders)
+        UNFINISHED.touch()
+        if "lock" in changed:
+            say("installing requirements.lock (1.3 GB to download the first time)")
+            sync(VENV, LOCK)
+        install_editable(VENV, folders)
+        UNFINISHED.unlink()
         stamp |= {name: wanted[name] for name in ("lock", "projects")}
         write_stamp(stamp)
     if stamp.get("horovod") != wanted["horovod"]:
@@ -179,24 +160,22 @@ def set_up() -> None:
         if status == 0:
             write_stamp(stamp | {"horovod": wanted["horovod"]})
         elif status != MISSING:
-            say("the Horovod backend is left out this time; everything else works without it")
+            say("skipped the Horovod backend; everything else works without it")
     if changed:
-        say(f"done in {time.monotonic() - started:.0f} s")
+        say("done")
 
 
 def set_up_jax() -> None:
-    """Makes .venv-jax, complete or not at all: its stamp is written last, and without it the next run starts anew."""
+    """Create .venv-jax. Its stamp is written last; without it the next run starts anew."""
     stamp = JAX_VENV / "set-up.json"
     wanted = digest(str(JAX_VENV), sys.version, JAX_LOCK, ROOT / "setup.cfg", ROOT / "benchmarks" / "setup.cfg")
     if stamp.exists() and stamp.read_text() == wanted:
         return
     say("creating .venv-jax: jax, without TensorFlow or Spark (150 MB to download)")
     shutil.rmtree(JAX_VENV, ignore_errors=True)
-    subprocess.run([sys.executable, "-m", "venv", str(JAX_VENV)], check=True)
-    python = JAX_VENV / "bin" / "python"
-    pip("install", "--require-hashes", "--no-deps", f"--requirement={JAX_LOCK}", python=python)
-    folders = (ROOT, ROOT / "benchmarks")
-    pip("install", "--no-index", "--no-deps", "--no-build-isolation", *(f"--editable={f}" for f in folders), python=python)
+    uv("venv", "--quiet", "--python", sys.executable, JAX_VENV)
+    sync(JAX_VENV, JAX_LOCK)
+    install_editable(JAX_VENV, [ROOT, ROOT / "benchmarks"])
     stamp.write_text(wanted)
 
 
