@@ -1,11 +1,11 @@
-"""CostModel: how long an epoch of N workers takes, fitted to measured runs.
+"""CostModel: predict the epoch of N workers from measured runs.
 
 A synchronous step lasts as long as its slowest worker computes, plus a ring all-reduce among N workers::
 
     epoch = steps × (step + row × rows of the slowest worker + hop × 2(N−1) + byte × 2(N−1)/N × gradient bytes)
 
 with steps = ceil(rows / batch_size). ``step``, ``row``, ``hop`` and ``byte`` are seconds, none below 0; 1 / ``byte`` is
-the bandwidth. What an engine hides behind compute costs nothing, so a fitted bandwidth may exceed the network's.
+the bandwidth. Communication that overlaps with compute costs nothing, so a fitted bandwidth may exceed the network's.
 
 Ring all-reduce: Patarasuk and Yuan, "Bandwidth optimal all-reduce algorithms for clusters of workstations", Journal of
 Parallel and Distributed Computing 69(2), 2009: 2(N−1) rounds, in each of which a worker sends an N-th of the gradients.
@@ -16,10 +16,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from typing import Any
 
 import numpy as np
+from scipy.optimize import nnls
 
 from dlspark import ConfigError
 
@@ -36,17 +36,17 @@ SEPARABLE = 0.05
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """One configuration, run once or several times; ConfigError for one that cannot be.
+    """One configuration, run once or several times; ConfigError if it is impossible.
 
     Attributes:
-        workers: how many.
-        threads: of each worker.
-        rows: that train in an epoch, over all workers.
+        workers: number of workers.
+        threads: per worker.
+        rows: per epoch, over all workers.
         batch_size: the most rows of a step, over all workers.
-        epoch_seconds: steady epochs, one for each repeat.
+        epoch_seconds: one steady epoch for each repeat.
         launch_seconds: from the call of fit to the first step; None when unknown.
-        gradient_bytes: that each worker puts into the all-reduce of a step.
-        oversubscribed: there were more threads than cores. Such runs are kept out of the fit.
+        gradient_bytes: per worker and all-reduce.
+        oversubscribed: more threads than cores. Such runs are excluded from the fit.
     """
 
     workers: int
@@ -84,16 +84,16 @@ class Prediction:
 
 @dataclass(frozen=True, eq=False)
 class CostModel:
-    """What `fit` found. It holds for one model, one fine-tuning mode and one number of threads per worker.
+    """A fitted model, valid for one network, one fine-tuning mode and one number of threads per worker.
 
     Attributes:
         draws: float64, shape (500, 4): the seconds named in ``TERMS``, refitted to each draw of the bootstrap.
-        launch: the seconds of a launch and the seconds more for each worker; None when no run says.
-        gradient_bytes: that each worker puts into the all-reduce of a step.
+        launch: the seconds of a launch and the further seconds per worker; None if not measured.
+        gradient_bytes: per worker and all-reduce.
         measured_workers: the fewest and the most.
         measured_shares: the fewest and the most rows of a worker in a step.
-        bandwidth_given: and not fitted.
-        assumptions: sentences: what the runs could not tell, and what was assumed.
+        bandwidth_given: whether the bandwidth was given, not fitted.
+        assumptions: sentences that say what the runs could not determine and what was assumed.
     """
 
     draws: Array
@@ -180,17 +180,8 @@ def _separable(columns: Array) -> list[int]:
 
 
 def _non_negative(columns: Array, targets: Array) -> Array:
-    """Least squares with no term below 0, for each row of targets: the best of all sets of terms that stay above."""
-    size = columns.shape[1]
-    best, error = np.zeros((len(targets), size)), np.full(len(targets), math.inf)
-    for terms in (list(some) for k in range(1, size + 1) for some in combinations(range(size), k)):
-        found = targets @ np.linalg.pinv(columns[:, terms]).T
-        left = ((targets - found @ columns[:, terms].T) ** 2).sum(axis=1)
-        better = (found >= 0).all(axis=1) & (left < error)
-        best[better] = 0
-        best[np.ix_(better, terms)] = found[better]
-        error[better] = left[better]
-    return best
+    """Non-negative least squares for each row of targets."""
+    return np.array([nnls(columns, target)[0] for target in targets])
 
 
 def resampled_medians(seconds: Sequence[float], rng: np.random.Generator) -> Array:

@@ -61,3 +61,13 @@ def test_mistakes_on_the_command_line_are_told(capsys: pytest.CaptureFixture[str
     assert "missing.jsonl" in capsys.readouterr().err
     assert main(["list", "--results", "nowhere"]) == 0
     assert "small-cnn" in capsys.readouterr().out
+
+
+def test_a_backend_is_compared_with_loops_and_its_bare_engine() -> None:
+    from dlspark_bench import cli, hardware
+
+    cores = hardware.cores()
+    assert cli._subjects("horovod", 2, 1, "cpu") == tuple(
+        dict.fromkeys(["loop:1x1", "loop:2x1", f"loop:1x{cores}", "local:2x1", "horovod:2x1", "bare-horovod:2x1"])
+    )
+    assert cli._subjects("local", 1, 1, "gpu") == ("loop:1x1", "local:1x1")
