@@ -32,7 +32,7 @@ example:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run ``dlspark-bench``; gives the exit code: 0 done, 1 a run that failed, 2 a wrong setting, 130 interrupted."""
+    """Run ``dlspark-bench``; return the exit code: 0 done, 1 the run failed, 2 invalid settings, 130 interrupted."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     options = _parser().parse_args(arguments)
     try:
@@ -61,32 +61,32 @@ def _parser() -> argparse.ArgumentParser:
         if field.name in {"name", "figures"}:
             continue
         run.add_argument(f"--{field.name.replace('_', '-')}", type=_kind(field), default=None, metavar="VALUE")
-    run.add_argument("--backend", help="measure this backend beside the loop by hand, and beside its engine without dlspark")
-    run.add_argument("--workers", type=int, default=1, help="of --backend (default: 1)")
-    run.add_argument("--threads", type=int, default=1, help="of each worker of --backend (default: 1)")
+    run.add_argument("--backend", help="measure this backend, a hand-written loop, and the engine without dlspark")
+    run.add_argument("--workers", type=int, default=1, help="workers of --backend (default: 1)")
+    run.add_argument("--threads", type=int, default=1, help="threads per worker of --backend (default: 1)")
     run.add_argument("--out", type=Path, default=RESULTS, help=f"folder for the results (default: {RESULTS})")
     run.set_defaults(run=_run)
-    compare = commands.add_parser("compare", help="set runs of the same work side by side, CPU and GPU")
+    compare = commands.add_parser("compare", help="compare runs of the same work, on CPU or GPU")
     compare.add_argument("results", nargs="+", type=Path)
-    compare.add_argument("--price", action="append", default=[], metavar="RUN=PER_HOUR", help="what a machine costs an hour")
+    compare.add_argument("--price", action="append", default=[], metavar="RUN=PER_HOUR", help="price of a machine hour")
     compare.set_defaults(run=_compare)
-    ahead = commands.add_parser("predict", help="say what more workers would do, and how many of them meet a GPU")
+    ahead = commands.add_parser("predict", help="predict more workers, and how many match a GPU")
     ahead.add_argument("results", nargs="+", type=Path)
     ahead.add_argument("--backend", required=True)
-    ahead.add_argument("--threads", type=int, default=1, help="of each worker (default: 1)")
+    ahead.add_argument("--threads", type=int, default=1, help="threads per worker (default: 1)")
     ahead.add_argument("--workers", type=_counts, default=(1, 2, 4, 8, 16, 32), metavar="N,N,…")
-    ahead.add_argument("--rows", type=int, help="of an epoch (default: of the largest that was measured)")
-    ahead.add_argument("--batch-size", type=int, help="of a step, over all workers (default: the largest measured)")
-    ahead.add_argument("--bandwidth-gbit", type=float, help="of the network between the workers, in Gbit/s each way")
-    ahead.add_argument("--gpu", type=Path, help="results of a GPU; its first backend or loop is what workers must meet")
-    ahead.add_argument("--price-worker", type=float, help="of an hour of one worker")
-    ahead.add_argument("--price-gpu", type=float, help="of an hour of the GPU")
+    ahead.add_argument("--rows", type=int, help="rows per epoch (default: as in the largest measured configuration)")
+    ahead.add_argument("--batch-size", type=int, help="rows per step, over all workers (default: the largest measured)")
+    ahead.add_argument("--bandwidth-gbit", type=float, help="network bandwidth between workers, in Gbit/s each way")
+    ahead.add_argument("--gpu", type=Path, help="results of a GPU; the workers must match its first backend or loop")
+    ahead.add_argument("--price-worker", type=float, help="price of a worker hour")
+    ahead.add_argument("--price-gpu", type=float, help="price of a GPU hour")
     ahead.set_defaults(run=_predict)
-    page = commands.add_parser("report", help="tables, pictures and one page that needs no network")
+    page = commands.add_parser("report", help="write tables, pictures and one offline page")
     page.add_argument("results", nargs="+", type=Path)
     page.add_argument("--out", type=Path, help=f"folder for {report.PAGE} and the pictures")
     page.set_defaults(run=_report)
-    listed = commands.add_parser("list", help="scenarios that come with the harness, and results")
+    listed = commands.add_parser("list", help="list built-in scenarios and results")
     listed.add_argument("--results", type=Path, default=RESULTS)
     listed.set_defaults(run=_list)
     for command in commands.choices.values():
@@ -130,7 +130,7 @@ def _run(options: argparse.Namespace) -> Report:
 
 
 def _subjects(backend: str, workers: int, threads: int, device: str) -> tuple[str, ...]:
-    """The backend, and what it should be compared with: the loop by hand and the bare engine."""
+    """Return the backend and its baselines: the hand-written loop and the bare engine."""
     found = ["loop:1x1", f"loop:{workers}x{threads}"]
     if device == "cpu":
         found.append(f"loop:1x{hardware.cores()}")

@@ -6,7 +6,7 @@ import os
 
 
 def own_threads(threads: int) -> None:
-    """Compute with that many threads, under whatever framework Keras uses. To be called before it computes."""
+    """Limit Keras' framework to ``threads`` threads. Call this before it computes."""
     name = os.environ.get("KERAS_BACKEND", "tensorflow")
     if name == "tensorflow":
         import tensorflow as tf
@@ -18,11 +18,11 @@ def own_threads(threads: int) -> None:
 
         torch.set_num_threads(threads)
     else:
-        own_cores(threads)  # XLA takes a thread for every core that it may use
+        own_cores(threads)  # XLA starts a thread for each available core
 
 
 def own_cores(count: int) -> None:
-    """Keep this process on ``count`` cores, others than those of its neighbours in the same subject."""
+    """Pin this process to ``count`` cores that no other process of its subject uses."""
     if hasattr(os, "sched_setaffinity"):
         free = sorted(os.sched_getaffinity(0))
         first = int(os.environ.get("DLSPARK_BENCH_INDEX", "0")) * count

@@ -1,4 +1,4 @@
-"""What the epochs of a run say: medians with their spread, ratios with an interval, and what cannot be true."""
+"""Read results: medians with their spread, ratios with an interval; impossible results are refused."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from dlspark import DataError
 from dlspark_bench.scenario import Figure, Scenario, Subject
 
 LIMIT = 1.1
-"""A result may be that much above the measured peak, which is itself a measurement, before it is refused."""
+"""A result above this multiple of the measured peak is refused. The peak is a measurement, so 1 is too strict."""
 
 NOISY = 0.1
-"""A quarter of all turns further than that from the median: the machine was busy with something else."""
+"""If a quarter of the turns are further than this from the median, the machine was busy."""
 
 _RESAMPLES = 2000
 
 
 class ImpossibleError(DataError):
-    """A result is above what the machine can do: the measurement is wrong."""
+    """A result exceeds what the machine can do: the measurement is wrong."""
 
 
 @dataclass(frozen=True)
 class Spread:
     """A median and the interval that holds it with 95 % confidence, by the bootstrap over repeats (Efron, 1979).
 
-    What was measured once, ``count`` 1, has no interval: all three are that value.
+    A single measurement (``count`` 1) has no interval: all three are its value.
     """
 
     median: float
@@ -45,30 +45,30 @@ class Spread:
 
 @dataclass(frozen=True)
 class SubjectResult:
-    """What one subject did.
+    """The measurements of one subject.
 
     Attributes:
-        subject: who.
+        subject: its name, workers and threads.
         rows: images of an epoch, over all workers.
-        epoch_seconds: a steady epoch of each turn, in the order of the repeats, to the end of what follows its last step.
-        steps_seconds: of that, until the last step.
-        first_epoch_seconds: of the first, which traces the model.
-        images_per_second: of all workers, in the steps of steady epochs.
+        epoch_seconds: a steady epoch of each turn, in the order of the repeats, including work after the last step.
+        steps_seconds: the part of it until the last step.
+        first_epoch_seconds: the first epoch, which traces the model.
+        images_per_second: over all workers, in the steps of steady epochs.
         launch_seconds: from the call of ``fit`` to the first step of all workers; the first launch of its processes.
         warm_launch_seconds: the same for later ones in the same Spark session.
-        input_share: of an epoch that the slowest worker waited for batches; None where nobody counted.
-        communication_share: of an epoch that is not there when the same workers do not exchange gradients; None where that
-            was not measured beside it. What remains of an epoch is compute.
-        all_reduced_bytes: that a worker sends, and receives, in an epoch by a ring all-reduce of the gradients (Patarasuk
-            and Yuan, 2009); 0 where nothing is summed in every step.
-        gradient_bytes: of one step, on each worker.
-        flops_per_second: of all workers; None where the model's operations are not known.
-        share_of_peak: of that in what its cores have shown with a product of matrices.
+        input_share: fraction of an epoch that the slowest worker waits for batches; None if not measured.
+        communication_share: fraction of an epoch that disappears when the same workers do not exchange gradients; None if
+            that was not measured. The rest of an epoch is compute.
+        all_reduced_bytes: bytes that a worker sends, and receives, in an epoch of ring all-reduces (Patarasuk and Yuan,
+            2009); 0 if gradients are not summed in every step.
+        gradient_bytes: per step and worker.
+        flops_per_second: over all workers; None if the model's operations are unknown.
+        share_of_peak: flops_per_second as a fraction of a matrix product on the same cores.
         peak_memory_bytes: largest resident set of a worker.
-        driver_memory_bytes: of the driver's Python and its JVM; None where the driver is the worker.
-        logs: what the last epoch said: loss and metrics.
-        task: images of an epoch and of a step, of one model: what of it the loss at the end depends on.
-        noisy: whether a quarter of its turns is more than `NOISY` away from the median.
+        driver_memory_bytes: the driver's Python and its JVM; None if the driver is the worker.
+        logs: loss and metrics of the last epoch.
+        task: images per epoch and per step of one model. Final losses are comparable only between equal tasks.
+        noisy: whether a quarter of the turns are more than `NOISY` from the median.
     """
 
     subject: Subject
@@ -112,7 +112,7 @@ class FigureResult:
 
 
 class Run:
-    """One file of results, read and judged.
+    """A results file.
 
     Raises:
         DataError: no such file, or not one of `measure`'s.
@@ -142,7 +142,7 @@ class Run:
 
     @property
     def oversubscribed(self) -> set[str]:
-        """Subjects with more threads than the machine has cores: they wait for each other."""
+        """Subjects with more threads than the machine has cores."""
         there = self.about["hardware"]["cores"]
         names = self.scenario.subjects
         return {name for name in names if Subject.parse(name).cores > there and self.scenario.device == "cpu"}
@@ -156,7 +156,7 @@ class Run:
         return spread(self._rates(of) / self._rates(over))
 
     def warnings(self) -> list[str]:
-        """What a reader should know before believing the numbers."""
+        """Return the reasons to doubt the numbers."""
         found = []
         noisy = [name for name, result in self.results.items() if result.noisy]
         if noisy:
@@ -239,14 +239,14 @@ class Run:
         )
 
     def _launch_seconds(self, subject: Subject, told: list[dict[str, Any]]) -> list[float]:
-        """The first, then the warm ones. Where nobody saw a step (Elephas), what ``fit`` has told; of bare Elephas, none."""
+        """Return the first launch, then the warm ones. Elephas sees no step: ``fit`` reports it, bare Elephas nothing."""
         seen = [line["seconds_to_first_step"] for line in self._of_kind("launch", subject)]
         if None in seen:
             return [fit["time_to_first_step_seconds"] for fit in told[0]["fits"]]
         return [float(seconds) for seconds in seen]
 
     def _workers(self, reports: list[dict[str, Any]], told: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Those who report a worker's memory: ``fit``, where it ran under dlspark; else who reported the turn."""
+        """Return the reports that hold a worker's memory: ``fit``'s under dlspark, else those of the turn."""
         return [worker for each in told for fit in each["fits"][:1] for worker in fit["workers"]] or reports
 
     def _input_share(self, told: list[dict[str, Any]], epoch_seconds: float) -> float | None:
@@ -254,7 +254,7 @@ class Run:
         return max(waited) / self.scenario.all_epochs / epoch_seconds if waited else None
 
     def _communication_share(self, subject: Subject, epoch_seconds: tuple[float, ...]) -> float | None:
-        """Epoch minus the same workers' epoch with the reduction switched off, repeat by repeat, in the epoch."""
+        """Return the fraction of an epoch saved when the same workers skip the reduction, repeat by repeat."""
         silent = str(Subject("local", subject.workers, subject.threads))
         if subject.alone or subject.name.startswith("bare-") or silent not in self.scenario.subjects:
             return None
@@ -290,10 +290,10 @@ def spread(values: Sequence[float] | NDArray[np.float64]) -> Spread:
 
 
 def learned_less(loss: float, other: float) -> bool:
-    """Whether a loss at the end is so much worse than another that a faster run is no better one."""
+    """Whether a final loss is too much worse than another for a speed comparison."""
     return loss > 1.25 * other + 0.05
 
 
 def differ(ratio: Spread) -> bool:
-    """Whether a ratio of two subjects tells them apart: its interval leaves out 1."""
+    """Whether two subjects differ: the interval of their ratio excludes 1."""
     return not ratio.low <= 1 <= ratio.high

@@ -1,4 +1,4 @@
-"""What a result was measured on: processor, memory, GPU, versions, commit."""
+"""Describe the machine: processor, memory, GPU, versions, commit."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dlspark import ConfigError
 
 _FRAMEWORKS = ("dlspark", "keras", "tensorflow", "jax", "torch", "numpy")
 _ENGINES = ("pyspark", "horovod", "elephas", "spark-tensorflow-distributor")
-_FLAGS = ("avx2", "fma", "avx512f", "avx512_bf16", "amx_bf16")  # what decides how fast matrices are multiplied
+_FLAGS = ("avx2", "fma", "avx512f", "avx512_bf16", "amx_bf16")  # they decide the speed of a matrix product
 
 
 def hardware() -> dict[str, Any]:
@@ -35,7 +35,7 @@ def cores() -> int:
 
 
 def gpus() -> list[dict[str, str]]:
-    """Name, UUID and driver of each NVIDIA GPU; none where there is no nvidia-smi."""
+    """Return name, UUID and driver of each NVIDIA GPU; empty without nvidia-smi."""
     command = ["nvidia-smi", "--query-gpu=name,uuid,driver_version", "--format=csv,noheader"]
     try:
         told = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
@@ -46,10 +46,10 @@ def gpus() -> list[dict[str, str]]:
 
 
 def devices(wanted: str) -> list[str]:
-    """What Keras' framework computes on in this process.
+    """Return the devices that Keras' framework uses in this process.
 
     Raises:
-        ConfigError: it is to be a "gpu", and there is none.
+        ConfigError: ``wanted`` is "gpu" and there is none.
     """
     import keras
 
@@ -68,7 +68,7 @@ def devices(wanted: str) -> list[str]:
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the packages that matter, as far as they are installed."""
+    """Return the versions of Python and of the relevant packages that are installed."""
     found = {"python": platform.python_version()}
     for name in (*_FRAMEWORKS, *_ENGINES):
         try:
@@ -79,7 +79,7 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """The commit of the tree that the harness runs from, with ``+`` where files differ from it; None outside of one."""
+    """Return the commit of this checkout, with ``+`` if files were changed; None outside a checkout."""
     try:
         head = _git("rev-parse", "HEAD")
         changed = _git("status", "--porcelain", "--untracked-files=no")

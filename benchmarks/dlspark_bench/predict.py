@@ -1,4 +1,4 @@
-"""What N workers would do, and how many of them meet a GPU."""
+"""Predict the epoch of N workers, and how many workers match a GPU."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ __all__ = ["BreakEven", "CostModel", "LeftOut", "Measured", "Prediction", "break
 
 
 def measured(runs: Sequence[Run], backend: str, threads: int = 1) -> list[Measured]:
-    """The configurations of ``backend`` in results, with one worker of `local` as its single worker.
+    """Return the measured configurations of ``backend``; one `local` worker counts as its single worker.
 
     Args:
         runs: of one model, in one fine-tuning mode.
         backend: a subject's name.
-        threads: of each worker.
+        threads: per worker.
 
     Raises:
-        ConfigError: there is none, or the runs are not of the same work.
+        ConfigError: there is none, or the runs measured different work.
     """
     found = []
     for run in runs:
@@ -122,7 +122,7 @@ def break_even(
     max_workers: int = 1024,
     seed: int = 0,
 ) -> BreakEven:
-    """The fewest workers that meet the GPU's median epoch over the same ``rows``.
+    """Return the fewest workers that match the GPU's median epoch over the same ``rows``.
 
     Give ``batch_size`` to hold the batch, so that more workers change nothing in the training, or ``batch_size_per_worker``
     to let it grow with them: fewer, larger steps, which need not learn as well. ConfigError for both or neither.
@@ -149,5 +149,5 @@ def break_even(
 
 
 def cost(epoch_seconds: float, workers: int, price_per_worker_hour: float) -> float:
-    """What an epoch costs, in the currency of the price. A GPU is one worker."""
+    """Return the cost of an epoch, in the currency of the price. A GPU is one worker."""
     return epoch_seconds / 3600 * workers * price_per_worker_hour

@@ -11,7 +11,7 @@ from dlspark.report.page import Page, new_figure, png
 from dlspark_bench.figures import FigureResult, Run, Spread, SubjectResult, differ, learned_less
 
 PAGE = "report.html"
-_NARROW = "\u202f"  # a space at which no line is broken
+_NARROW = "\u202f"  # a no-break space
 
 SPEED = ["subject", "images/s", "95 %", "epoch s", "first epoch s", "first step after s", "warm s"]
 WORK = [
@@ -30,7 +30,7 @@ NOTES = (
 
 
 def speed_rows(run: Run) -> list[list[Any]]:
-    """How fast each subject was, in the order of the scenario."""
+    """Return the speed of each subject, in the order of the scenario."""
     return [
         [
             str(result.subject) + (" (oversubscribed)" if str(result.subject) in run.oversubscribed else ""),
@@ -46,12 +46,12 @@ def speed_rows(run: Run) -> list[list[Any]]:
 
 
 def work_rows(run: Run) -> list[list[Any]]:
-    """What each subject did with its time, and what it took and reached."""
+    """Return the time shares, resources and final metrics of each subject."""
     return [_work(result) for result in run.results.values() if result.subject.trains]
 
 
 def figure_rows(results: Sequence[FigureResult]) -> list[list[Any]]:
-    """A row for each figure; what the noise leaves open says so."""
+    """Return a row for each figure; a figure within the noise is labelled."""
     return [
         [
             each.figure.id,
@@ -66,7 +66,7 @@ def figure_rows(results: Sequence[FigureResult]) -> list[list[Any]]:
 
 
 def about(run: Run) -> dict[str, str]:
-    """What was measured, and on what, in words."""
+    """Describe the scenario and the machine."""
     scenario, machine = run.scenario, run.about["hardware"]
     versions = run.about["versions"]
     gpus = ", ".join(f"{gpu['name']} {gpu['uuid']}" for gpu in machine["gpus"]) if scenario.device == "gpu" else ""
@@ -86,14 +86,14 @@ def about(run: Run) -> dict[str, str]:
 
 
 def comparison(runs: Sequence[Run], prices: dict[str, float]) -> tuple[list[str], list[list[Any]]]:
-    """Columns and rows: each subject of each run against the first of the first run.
+    """Return columns and rows: each subject of each run against the first subject of the first run.
 
     Args:
-        runs: what to set side by side.
-        prices: of an hour of the machine, by the run's name; adds what the first subject's epoch costs on each.
+        runs: the runs to compare.
+        prices: per machine hour, by the run's name; adds a column with the cost of the first subject's epoch.
 
     Raises:
-        ConfigError: the runs are not of the same work.
+        ConfigError: the runs measured different work.
     """
     for run in runs[1:]:
         work = runs[0].scenario.work
@@ -137,19 +137,19 @@ def comparison(runs: Sequence[Run], prices: dict[str, float]) -> tuple[list[str]
 
 
 def number(value: float) -> float:
-    """Three digits of it, and all before the point."""
+    """Round to three digits, or to a whole number."""
     return round(value) if abs(value) >= 100 else float(f"{value:.3g}")
 
 
 def interval(value: Spread) -> str:
-    """Its bounds, for a table, or that there are none."""
+    """Format the bounds for a table; "once" for a single measurement."""
     if value.count == 1:
         return "once"
     return f"{number(value.low):,}{_NARROW}–{_NARROW}{number(value.high):,}"
 
 
 def write(runs: Sequence[Run], out: Path) -> Path:
-    """The page and the pictures of runs; gives the page's path."""
+    """Write the page and the pictures of runs; return the page's path."""
     out.mkdir(parents=True, exist_ok=True)
     page = Page("dlspark: measured")
     for run in runs:
@@ -210,7 +210,7 @@ def _rounded(value: float | None, digits: int) -> float | None:
 
 
 def _bars(run: Run) -> Any:
-    """Images a second by subject, every turn as a dot."""
+    """Draw images a second by subject, each turn as a dot."""
     names = list(run.results)
     figure = new_figure(8, 0.9 + 0.42 * len(names))
     axis = figure.subplots()

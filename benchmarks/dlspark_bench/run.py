@@ -1,4 +1,4 @@
-"""Measure a scenario: start its subjects, give them their turns, write down everything they report."""
+"""Measure a scenario: start its subjects, give them turns, record what they report."""
 
 from __future__ import annotations
 
@@ -24,29 +24,29 @@ from dlspark_bench.scenario import Scenario, Subject
 from dlspark_bench.turns import LOOK_SECONDS, give, put
 
 LAUNCH_SECONDS = 900.0
-"""How long a subject may take until its first epoch, which traces the model, is done."""
+"""Longest time until a subject's first epoch, which traces the model, is done."""
 
 _END_SECONDS = 120.0
 
 
 class MeasurementError(DlsparkError, RuntimeError):
-    """A subject failed or did not answer in time; the message has the end of what it printed."""
+    """A subject failed or timed out; the message ends with its output."""
 
 
 def measure(
     scenario: Scenario, out: Path, *, delays: dict[str, float] | None = None, say: Callable[[str], None] = lambda line: None
 ) -> Path:
-    """Run a scenario and leave one file of JSON lines.
+    """Run a scenario and write one file of JSON lines.
 
-    The first line, ``kind`` "run", says what was measured and on what. Then a line for every turn of every subject
-    ("turn"), for every launch ("launch"), for what each process told at its end ("process"), and for the machine's
-    measured peak ("peak"). The file is there whole or not at all.
+    The first line, ``kind`` "run", describes the scenario and the machine. A line follows for each turn of each subject
+    ("turn"), each launch ("launch"), each process ("process"), and the machine's measured peak ("peak"). The file is
+    written atomically.
 
     Args:
-        scenario: what.
+        scenario: what to measure.
         out: folder for the file.
-        delays: seconds that each step of a subject is slowed down by; to test a harness by. Written into the file.
-        say: takes a line of progress.
+        delays: seconds to add to each step of a subject, to test the harness. Recorded in the file.
+        say: receives each line of progress.
 
     Raises:
         ConfigError: there is no such subject.
@@ -115,7 +115,7 @@ def measure(
 
 
 def _in_turn(running: list[_Running], repeat: int) -> list[_Running]:
-    """A B, B A: a drift of the machine meets both alike."""
+    """A B, B A: a drift of the machine affects both alike."""
     return running[:: -1 if repeat % 2 == 0 else 1]
 
 
@@ -137,7 +137,7 @@ def _peak(dtype: str, threads: int, device: str) -> float:
 
 @dataclasses.dataclass
 class _Process:
-    """One process of a subject, with a folder of turns for each of its launches."""
+    """One process of a subject, with a folder of turns for each launch."""
 
     subject: Subject
     spec: Path
@@ -152,7 +152,7 @@ class _Process:
             if self.handle.poll() is not None and not done():
                 raise MeasurementError(f"{what} of {self.subject} failed, {self._ended()}:\n{self._tail()}")
             if time.monotonic() > deadline:
-                raise MeasurementError(f"{what} of {self.subject} did not come within {seconds:.0f} s:\n{self._tail()}")
+                raise MeasurementError(f"{what} of {self.subject} took longer than {seconds:.0f} s:\n{self._tail()}")
             time.sleep(LOOK_SECONDS)
 
     def reports(self, launch: int, turn: int) -> list[dict[str, Any]]:
@@ -173,7 +173,7 @@ class _Process:
 
 @dataclasses.dataclass
 class _Running:
-    """A subject that is alive."""
+    """A running subject."""
 
     subject: Subject
     processes: list[_Process]
@@ -191,7 +191,7 @@ class _Running:
             give(process.launches[number] / "launch")
 
     def turn(self, launch: int, turn: int, seconds: float) -> dict[str, Any]:
-        """Give all of them the turn, wait until they are done, and tell how long the slowest took."""
+        """Give all processes the turn, wait for them, and return the duration of the slowest."""
         for process in self.processes:
             give(process.launches[launch] / f"go-{turn}")
         reports = []
@@ -216,7 +216,7 @@ class _Running:
             give(process.launches[launch] / "end")
 
     def through(self, launch: int) -> dict[str, Any]:
-        """The end of a launch; how long it took to the first step of all workers, None where nobody saw a step."""
+        """End a launch; return the seconds until all workers took a step, None if no worker sees steps."""
         firsts: list[float | None] = []
         for process in self.processes:
             place = process.launches[launch]
@@ -242,7 +242,7 @@ class _Running:
 
 @contextmanager
 def _started(scenario: Scenario, subject: Subject, folder: Path, delay_seconds: float) -> Iterator[_Running]:
-    """Its processes, alive until the block ends; then ended, if they have not."""
+    """Start the processes of a subject, and end them when the block ends."""
     processes: list[_Process] = []
     try:
         for index in range(subject.processes):

@@ -1,4 +1,4 @@
-"""Scenario: what is measured, as plain data: a model, images, a batch, and the subjects that train it in turn."""
+"""Scenario: the measured model, images, batch size and subjects, as plain data."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _SUBJECT = re.compile(r"([a-z][a-z0-9_-]*)(?::(\d+)x(\d+))?(@[a-z0-9]+)?")
 
 @dataclass(frozen=True)
 class Subject:
-    """Who trains: ``name:WORKERSxTHREADS``, and ``@label`` to have the same twice, which shows what noise there is.
+    """What trains: ``name:WORKERSxTHREADS``. An ``@label`` adds the same subject again, which shows the noise.
 
     Attributes:
         name: ``loop``, a loop of Keras' ``fit`` as one writes it by hand, in as many independent processes as there are
@@ -32,7 +32,7 @@ class Subject:
             or a backend of dlspark. ``local`` with several workers is as many independent runs: the same loop with the
             reduction switched off.
         workers: processes that train.
-        threads: of each.
+        threads: per worker.
         label: with its ``@``.
     """
 
@@ -46,31 +46,31 @@ class Subject:
 
     @property
     def cores(self) -> int:
-        """Threads of all workers."""
+        """Total number of threads."""
         return self.workers * self.threads
 
     @property
     def alone(self) -> bool:
-        """Whether its workers know nothing of each other."""
+        """Whether its workers are independent."""
         return self.name in ALONE
 
     @property
     def processes(self) -> int:
-        """How many processes the harness starts for it: one driver, or one for each independent loop."""
+        """Processes that the harness starts: one driver, or one for each independent worker."""
         return self.workers if self.alone else 1
 
     @property
     def told_by_driver(self) -> bool:
-        """Whether its epochs are reported by the driver, who sees no steps: Elephas' rounds."""
+        """Whether the driver reports its epochs, without steps: Elephas' rounds."""
         return self.name.endswith("elephas")
 
     @property
     def trains(self) -> bool:
-        """Whether there is a model."""
+        """Whether it has a model."""
         return self.name != "feed"
 
     def check(self) -> None:
-        """Raise for a name that nobody has, and for a backend that is not installed.
+        """Reject an unknown name or a backend that is not installed.
 
         Raises:
             ConfigError: there is no such subject.
@@ -81,7 +81,7 @@ class Subject:
 
     @classmethod
     def parse(cls, text: str) -> Subject:
-        """The subject that ``str`` wrote; without numbers one worker of one thread."""
+        """Parse the text that ``str`` gives; without numbers, one worker with one thread."""
         match = _SUBJECT.fullmatch(text)
         if match is None or "0" in match.groups()[1:3]:
             raise ConfigError(f"Expected a subject as NAME:WORKERSxTHREADS, such as 'horovod:2x1': received {text!r}.")
@@ -91,15 +91,15 @@ class Subject:
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """A ratio of two subjects, or a number of one, with the goal that it is held against.
+    """A ratio of two subjects, or a quantity of one, with a goal.
 
     Attributes:
         id: its short name, such as "P2".
-        title: what it says, in a few words.
-        of: the subject above the line.
-        over: the one below it; None leaves the quantity of the first as it is.
-        quantity: "images_per_second", "step_seconds", or "launch_seconds" and "warm_launch_seconds", of which the
-            difference in seconds is taken, not the ratio.
+        title: a short description.
+        of: the numerator.
+        over: the denominator; None takes the quantity of ``of`` alone.
+        quantity: "images_per_second", "step_seconds", or "launch_seconds" and "warm_launch_seconds". For
+            launches the figure is the difference in seconds.
         goal: the number to reach.
         at_least: whether the goal is a lower bound; else an upper one.
     """
@@ -115,7 +115,7 @@ class Figure:
 
 @dataclass(frozen=True, kw_only=True)
 class Scenario:
-    """One measurement. Work grows with the cores that a subject takes, so that all do the same number of steps.
+    """One measurement. Work grows with a subject's cores, so that all subjects take the same number of steps.
 
     Attributes:
         name: of the scenario; results of equal scenarios can be compared.
@@ -127,13 +127,13 @@ class Scenario:
         fine_tune: as `dlspark.build_classifier` takes it.
         jit_compile: as Keras' ``compile`` takes it: "auto", true or false. True is XLA, and torch.compile under torch.
         device: "cpu" hides GPUs; "gpu" demands one.
-        epochs: that a turn of a subject lasts; its seconds are divided by them.
-        repeats: turns that count, for each subject; a first epoch, which traces the model, comes on top.
-        warm_launches: launches of one epoch after the first, in the same Spark session, for engines that tell of steps.
+        epochs: per turn; reported seconds are per epoch.
+        repeats: measured turns per subject, after a first epoch that traces the model.
+        warm_launches: further launches of one epoch in the same Spark session, for engines that report steps.
         seed: of images and weights.
         data: folder or URI of a prepared dataset, the first of whose training images take the place of generated ones.
-        subjects: who trains, in the order of the first turn.
-        figures: what is made of it.
+        subjects: in the order of the first turn.
+        figures: to compute from the results.
     """
 
     name: str
@@ -179,17 +179,17 @@ class Scenario:
 
     @property
     def all_epochs(self) -> int:
-        """Epochs of one subject: the first and those of its turns."""
+        """Epochs per subject: the first and those of its turns."""
         return 1 + self.epochs * self.repeats
 
     @property
     def work(self) -> dict[str, Any]:
-        """What must be equal for an image to be the same work in two results; batches and dtypes may differ."""
+        """Settings that must be equal for two results to be comparable; batches and dtypes may differ."""
         return {name: getattr(self, name) for name in ("model", "image_size", "fine_tune")}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Scenario:
-        """A scenario of plain data, as in a file."""
+        """Build a scenario from plain data, as in a file."""
         known = {field.name for field in dataclasses.fields(cls)}
         unknown = set(values) - known
         if unknown:
@@ -199,10 +199,10 @@ class Scenario:
 
 
 def find(name_or_file: str) -> Scenario:
-    """A scenario by the name of one that comes with the harness, or from a TOML file.
+    """Return a built-in scenario by name, or read one from a TOML file.
 
     Raises:
-        ConfigError: there is none, or it is not valid.
+        ConfigError: it does not exist or is not valid.
     """
     path = Path(name_or_file)
     if path.suffix != ".toml":
@@ -219,5 +219,5 @@ def find(name_or_file: str) -> Scenario:
 
 
 def built_in() -> list[str]:
-    """The names of the scenarios that come with the harness."""
+    """Return the names of the built-in scenarios."""
     return sorted(path.stem for path in BUILT_IN.glob("*.toml"))

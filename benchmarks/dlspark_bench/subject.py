@@ -1,4 +1,4 @@
-"""One process of one subject: ``python -m dlspark_bench.subject SPEC.json``. What is timed runs here, in turns."""
+"""One process of one subject: ``python -m dlspark_bench.subject SPEC.json``. The timed training runs here, in turns."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from dlspark_bench.turns import Clock, put, wait
 
 
 def main() -> None:
-    """Train as the spec says, once in each of its folders of turns, and leave a file of results beside it."""
+    """Train as the spec says, once for each launch, and write the results beside the spec."""
     threading.Thread(target=_end_with_the_harness, daemon=True).start()
     path = Path(sys.argv[1])
     spec = json.loads(path.read_text())
@@ -34,7 +34,7 @@ def main() -> None:
     result: dict[str, Any] = {"fits": []}
     for number, folder in enumerate(spec["launches"]):
         wait(Path(folder, "prepare"))
-        # Launches after the first are there for the time to their first step, and one epoch long.
+        # Later launches measure the time to the first step, so they last one epoch.
         epochs = scenario.all_epochs if number == 0 else 1
         go, model = _prepared(scenario, subject, folder, epochs, spec["delay_seconds"])
         if number == 0 and model is not None:
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def _end_with_the_harness() -> None:
-    """Its end of this pipe is closed when it is gone; the turns that this process waits for will never come then."""
+    """Exit when the harness does: its end of the pipe on stdin closes."""
     os.read(0, 1)  # not sys.stdin, whose lock a process that is forked meanwhile, as Horovod does, would wait for
     os._exit(1)
 
@@ -65,10 +65,10 @@ def _end_with_the_harness() -> None:
 def _prepared(
     scenario: Scenario, subject: Subject, folder: str, epochs: int, delay_seconds: float
 ) -> tuple[Callable[[], Any], Any]:
-    """Everything that is there before one trains: model, images, a Spark session.
+    """Create the model, the images and the Spark session.
 
     Returns:
-        What trains, and the model, or None where only the workers have it.
+        A function that trains, and the model; None if only the workers have the model.
     """
     clock = Clock(folder, epochs=scenario.epochs, delay_seconds=delay_seconds)
     share = Subject(subject.name, 1, subject.threads) if subject.alone else subject
@@ -103,23 +103,23 @@ def _prepared(
 
 
 def _loop(model: Any, x: Any, y: Any, *, batch_size: int, **options: Any) -> None:
-    """What one writes by hand: ``fit`` on arrays, without the two things that it would stumble over.
+    """Train with a hand-written loop: ``fit`` on arrays, without two known slow-downs.
 
-    A baseline that stumbles would flatter whoever is compared with it.
+    A slow baseline would flatter the subjects that are compared with it.
     """
     if os.environ.get("KERAS_BACKEND", "tensorflow") != "tensorflow":
         model.fit(x, y, batch_size=batch_size, **options)
         return
     import tensorflow as tf
 
-    # One: variables that are created in the first step make it traced twice.
+    # First: variables created in the first step cause a second trace.
     model.optimizer.build(model.trainable_variables)
     (output,) = model.outputs
     predicted = tf.zeros((1, *output.shape[1:]), output.dtype)
     model.compute_loss(x[:1], y[:1], predicted)
     model.compute_metrics(x[:1], y[:1], predicted)
     model.reset_metrics()
-    # Two: the pipeline that Keras makes of arrays has a tuner, which delays the end of an epoch by seconds now and then.
+    # Second: the autotuner of Keras' array pipeline sometimes delays the end of an epoch by seconds.
     untuned = tf.data.Options()
     untuned.autotune.enabled = False
     rows = tf.data.Dataset.range(len(x)).shuffle(len(x)).batch(batch_size)
@@ -129,7 +129,7 @@ def _loop(model: Any, x: Any, y: Any, *, batch_size: int, **options: Any) -> Non
 
 
 def _jvm_peak_memory_bytes() -> int | None:
-    """Largest resident set of Spark's driver, which is a child of this process; None without Spark, or without /proc."""
+    """Return the peak resident memory of the driver's JVM, a child of this process; None without Spark or /proc."""
     for child in psutil.Process().children(recursive=True):
         if child.name() == "java":
             try:

@@ -1,9 +1,8 @@
-"""Taking turns: subjects that are alive at once, and train for a while when it is their turn.
+"""Turns: all subjects are alive at once, and one trains at a time.
 
-Launching and tracing are paid once, and the turns of all subjects interleave, so that a slow minute of the machine meets
-all of them. A turn is a file that says when it begins. Looking for a file often would take time from those whose turn it
-is, and looking seldom would start the workers of one subject apart; so they look seldom, and a turn begins a moment after
-all of them must have seen it.
+Launching and tracing happen once, and the turns interleave, so a slow minute of the machine affects all subjects. A turn is
+a file that holds its start time. Frequent polling would take time from the subject that trains, and rare polling would
+start the workers of one subject apart; so workers poll rarely, and a turn starts after all of them must have seen it.
 """
 
 from __future__ import annotations
@@ -19,18 +18,18 @@ from typing import Any
 
 LOOK_SECONDS = 0.05
 WAIT_SECONDS = 3600.0
-"""How long anybody waits for a turn: the turns of all others may come before."""
+"""Longest wait for a turn, which may follow the turns of all other subjects."""
 
 _BEGIN_SECONDS = 3 * LOOK_SECONDS
 
 
 class Clock:
-    """In every worker: waits for its turns, and reports how long they took. Turn 0 is the first epoch alone.
+    """Wait for a worker's turns and report their durations. Turn 0 is the first epoch only.
 
     Args:
-        folder: of the turns.
-        epochs: of every later turn.
-        delay_seconds: slept in every step; a slow-down of a known size, to test the harness by.
+        folder: holds the files of the turns.
+        epochs: per later turn.
+        delay_seconds: sleep in every step; a known delay that tests the harness.
     """
 
     def __init__(self, folder: str, *, epochs: int = 1, delay_seconds: float = 0.0) -> None:
@@ -49,7 +48,7 @@ class Clock:
         self._epoch_began = self._last_step = time.perf_counter()
 
     def step_ended(self) -> None:
-        """To be called when the step has been computed."""
+        """Call this after each step."""
         if self._first_step is None:
             self._first_step = time.time()
         if self._delay_seconds:
@@ -75,35 +74,35 @@ class Clock:
         put(Path(self._folder, f"done-{turn}-{os.getpid()}.json"), json.dumps(report))
 
     def training_ended(self) -> None:
-        """Wait: ending must not disturb those that are still measured."""
+        """Wait, so that ending does not disturb subjects that are still measured."""
         wait(Path(self._folder, "end"))
 
     def _turn(self, epoch: int) -> tuple[int, int]:
-        """Which turn an epoch belongs to, and its place in it."""
+        """Return the turn of an epoch, and the epoch's place in it."""
         return (0, 0) if epoch == 0 else (1 + (epoch - 1) // self._epochs, (epoch - 1) % self._epochs)
 
 
 def give(path: Path) -> None:
-    """Let a turn begin in a moment."""
+    """Start a turn in a moment."""
     put(path, repr(time.time() + _BEGIN_SECONDS))
 
 
 def wait(path: Path) -> None:
-    """Until the file is there, and the time that it says has come.
+    """Wait until the file exists and the time in it has passed.
 
     Raises:
-        TimeoutError: it was not there within `WAIT_SECONDS`.
+        TimeoutError: the file did not appear within `WAIT_SECONDS`.
     """
     deadline = time.monotonic() + WAIT_SECONDS
     while not path.exists():
         if time.monotonic() > deadline:
-            raise TimeoutError(f"Expected the turn {path.name!r} within {WAIT_SECONDS:.0f} s: it did not come.")
+            raise TimeoutError(f"Expected the turn {path.name!r} within {WAIT_SECONDS:.0f} s; got none.")
         time.sleep(LOOK_SECONDS)
     time.sleep(max(0.0, float(path.read_text()) - time.time()))
 
 
 def put(path: Path, text: str) -> None:
-    """Write a file that is there whole or not at all."""
+    """Write a file atomically."""
     temporary = path.with_name(f".{uuid.uuid4().hex}")
     temporary.write_text(text)
     os.replace(temporary, path)

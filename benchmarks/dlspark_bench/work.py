@@ -1,4 +1,4 @@
-"""The work of a scenario: its model and its images, the same for every subject and on every machine."""
+"""The model and images of a scenario, equal for every subject and on every machine."""
 
 from __future__ import annotations
 
@@ -15,12 +15,10 @@ CLASSES = 10
 
 
 def images(scenario: Scenario, rows: int) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
-    """uint8 (rows, size, size, 3) and int32 (rows,), the same from one seed: noise with a tint that tells its class.
-
-    Or images of the scenario's dataset.
+    """Return uint8 (rows, size, size, 3) and int32 (rows,): the scenario's dataset, or noise with a tint for each class.
 
     Raises:
-        ConfigError: the dataset has too few of them, or of another size.
+        ConfigError: the dataset has too few images, or images of another size.
     """
     if scenario.data is not None:
         return _prepared(scenario, rows)
@@ -53,12 +51,12 @@ def _prepared(scenario: Scenario, rows: int) -> tuple[NDArray[np.uint8], NDArray
 
 
 def classes(scenario: Scenario) -> int:
-    """How many classes the model tells apart."""
+    """Return the number of classes."""
     return CLASSES if scenario.data is None else ImageDataset.open(scenario.data).num_classes
 
 
 def model(scenario: Scenario) -> Any:
-    """The compiled Keras model, from the scenario's seed."""
+    """Return the compiled Keras model, initialised from the scenario's seed."""
     import keras
 
     keras.config.set_dtype_policy(scenario.dtype)
@@ -77,7 +75,7 @@ def model(scenario: Scenario) -> Any:
 
 
 def gradient_bytes(built: Any) -> int:
-    """Bytes of one step's gradients: every trainable parameter in float32."""
+    """Return the bytes of one step's gradients: every trainable parameter in float32."""
     return 4 * sum(prod(variable.shape) for variable in built.trainable_variables)
 
 
@@ -108,7 +106,7 @@ def _forward(layer: Any) -> int:
 
 
 def _places(layer: Any) -> int:
-    """How often a kernel is applied to one image: the pixels of its output; once for a dense layer."""
+    """Return how often a kernel is applied to one image: the pixels of its output, or 1 for a dense layer."""
     return prod(layer.output.shape[1:-1])
 
 
