@@ -16,7 +16,7 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 pytest.register_assert_rewrite("dlspark.testing.contract")
 
 
-LONGEST = ("tests/faults/", "backends/", "benchmarks/", "tests/study/")
+LONGEST = ("tests/faults/test_processes", "tests/faults/", "tests/study/", "benchmarks/", "backends/")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -27,10 +27,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     on_spark = {item.path for item in items if item.get_closest_marker("spark")}
 
-    def order(item: pytest.Item) -> tuple[bool, bool, bool]:
-        path = item.path
-        longest = path.relative_to(config.rootpath).as_posix().startswith(LONGEST)
-        return not (longest and path in slow | on_spark), path not in slow, path not in on_spark
+    def order(item: pytest.Item) -> tuple[int, bool, bool]:
+        path = item.path.relative_to(config.rootpath).as_posix()
+        place = next((i for i, start in enumerate(LONGEST) if path.startswith(start)), len(LONGEST))
+        return place, item.path not in slow, item.path not in on_spark
 
     items.sort(key=order)
 
