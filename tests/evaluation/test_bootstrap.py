@@ -1,4 +1,4 @@
-"""Intervals: every resample is scored as scikit-learn scores it, groups go together, the seed decides."""
+"""Intervals: scores of resamples equal those of scikit-learn, groups are drawn whole, the seed determines the draw."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CLASSES = 4
 
 
 def clustered(groups: int, rows_each: int, seed: int = 0) -> tuple[Any, Any, Any]:
-    """Rows of a group are alike: all right or all wrong."""
+    """Predictions that are all right or all wrong within a group."""
     draw = np.random.default_rng(seed)
     group = np.repeat(np.arange(groups), rows_each)
     labels = draw.integers(0, 2, groups)[group]
@@ -92,7 +92,7 @@ def test_groups_are_drawn_whole_and_the_chunks_do_not_matter(monkeypatch: pytest
     for (
         name,
         score,
-    ) in whole.scores.items():  # not equal to the bit: a matrix of another shape is multiplied in another order
+    ) in whole.scores.items():  # not bit-equal: matrices of another shape add up in another order
         assert astuple(in_chunks.scores[name]) == pytest.approx(astuple(score), abs=1e-6)
 
 

@@ -1,4 +1,4 @@
-"""Predictions are judged as scikit-learn judges them."""
+"""Evaluations equal those of scikit-learn."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _no_warnings() -> Any:
 
 
 def drawn(rows: int, classes: int = 3, seed: int = 0) -> tuple[Any, Any]:
-    """Labels of unequal classes, and probabilities that are right more often than not, with ties."""
+    """Labels of unequal classes, and probabilities that are mostly right, with ties."""
     draw = np.random.default_rng(seed)
     labels = draw.choice(classes, rows, p=np.arange(1, classes + 1) / np.arange(1, classes + 1).sum())
     likely = draw.dirichlet(np.ones(classes), rows).round(1) + 0.1

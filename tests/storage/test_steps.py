@@ -1,4 +1,4 @@
-"""Steps are done once: what is kept, what a change repeats, and what a killed step leaves."""
+"""Steps run once: kept results, changed settings, killed steps."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dlspark.storage.store import Store
 
 
 class Counting:
-    """Three steps in a row, each adding its number to what it needs, and a list of those that were done."""
+    """Steps in a row, each adding its number to the sum so far, and a list of those that ran."""
 
     def __init__(self, store: Path, *, fails: str | None = None) -> None:
         self.kept = KeptSteps(Store(store))

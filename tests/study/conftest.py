@@ -1,4 +1,4 @@
-"""What tests of studies share."""
+"""Fixtures of the tests of studies."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ import pytest
 
 @pytest.fixture
 def stranger(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A distribution with a kind of classifier, its folder on the path as an installation puts it there."""
+    """A distribution that adds a kind of classifier; its folder is on the path, as if installed."""
     monkeypatch.syspath_prepend(str(Path(__file__).parent / "stranger"))

@@ -1,4 +1,4 @@
-"""A study's classifier on kept tables, without a network: what test rows may change, and what comes out."""
+"""The step ``fit`` on kept tables: test rows do not affect the fit, and its predictions are kept."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ COLUMNS = {
 
 
 def kept(store: Store, rows: list[dict[str, Any]], kinds: dict[str, Any]) -> Result:
-    """A table as `write_table` leaves it."""
+    """A table as `write_table` writes it."""
     with store.open_writer("rows.parquet") as path:
         arrow = {"string": pa.string(), "integer": pa.int32(), "double": pa.float64()}
         types = [(name, arrow[kind] if isinstance(kind, str) else pa.list_(pa.float64())) for name, kind in kinds.items()]
@@ -55,7 +55,7 @@ def kept(store: Store, rows: list[dict[str, Any]], kinds: dict[str, Any]) -> Res
 
 
 def needed(store: Store, shift: float) -> list[Result]:
-    """What the steps before leave: two separable classes; every third row is for tests, ``shift`` moves half of those."""
+    """The needed results, with two separable classes; every third row is a test row, and ``shift`` moves half of those."""
     draw = np.random.default_rng(0)
     rows, features = [], []
     for i in range(48):
@@ -87,11 +87,11 @@ def test_changed_test_rows_change_nothing_that_was_fitted(spark: Any, tmp_path: 
         assert store.child("fit").exists("pipeline/metadata")
     one, other = results[0].document, results[1].document
     assert (one["params"], one["inputs"]) == (other["params"], other["inputs"]) == ({"maxIter": 2}, 2 + 2 + 1)
-    # Spark adds up partitions in the order in which they are done, so the last digits differ from run to run.
+    # Spark adds up partitions in the order in which they finish, so the last digits differ between runs.
     assert one["explained"] == pytest.approx(other["explained"], rel=1e-6)
     assert predicted[0]["id"] == predicted[1]["id"] == [f"{i:02d}" for i in range(0, 48, 3)]
     before, after = (np.array(table["probabilities"]) for table in predicted)
-    assert before[1::2] == pytest.approx(after[1::2], rel=1e-6)  # what is said of the rows that did not change
+    assert before[1::2] == pytest.approx(after[1::2], rel=1e-6)  # predictions of the rows that did not change
     assert not np.allclose(before[::2], after[::2])
     assert (before.argmax(axis=1) == np.arange(0, 48, 3) // 3 % 2).mean() > 0.9
 

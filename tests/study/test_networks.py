@@ -1,4 +1,4 @@
-"""A study's networks: phases hand over, and a training that had ended when the study was killed is not done again."""
+"""Networks of a study: a phase starts with the weights of the previous one; a finished training is not repeated."""
 
 from __future__ import annotations
 
@@ -73,14 +73,14 @@ def test_phases_hand_over_and_a_finished_training_is_not_repeated(
     )
     top = load_model(second.child("model.keras").uri)
     assert list(tmp_path.glob("1/runs/*/events.jsonl"))
-    assert not list(tmp_path.glob("**/checkpoints")), "the model is what a finished step keeps"
+    assert not list(tmp_path.glob("**/checkpoints")), "a finished step keeps the model only"
     frozen = [layer.name for layer in top.get_layer("mobilenet").layers if layer.weights and not layer.trainable]
     assert len(frozen) > 50
     for name in frozen:
         before, after = (model.get_layer("mobilenet").get_layer(name).get_weights() for model in (head, top))
         assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
 
-    first.delete("model.keras")  # as when the study is killed between the training and the end of its step
+    first.delete("model.keras")  # as if the study was killed between the training and the end of the step
     monkeypatch.setattr(Trainer, "fit", None)
     again = train_phase(Folder(first, []), dataset, NETWORK, HEAD, seed=1)
     assert again == document
@@ -103,7 +103,7 @@ def test_rows_and_images_of_a_dataset(dataset: ImageDataset, spark: Any) -> None
         assert (image.height, image.width, image.nChannels, image.mode) == (32, 32, 3, 16)
         assert np.array_equal(np.frombuffer(image.data, np.uint8).reshape(32, 32, 3)[..., ::-1], pixels)
 
-    shards = 5 * available_slots(spark)  # more than there are tasks for
+    shards = 5 * available_slots(spark)  # more shards than tasks
     repeated = {name: getattr(dataset.test, name) * shards for name in ("files", "rows_per_file", "crc32")}
     many = replace(dataset, test=replace(dataset.test, **repeated))
     assert dataset_images(spark, many, ("test",)).rdd.getNumPartitions() == 4 * available_slots(spark)
@@ -111,7 +111,7 @@ def test_rows_and_images_of_a_dataset(dataset: ImageDataset, spark: Any) -> None
 
 
 def test_features_and_predictions_come_of_one_pass(dataset: ImageDataset, spark: Any, tmp_path: Path) -> None:
-    """What is kept is what the network gives, and predictions are the same whether they came with features or not."""
+    """Kept features and predictions equal those of the network, whether predictions are kept with features or not."""
     import keras
 
     keras.utils.set_random_seed(1)
@@ -157,5 +157,5 @@ def test_features_and_predictions_come_of_one_pass(dataset: ImageDataset, spark:
         store = Store(tmp_path / f"predictions-{number}")
         document = keep_predictions(Folder(store, [prepared, source]), dataset, spark)
         table = read_local(store, document["table"]).sort_by("id")
-        assert table["id"].to_pylist() == ids, "test rows, and all of them"
+        assert table["id"].to_pylist() == ids, "all test rows and no others"
         np.testing.assert_allclose(table["probabilities"].to_pylist(), expected, atol=1e-5)

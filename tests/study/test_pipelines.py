@@ -1,4 +1,4 @@
-"""Classifiers on generated features: what is fitted where, and that they learn what can be learnt."""
+"""Pipelines on generated features: which rows each stage is fitted on, and the accuracy on separable classes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SETTINGS = FitSettings(
 
 
 def table(spark: Any, rows: int = 54) -> Any:
-    """Training rows: features of three separable classes, in two columns; a text, and a number that some do not have."""
+    """Training rows of three separable classes: features in two columns, a string, and a number that is sometimes NaN."""
     from pyspark.ml.functions import array_to_vector
     from pyspark.sql import functions as F
 
@@ -71,7 +71,7 @@ def accuracy(predicted: Any) -> float:
 
 @pytest.mark.slow
 def test_each_fold_fits_its_own_rows_once(spark: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The score of a fold equals that of a pipeline fitted by hand on the other folds' rows; PCA is fitted once a fold."""
+    """The score of a fold equals that of a pipeline fitted on the other folds by hand; PCA is fitted once for each fold."""
     from pyspark.ml import Pipeline
     from pyspark.ml.evaluation import MulticlassClassificationEvaluator
     from pyspark.ml.feature import PCA
@@ -84,7 +84,7 @@ def test_each_fold_fits_its_own_rows_once(spark: Any, monkeypatch: pytest.Monkey
     original = PCA._fit
     monkeypatch.setattr(PCA, "_fit", lambda self, dataset: fits.append(dataset.count()) or original(self, dataset))
     found = fit_classifier(train, settings, num_classes=3)
-    assert fits == [27, 27, 54]  # the last on all training rows
+    assert fits == [27, 27, 54]  # the last fit is on all training rows
     monkeypatch.undo()
 
     scores = []
@@ -172,7 +172,7 @@ def test_undersampling_is_of_the_rows_that_are_fitted(spark: Any) -> None:
     stages[1] = Recording(inputCol="all", outputCol="inputs", withMean=True)
     model = PreparedPipeline(stages=stages, undersample=0).fit(df)
     assert seen == [{0.0: 6, 1.0: 6, 2.0: 6}]
-    assert model.transform(df).count() == df.count()  # and none is left out where it predicts
+    assert model.transform(df).count() == df.count()  # predictions are not undersampled
 
 
 def test_unknown_parameters_are_refused(spark: Any) -> None:
@@ -183,7 +183,7 @@ def test_unknown_parameters_are_refused(spark: Any) -> None:
 
 
 def test_variance_explained_of_raw_maps(spark: Any) -> None:
-    """More columns than Spark has a covariance matrix for: the fraction is of all variance, not of the k components'."""
+    """With too many columns for Spark's covariance matrix, the fraction is still of the total variance."""
     from pyspark.ml.functions import array_to_vector
 
     rows, columns, k = 12, SPARKS_LARGEST_COVARIANCE + 2, 2

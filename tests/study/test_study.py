@@ -1,4 +1,4 @@
-"""Both studies, small: from images to the table of models, by the command, and again."""
+"""A small study by the command line: from images to a table of models, repeated, changed and killed."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def write_cells(folder: str, **numbers: int) -> None:
 
 @pytest.fixture(scope="module")
 def finished(endpoint: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a study of images in S3 that has been run, in a process of its own: others know of no bucket."""
+    """The folder of a finished study of images in S3, run in a process of its own, because only that knows the bucket."""
     folder = tmp_path_factory.mktemp("finished")
     write_cells("s3://clinic/cells", ill=4, healthy=4, cells=6)
     (folder / "cells.yaml").write_text(STUDY)
@@ -96,7 +96,7 @@ def test_a_study_goes_from_images_in_s3_to_a_table(finished: Path) -> None:
 
 
 def test_a_person_sees_all_of_it_on_its_page(finished: Path, browser: Any) -> None:
-    """In Chromium, without a network, on a screen and on paper."""
+    """In Chromium, offline, on screen and in print."""
     with browser.new_context(offline=True, viewport={"width": 1000, "height": 800}) as context:
         page = context.new_page()
         complaints: list[str] = []
@@ -215,7 +215,7 @@ def test_a_study_that_was_killed_goes_on_within_its_training(
     assert not next(step for step in report["steps"] if step["kind"] == "train")["kept"]
     (events,) = Path("store").glob("train-*/runs/*/events.jsonl")  # one run, not two
     done = [event["epoch"] for event in map(json.loads, events.read_text().splitlines()) if event["kind"] == "epoch"]
-    assert len(done) <= epochs + 1, "what had been trained is not trained again, but for the epoch that was cut"
+    assert len(done) <= epochs + 1, "only the interrupted epoch is trained again"
 
 
 def test_a_split_by_image_is_warned_of(
@@ -249,7 +249,7 @@ def test_a_split_by_image_is_warned_of(
     assert len(keys) == 2, "a weights file was changed"
     capsys.readouterr()
 
-    # What the data does not have is found before any network is trained, though the data is kept from before.
+    # Settings that do not match the data are found before any training, with kept data too.
     for more, told in (
         ("metadata: {numeric: [cel]}", "Expected a column of the data; got 'cel'. Did you mean 'cell'"),
         ("metadata: {numeric: [subject]}", "expected numbers in column 'subject'"),
