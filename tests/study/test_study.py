@@ -18,8 +18,9 @@ from dlspark.study.study import Study
 from dlspark.study.study_file import StudyFile
 from dlspark.testing.cells import cell_files
 
-pytestmark = [pytest.mark.spark, pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.spark, pytest.mark.slow, pytest.mark.timeout(600)]
 
+EPOCHS = 20
 STUDY = """\
 name: cells
 store: store
@@ -37,7 +38,7 @@ networks:
     batch_size: 16
     backend: mirrored
     workers: 2
-    phases: [{epochs: 1, fine_tune: head, learning_rate: 1e-3}]
+    phases: [{epochs: 20, fine_tune: head, learning_rate: 1e-3}]
 metadata: {numeric: [cell]}
 features:
   dense: {networks: [tuned], layer: dense_1}
@@ -62,14 +63,26 @@ def write_cells(folder: str, **numbers: int) -> None:
 
 @pytest.fixture(scope="module")
 def finished(endpoint: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a finished study of images in S3, run in a process of its own, because only that knows the bucket."""
+    """The folder of a study of images in S3, killed in training and run again; other processes do not know the bucket."""
     folder = tmp_path_factory.mktemp("finished")
     write_cells("s3://clinic/cells", ill=4, healthy=4, cells=6)
     (folder / "cells.yaml").write_text(STUDY)
     command = [sys.executable, "-m", "dlspark", "study", "cells.yaml", "--format", "json"]
+    with (folder / "output").open("w") as output:
+        victim = subprocess.Popen(command, cwd=folder, stdout=output, stderr=output)
+        try:
+            until = time.monotonic() + 250
+            while len(list(folder.glob("store/train-*/runs/*/checkpoints/*.json"))) < 2:
+                assert victim.poll() is None, (folder / "output").read_text()[-2000:]
+                assert time.monotonic() < until
+                time.sleep(0.05)
+        finally:
+            victim.kill()
+            victim.wait(30)
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=350, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     assert json.loads(done.stdout) == json.loads((folder / "store/study.json").read_text())
+    (folder / "resumed.json").write_text(done.stdout)
     return folder
 
 
@@ -81,7 +94,7 @@ def test_a_study_goes_from_images_in_s3_to_a_table(finished: Path) -> None:
     assert by_patient["data"]["leak"] is None
     assert by_patient["data"]["split"]["groups"]["torn"] == 0
     assert report["warnings"] == []
-    assert len(by_patient["networks"]["tuned"]["history"]["loss"]) == 1
+    assert len(by_patient["networks"]["tuned"]["history"]["loss"]) == EPOCHS
     assert by_patient["fits"]["lr/dense"]["inputs"] == 4 + 1
     forest = by_patient["fits"]["forest/pooled"]
     assert forest["inputs"] == 3 + 1
@@ -189,33 +202,15 @@ def test_it_repeats_only_what_changed(
     }
 
 
-def test_a_study_that_was_killed_goes_on_within_its_training(
-    spark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    write_cells("cells", ill=2, healthy=2, cells=4)
-    epochs = 20
-    text = STUDY.replace("s3://clinic/cells", "cells").replace("epochs: 1", f"epochs: {epochs}").partition("metadata:")[0]
-    text = text.replace("    backend: mirrored\n    workers: 2\n", "")
-    Path("killed.yaml").write_text(text)
-    with Path("output").open("w") as output:
-        victim = subprocess.Popen([sys.executable, "-m", "dlspark", "study", "killed.yaml"], stdout=output, stderr=output)
-        try:
-            until = time.monotonic() + 200
-            while len(list(Path("store").glob("train-*/runs/*/checkpoints/*.json"))) < 2:
-                assert victim.poll() is None, Path("output").read_text()[-2000:]
-                assert time.monotonic() < until
-                time.sleep(0.05)
-        finally:
-            victim.kill()
-            victim.wait(30)
-    assert main(["study", "killed.yaml", "--format", "json"]) == 0
-    report = json.loads(capsys.readouterr().out)
-    assert len(report["splits"]["by_patient"]["networks"]["tuned"]["history"]["loss"]) == epochs
-    assert not next(step for step in report["steps"] if step["kind"] == "train")["kept"]
-    (events,) = Path("store").glob("train-*/runs/*/events.jsonl")  # one run, not two
+def test_a_killed_study_resumes_within_its_training(finished: Path) -> None:
+    report = json.loads((finished / "resumed.json").read_text())
+    assert len(report["splits"]["by_patient"]["networks"]["tuned"]["history"]["loss"]) == EPOCHS
+    kept = {step["kind"]: step["kept"] for step in report["steps"]}
+    assert kept["prepare"]
+    assert not kept["train"]
+    (events,) = finished.glob("store/train-*/runs/*/events.jsonl")  # one run, not two
     done = [event["epoch"] for event in map(json.loads, events.read_text().splitlines()) if event["kind"] == "epoch"]
-    assert len(done) <= epochs + 1, "only the interrupted epoch is trained again"
+    assert len(done) <= 2 * (EPOCHS + 1), "only the interrupted epoch is trained again"
 
 
 def test_a_split_by_image_is_warned_of(
