@@ -284,8 +284,8 @@ def test_what_cannot_work_is_refused_before_any_work(
         ("regParam", "regparam", "classifiers.lr: LogisticRegression has no parameter 'regparam'. Did you mean 'regParam'"),
         ("maxIter: 2", "maxIter: -2", "maxIter given invalid value -2"),
         ("backend: mirrored", "backend: local", "networks.tuned: Expected num_workers of at most 1 for backend 'local'"),
-        ("image_size: 32", "image_size: 16", "networks.plain: image_size must be"),
-        ("augment: [flip]", "augment: ['flip:banana']", "networks.tuned: 'flip' takes no number"),
+        ("image_size: 32", "image_size: 16", "networks.plain: Expected image_size"),
+        ("augment: [flip]", "augment: ['flip:banana']", "networks.tuned: Expected 'flip' without a number"),
         ('source: "cells"', "source: cellz", "data.source: Expected a folder of images; got no file in"),
         (
             'source: "cells"',
