@@ -1,4 +1,4 @@
-"""A stranger can add a backend: a folder with one module and an entry point, and it keeps the whole contract."""
+"""A third-party backend, one module with an entry point, passes the whole contract."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PLUGIN = str(Path(__file__).parent / "stranger")
 
 @pytest.fixture(scope="module", autouse=True)
 def installed() -> Iterator[None]:
-    """The plug-in's folder on the path, as an installation puts it there."""
+    """Put the plug-in's folder on the path, as an installation does."""
     sys.path.append(PLUGIN)
     yield
     sys.path.remove(PLUGIN)

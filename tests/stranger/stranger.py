@@ -1,4 +1,4 @@
-"""A stranger's plug-in: processes of its own, and a sum over them by a shared list and a barrier."""
+"""A third-party plug-in: it starts its own processes and sums over them with a shared list and a barrier."""
 
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
