@@ -19,7 +19,7 @@ from dlspark.storage import Store
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-    from dlspark.wire import Endpoint
+    from dlspark.wire import Endpoint, messages
 
 _GIB = 1 << 30
 # TensorFlow and Keras alone take 0.5 GiB; a worker with ResNet50, Adam and a small batch of 96 px takes about 1.
