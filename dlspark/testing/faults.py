@@ -1,7 +1,7 @@
-"""Faults to inject into a real run, so that whoever writes a plug-in can see what it does about them.
+"""Faults to inject into a real run, to test how a plug-in handles them.
 
-A `Fault` happens in a worker, at an exact step, once: in the next attempt the same step passes. `Faulty` is the layer in
-which it happens, and `disturbed_classifier` a model that has one. Importing this module imports Keras and TensorFlow.
+A `Fault` happens once, in one worker, at one step; the next attempt passes that step. `Faulty` is the layer that causes
+it, and `disturbed_classifier` is a model with such a layer. Importing this module imports Keras and TensorFlow.
 
     fault = Fault(action="kill", rank=1, step=20, marker=str(tmp_path / "happened"))
     trainer = Trainer("mine", num_workers=2, store=tmp_path / "store", max_restarts=1)
@@ -25,18 +25,18 @@ import tensorflow as tf
 
 from dlspark.testing.toys import PACKAGE
 
-SLEEP_SECONDS = 3600.0  # of a hang: for ever, as far as a test is concerned
+SLEEP_SECONDS = 3600.0  # longer than any test
 ACTIONS = {
     "raise": "an exception",
     "kill": "SIGKILL for the worker's process",
     "stop": "SIGSTOP for it",
-    "freeze": "SIGSTOP for it and all around it but Spark's own daemon and JVM, as when its host stands still",
+    "freeze": "SIGSTOP for it and its guard and parents, except Spark's daemon and JVM, as if its host froze",
     "hang": "Python code that does not end",
     "slow": "this and every later step takes ``seconds`` more",
     "nan": "the loss of this step is NaN here",
-    "memory": "an allocation that the process may not make",
+    "memory": "an allocation beyond the process' memory limit",
     "oom kill": "the kernel kills the process for memory, in the control group ``cgroup``",
-    "reset": "the TCP connections to others than the driver are cut",
+    "reset": "the TCP connections are reset, except those to the driver",
     "kill executor": "SIGKILL for the JVM above the process",
     "end driver": "SIGTERM for ``driver``, within a step of ``seconds``",
     "kill driver": "SIGKILL for ``driver``",
@@ -45,15 +45,15 @@ ACTIONS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """What goes wrong.
+    """One fault: what goes wrong, where and when.
 
     Attributes:
         action: one of `ACTIONS`.
-        rank: where.
-        step: in the how-many-th training step of the worker's process, from 1.
-        marker: a file that is made when it happens; while it exists, nothing happens.
+        rank: the rank of the worker that fails.
+        step: the number of the training step, from 1, counted in the worker's process.
+        marker: a file that the fault creates; while it exists, nothing happens.
         driver: the driver's process, for the actions that need it.
-        seconds: of "slow" and "end driver".
+        seconds: the delay of "slow" and "end driver".
         cgroup: folder of a control group with a memory limit, which the process enters.
     """
 
@@ -70,24 +70,24 @@ class Fault:
             raise ValueError(f"action must be one of {', '.join(ACTIONS)}; {self.action!r} came.")
 
     def happened_at(self) -> float | None:
-        """When it happened, by ``time.time()``; None if it did not."""
+        """Return the ``time.time()`` at which it happened; None if it did not."""
         try:
             return os.stat(self.marker).st_mtime
         except FileNotFoundError:
             return None
 
     def prevent(self) -> Fault:
-        """Let it never happen: for the undisturbed run of the very same model. Returns itself."""
+        """Create the marker, so that it never happens, and return this fault: for an undisturbed run of the same model."""
         open(self.marker, "a").close()
         return self
 
 
-_steps_done = 0  # training steps of this process; a process that trains again for another job goes on counting
+_steps_done = 0  # training steps of this process; jobs that share a process continue the count
 
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
 class Faulty(keras.layers.Layer):
-    """Passes its input through, until the fault happens. Under TensorFlow, as all engines on Spark are."""
+    """Passes its input through until the fault happens. Needs the TensorFlow backend."""
 
     def __init__(self, fault: Fault | dict[str, Any], **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -102,7 +102,7 @@ class Faulty(keras.layers.Layer):
         return inputs * factor
 
     def _pass(self) -> np.float32:
-        """1 as long as nothing happens to the loss."""
+        """Return the factor of the loss: 1, or NaN for the fault "nan"."""
         global _steps_done
         if self._first_step is None:
             self._first_step = _steps_done
@@ -139,14 +139,14 @@ def _happen(fault: Fault) -> np.float32:
         import psutil
 
         next(process for process in psutil.Process().parents() if "java" in process.name()).kill()
-        time.sleep(SLEEP_SECONDS)  # what was in the JVM's care goes with it
+        time.sleep(SLEEP_SECONDS)  # Spark ends the JVM's Python processes
     if fault.action == "freeze":
         _freeze()
     signals = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "end driver": signal.SIGTERM, "kill driver": signal.SIGKILL}
     if fault.action in signals:
         os.kill(fault.driver if "driver" in fault.action else os.getpid(), signals[fault.action])
     if fault.action == "end driver":
-        time.sleep(fault.seconds)  # a run of a few milliseconds a step may end before a signal crosses processes
+        time.sleep(fault.seconds)  # a step takes milliseconds: the run could end before the signal arrives
     return np.float32(1)
 
 
@@ -156,13 +156,13 @@ def _freeze() -> None:
     worker = psutil.Process()
     parents = worker.parents()
     jvm = next(i for i, process in enumerate(parents) if "java" in process.name())
-    for process in [*worker.children(recursive=True), *parents[: jvm - 1]]:  # without the daemon, which other workers need
+    for process in [*worker.children(recursive=True), *parents[: jvm - 1]]:  # not the daemon, which other workers need
         process.suspend()
     worker.suspend()
 
 
 def _run_out_of_memory() -> None:
-    """Ask for more address space than the process may have, and leave the limit as it was."""
+    """Allocate more than the limit on the address space, then restore the limit."""
     limits = resource.getrlimit(resource.RLIMIT_AS)
     with open("/proc/self/statm") as file:
         used = int(file.read().split()[0]) * resource.getpagesize()
@@ -174,7 +174,7 @@ def _run_out_of_memory() -> None:
 
 
 def _reset_connections(driver: int) -> None:
-    """Close this process' TCP connections to other workers as a network does: at once, and with a reset."""
+    """Reset this process' TCP connections to other workers."""
     import socket
     import struct
 
@@ -193,7 +193,7 @@ def disturbed_classifier(fault: Fault) -> Any:
     """``toys.dense_classifier`` with a `Faulty` layer."""
     keras.utils.set_random_seed(1)
     dense = keras.layers.Dense(16, activation="relu", kernel_regularizer=keras.regularizers.L2(1e-4))
-    # After the ReLU, of which one of NaN may be 0.
+    # After the ReLU, which may turn NaN into 0.
     model = keras.Sequential([keras.layers.Input((8,)), dense, Faulty(fault), keras.layers.Dense(3, activation="softmax")])
     model.compile(
         keras.optimizers.SGD(0.1, momentum=0.9, global_clipnorm=1.0), "sparse_categorical_crossentropy", metrics=["accuracy"]

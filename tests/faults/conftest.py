@@ -1,4 +1,4 @@
-"""What all tests of faults share: nothing may be left behind, and a temporary folder in which nobody else works."""
+"""Shared by all fault tests: the check for leaks, a temporary folder of their own, and the engines."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import importlib.util
 import os
 import tempfile
 from collections.abc import Iterator
+from multiprocessing import resource_tracker
+from pathlib import Path
 
 import pytest
 
@@ -29,14 +31,34 @@ def own_temporary_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
 
 @pytest.fixture(autouse=True)
 def nothing_left_behind(own_temporary_folder: None, request: pytest.FixtureRequest) -> Iterator[None]:
-    """No process, port, thread or temporary file that was not there before the test."""
+    """Fail a test that leaves a process, port, thread or temporary file behind."""
     with no_leaks(worker_ports="mirrored" not in request.node.name):
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def stranger(own_temporary_folder: None) -> Iterator[None]:
+    """Backend "processes", a real launcher without a JVM: what does not depend on the engine is tested on it."""
+    resource_tracker.ensure_running()  # one process, started here and not in a test
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(Path(__file__).parents[1] / "stranger"))
         yield
 
 
 @pytest.fixture(params=ENGINES)
 def engine(request: pytest.FixtureRequest) -> str:
-    """Each engine that runs on Spark."""
-    if importlib.util.find_spec(ENGINES[request.param]) is None:
-        pytest.skip(f"{ENGINES[request.param]} is not installed")
+    """Each engine that runs on Spark, or those that a test names."""
+    package = ENGINES.get(request.param)
+    if package and importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package} is not installed")
     return str(request.param)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as full what ``@pytest.mark.usually("engine", …)`` does not name: other engines run in make test-all only."""
+    for item in items:
+        usual = item.get_closest_marker("usually")
+        if usual and not any(
+            set(names.split()) <= set(item.name.partition("[")[2].rstrip("]").split("-")) for names in usual.args
+        ):
+            item.add_marker(pytest.mark.full)

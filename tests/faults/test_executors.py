@@ -48,6 +48,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.usually("mirrored")
 @pytest.mark.parametrize("engine", ["mirrored", "horovod", "elephas"])
 def test_f4_an_executor_is_killed(engine: str, tmp_path: Path) -> None:
     script = tmp_path / "script.py"

@@ -1,4 +1,8 @@
-"""Processes that fail, die, hang or are too slow: what the user gets, how soon, and what is left of the run."""
+"""Processes that fail, die, hang or are slow: which error, how soon, and whether the run resumes exactly.
+
+Most faults do not depend on the engine and run on the stranger's plug-in, without a JVM. `make test-all` repeats them on
+every engine.
+"""
 
 from __future__ import annotations
 
@@ -28,6 +32,7 @@ from dlspark.testing.faults import Fault, disturbed_classifier
 pytestmark = [pytest.mark.timeout(180), pytest.mark.spark]
 
 ENGINES = ("mirrored", "horovod", "elephas")
+PROCESSES = "processes"  # the stranger's plug-in
 EPOCHS, STEPS = 3, 16
 TIMEOUTS = {"heartbeat_seconds": 5.0, "step_seconds": 8.0}
 DETECT_SECONDS = {"raise": 10.0, "kill": 5.0, "stop": TIMEOUTS["heartbeat_seconds"] + 10, "nan": 5.0, "memory": 10.0}
@@ -54,7 +59,7 @@ def fault(tmp_path: Path) -> Callable[..., Fault]:
 
 @cache
 def undisturbed(engine: str) -> FitResult:
-    """The same training to which nothing happens."""
+    """The same training without a fault."""
     marker = Path(f"/nonexistent/{engine}")  # never made: the step is never reached
     return fit(
         Trainer(engine, num_workers=1 if engine == "local" else 2), Fault(action="raise", marker=str(marker), step=1 << 30)
@@ -78,7 +83,8 @@ def seconds_until_told(error_at: float, fault: Fault) -> float:
     return error_at - happened
 
 
-@pytest.mark.parametrize("engine", ["local", *ENGINES])
+@pytest.mark.usually("local", PROCESSES)
+@pytest.mark.parametrize("engine", ["local", PROCESSES, *ENGINES])
 @pytest.mark.parametrize("action", ["raise", "memory", "nan"])
 def test_f1_f11_f19_what_a_worker_can_say(spark: Any, engine: str, action: str, fault: Any, tmp_path: Path) -> None:
     """F1 an exception, F11 a loss that is NaN on one rank, F19 no memory: the rank, the step, its own words; soon."""
@@ -101,10 +107,11 @@ def test_f1_f11_f19_what_a_worker_can_say(spark: Any, engine: str, action: str, 
     assert spark.range(10).count() == 10, "the session is still usable"
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.usually(PROCESSES, "kill", "stop horovod", "stop elephas")
+@pytest.mark.parametrize("engine", [PROCESSES, *ENGINES])
 @pytest.mark.parametrize("action", ["kill", "stop"])
 def test_f2_f3_a_dead_or_stopped_worker(spark: Any, engine: str, action: str, fault: Any, tmp_path: Path) -> None:
-    """F2 and F3: noticed in time, started again from the last checkpoint, and the weights are those of no disturbance."""
+    """F2 and F3: detected in time and restarted from the last checkpoint, with the weights of an undisturbed run."""
     injected = fault(action)
     result = fit(trainer(engine, tmp_path, max_restarts=1), injected)
     told = [event for event in events(tmp_path) if event["kind"] == "failure"]
@@ -112,7 +119,7 @@ def test_f2_f3_a_dead_or_stopped_worker(spark: Any, engine: str, action: str, fa
     assert told[0]["rank"] == 1
     assert seconds_until_told(told[0]["time"], injected) < DETECT_SECONDS[action]
     again = next(e for e in events(tmp_path) if e["kind"] == "step" and e["time"] > told[0]["time"])
-    assert again["time"] - told[0]["time"] < 30
+    assert again["time"] - told[0]["time"] < 60
     assert again["epoch"] == 1
     assert result.restarts == 1
     assert_equal(result, undisturbed(engine))
@@ -128,6 +135,7 @@ def thawed() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("thawed")
+@pytest.mark.usually("mirrored")
 @pytest.mark.parametrize("engine", ENGINES)
 def test_f3_a_host_that_stands_still(spark: Any, engine: str, fault: Any, tmp_path: Path) -> None:
     """Nobody on it ends the worker, and no connection breaks; the run ends all the same."""
@@ -140,6 +148,7 @@ def test_f3_a_host_that_stands_still(spark: Any, engine: str, fault: Any, tmp_pa
     assert spark.range(10).count() == 10, "the session is still usable"
 
 
+@pytest.mark.full
 def test_a_worker_that_is_stopped_between_two_rounds(spark: Any, tmp_path: Path) -> None:
     """Spark gives the next round's task to it all the same."""
     import keras
@@ -164,6 +173,7 @@ def test_a_worker_that_is_stopped_between_two_rounds(spark: Any, tmp_path: Path)
     assert_equal(result, undisturbed("elephas"))
 
 
+@pytest.mark.full
 def test_a_worker_that_stops_after_its_work(spark: Any, tmp_path: Path) -> None:
     """Nobody listens to it any more, and Horovod waits for its exit code."""
     import keras
@@ -213,7 +223,8 @@ def small_cgroup() -> Iterator[Path]:
                 time.sleep(0.1)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.usually(PROCESSES)
+@pytest.mark.parametrize("engine", [PROCESSES, *ENGINES])
 def test_f19_killed_by_the_kernel_for_memory(
     spark: Any, engine: str, fault: Any, tmp_path: Path, small_cgroup: Path
 ) -> None:
@@ -309,6 +320,7 @@ def test_f26_the_exit_code_says_that_it_can_be_resumed(tmp_path: Path) -> None:
     assert "To resume it, run the same command again." in ended.stderr
 
 
+@pytest.mark.usually("elephas")
 @pytest.mark.parametrize("engine", ENGINES)
 def test_f5_a_driver_that_is_killed(engine: str, tmp_path: Path, spark: Any) -> None:
     """kill -9: the workers end by themselves; the same command goes on where the last checkpoint was."""
@@ -352,7 +364,8 @@ def test_f18_two_runs_at_once(spark: Any, tmp_path: Path, fault: Any) -> None:
         assert_equal(result, undisturbed("elephas"))
 
 
-@pytest.mark.parametrize("engine", ["mirrored", "horovod"])
+@pytest.mark.usually(PROCESSES)
+@pytest.mark.parametrize("engine", [PROCESSES, "mirrored", "horovod"])
 def test_f21_a_straggler_is_a_warning(
     spark: Any, engine: str, fault: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -364,6 +377,7 @@ def test_f21_a_straggler_is_a_warning(
     assert_equal(result, undisturbed(engine))
 
 
+@pytest.mark.usually("mirrored")
 @pytest.mark.parametrize("engine", ["mirrored", "horovod"])
 def test_f21_a_connection_that_is_reset(spark: Any, engine: str, fault: Any, tmp_path: Path) -> None:
     injected = fault("reset")
@@ -375,8 +389,8 @@ def test_f21_a_connection_that_is_reset(spark: Any, engine: str, fault: Any, tmp
     assert_equal(result, undisturbed(engine))
 
 
-def test_the_guard_ends_with_its_mirrored_worker(spark: Any, fault: Any, tmp_path: Path) -> None:
-    fit(trainer("mirrored", tmp_path), fault("raise").prevent())
+def test_the_guard_ends_with_its_mirrored_worker(spark: Any) -> None:
+    undisturbed("mirrored")
     guards = [
         p for p in psutil.process_iter(["cmdline"]) if "The guard: a small process" in " ".join(p.info["cmdline"] or ())
     ]
