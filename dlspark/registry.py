@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 
 from dlspark._require import Registered
-from dlspark.backend import Backend
+from dlspark.backend import Backend, Engine
 from dlspark.errors import ConfigError, MissingDependencyError, did_you_mean
+
+logger = logging.getLogger(__name__)
 
 GROUP = "dlspark.backends"
 BACKENDS = Registered(GROUP, "backend")
@@ -42,3 +45,14 @@ def load_backend(name: str) -> type[Backend]:
             f"Expected the entry point of backend {name!r} to be a subclass of dlspark's Backend; got {backend!r}."
         )
     return backend
+
+
+def installed_engines() -> dict[str, Engine]:
+    """The engine of each installed backend, by the backend's name. Backends that cannot be imported are left out."""
+    found = {}
+    for name in available_backends():
+        try:
+            found[name] = load_backend(name).engine
+        except Exception as error:  # a plug-in's own; `dlspark backends` reports it
+            logger.debug("Backend %r cannot be imported: %s", name, error)
+    return found

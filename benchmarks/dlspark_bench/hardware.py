@@ -11,10 +11,9 @@ from typing import Any
 
 import psutil
 
-from dlspark import ConfigError
+from dlspark import ConfigError, available_backends, load_backend
 
 _FRAMEWORKS = ("dlspark", "keras", "tensorflow", "jax", "torch", "numpy")
-_ENGINES = ("pyspark", "horovod", "elephas", "spark-tensorflow-distributor")
 _FLAGS = ("avx2", "fma", "avx512f", "avx512_bf16", "amx_bf16")  # they decide the speed of a matrix product
 
 
@@ -70,7 +69,8 @@ def devices(wanted: str) -> list[str]:
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the relevant packages that are installed."""
     found = {"python": platform.python_version()}
-    for name in (*_FRAMEWORKS, *_ENGINES):
+    engines = [package for backend in available_backends() for package in load_backend(backend).engine.packages]
+    for name in (*_FRAMEWORKS, "pyspark", *engines):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

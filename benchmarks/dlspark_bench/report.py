@@ -72,13 +72,13 @@ def about(run: Run) -> dict[str, str]:
     gpus = ", ".join(f"{gpu['name']} {gpu['uuid']}" for gpu in machine["gpus"]) if scenario.device == "gpu" else ""
     flags = f" ({', '.join(machine['cpu_flags'])})" if machine["cpu_flags"] else ""
     framework = run.about["keras_backend"]
-    known = ("dlspark", "keras", framework, "numpy", "pyspark", "horovod", "elephas", "spark-tensorflow-distributor")
+    others = {"tensorflow", "jax", "torch"} - {framework}
     return {
         "scenario": f"{scenario.name}: {scenario.model}, {scenario.image_size} px, {scenario.batch_per_core} images a step "
         f"and {scenario.rows_per_core} an epoch for each core, {scenario.dtype}, trained: {scenario.fine_tune}, "
         f"{'generated images' if scenario.data is None else 'prepared images'}",
         "machine": f"{gpus or machine['cpu']}{flags}, {machine['cores']} cores, {machine['memory_bytes'] / 2**30:.0f} GiB",
-        "versions": ", ".join(f"{name} {versions[name]}" for name in ("python", *known) if name in versions),
+        "versions": ", ".join(f"{name} {versions[name]}" for name in versions if name not in others),
         "commit": run.about["commit"] or "unknown",
         "measured": f"{run.about['started']}, {scenario.repeats} repeats of {scenario.epochs} epochs, "
         f"{run.about['seconds']:.0f} s in all",

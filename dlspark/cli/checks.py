@@ -60,6 +60,7 @@ def backends() -> Check:
 
 def cluster(spark: SparkSession, workers: int) -> Iterator[Check]:
     """Properties of the session that the driver knows: Java, Spark, slots, dynamic allocation, ports."""
+    from dlspark.registry import installed_engines
     from dlspark.spark import (
         available_slots,
         is_local,
@@ -85,11 +86,11 @@ def cluster(spark: SparkSession, workers: int) -> Iterator[Check]:
         cure = "Engines that need all their workers at once cannot run. Set spark.dynamicAllocation.enabled=false."
         yield Check("dynamic allocation", False, "on", cure)
     if not is_local(spark):
+        ports = [f"{name} ({engine.open_ports})" for name, engine in installed_engines().items() if engine.open_ports]
         yield Check(
             "engine ports",
             None,
-            "during a training, mirrored and horovod listen on executors without authentication (TensorFlow's gRPC, "
-            "Horovod's services, gloo)",
+            f"during a training, these backends listen on executors without authentication: {', '.join(ports) or 'none'}",
             "Allow only machines of this cluster to reach the ports of its executors and the driver.",
         )
 

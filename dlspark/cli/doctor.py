@@ -22,8 +22,7 @@ dlspark doctor --workers 2 --store runs
 spark-submit --master spark://host:7077 \\
     "$(python -c 'import dlspark; print(*dlspark.__path__)')/__main__.py" doctor --workers 6 --store s3://bucket/runs
 """
-# In addition to the packages of every training: the engine is not known here.
-_MORE_PACKAGES = ("jax", "torch", "pandas", "horovod", "elephas", "spark-tensorflow-distributor")
+_MORE_PACKAGES = ("jax", "torch", "pandas")  # besides those of every training and those of the installed engines
 _WORDS = {True: "ok", False: "WRONG", None: "note"}
 
 
@@ -59,6 +58,7 @@ def diagnose(workers: int | None, store: str | None) -> Iterator[Check]:
     """
     from dlspark.cli import checks
     from dlspark.cli.checks import Check
+    from dlspark.registry import installed_engines
     from dlspark.spark import PACKAGES, ask_executors, available_slots, cause, describe_process, is_local
 
     yield checks.python()
@@ -74,7 +74,8 @@ def diagnose(workers: int | None, store: str | None) -> Iterator[Check]:
     tasks = min(available_slots(spark), workers or sys.maxsize)
     if tasks < 1:
         return
-    packages = (*PACKAGES, *_MORE_PACKAGES)
+    engines = [package for engine in installed_engines().values() for package in engine.packages]
+    packages = (*PACKAGES, *_MORE_PACKAGES, *engines)
     try:
         found = ask_executors(spark, tasks, packages, at_once=True)
     except ConfigError as error:

@@ -30,8 +30,8 @@ ROWS, VALIDATION_ROWS, BATCH_SIZE, EPOCHS = 1003, 257, 64, 3
 CLASS_WEIGHT = {0: 1.0, 1: 2.0, 2: 0.5}
 TOLERANCE = 1e-5
 STATED_LOSS = 0.5
-HEAVY = ("keras", "tensorflow", "jax", "torch", "pyspark", "horovod", "elephas", "spark_tensorflow_distributor")
-GUARDED_VARIABLES = ("TF_CONFIG", "CUDA_VISIBLE_DEVICES", "KERAS_BACKEND", "DLSPARK_RANK")
+HEAVY = ("keras", "tensorflow", "jax", "torch", "pyspark")  # and the modules of the backend's engine
+GUARDED_VARIABLES = ("CUDA_VISIBLE_DEVICES", "KERAS_BACKEND", "DLSPARK_RANK")  # and those of the backend's engine
 REFUSAL_SECONDS = 5.0
 
 
@@ -87,7 +87,7 @@ class BackendContract:
     @classmethod
     def surroundings(cls) -> dict[str, Any]:
         """The driver process' state before the first launch."""
-        return _surroundings()
+        return _surroundings([*GUARDED_VARIABLES, *cls.backend_class().engine.environment])
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -220,7 +220,7 @@ class BackendContract:
             check=True,
             timeout=60,
         )
-        assert not set(HEAVY) & set(run.stdout.split())
+        assert not {*HEAVY, *self.backend_class().engine.modules} & set(run.stdout.split())
 
     def test_clause_10_plain_data(self, result: FitResult, failure: tuple[WorkerError, list[Any], list[Any]]) -> None:
         options = self.backend_class().from_options(dict(self.options)).options
@@ -296,11 +296,11 @@ def _cuts(marker: str, at_epoch: int) -> Any:
     return Cuts()
 
 
-def _surroundings() -> dict[str, Any]:
+def _surroundings(variables: Sequence[str]) -> dict[str, Any]:
     import keras
 
     return {
-        "variables": {name: os.environ.get(name) for name in GUARDED_VARIABLES},
+        "variables": {name: os.environ.get(name) for name in variables},
         "policy": keras.config.dtype_policy().name,
         "threads": sorted(thread.name for thread in threading.enumerate() if thread.name.startswith("dlspark")),
     }
@@ -309,6 +309,6 @@ def _surroundings() -> dict[str, Any]:
 def _settled(expected: dict[str, Any]) -> dict[str, Any]:
     """Wait up to ten seconds for threads to end, then return the surroundings."""
     deadline = time.monotonic() + 10
-    while (now := _surroundings()) != expected and time.monotonic() < deadline:
+    while (now := _surroundings(list(expected["variables"]))) != expected and time.monotonic() < deadline:
         threading.Event().wait(0.05)
     return now

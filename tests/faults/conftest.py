@@ -1,10 +1,8 @@
-"""Shared by all fault tests: the check for leaks, a temporary folder of their own, and the engines."""
+"""Shared by all fault tests: the check for leaks, and the engines."""
 
 from __future__ import annotations
 
 import importlib.util
-import os
-import tempfile
 from collections.abc import Iterator
 from multiprocessing import resource_tracker
 from pathlib import Path
@@ -14,19 +12,6 @@ import pytest
 from dlspark.testing.leaks import no_leaks
 
 ENGINES = {"mirrored": "spark_tensorflow_distributor", "horovod": "horovod", "elephas": "elephas"}
-
-
-@pytest.fixture(scope="session", autouse=True)
-def own_temporary_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Other processes on this machine may be training, with temporary folders of the same names.
-
-    Executors get it too where these tests start the session.
-    """
-    folder = str(tmp_path_factory.mktemp("tmp"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(os.environ, "TMPDIR", folder)
-        patch.setattr(tempfile, "tempdir", folder)
-        yield
 
 
 @pytest.fixture(autouse=True)

@@ -377,10 +377,10 @@ def test_without_a_network_it_fails_soon_and_names_the_file(keras_home: Path, mo
     [
         ({"backbone": "resnet5"}, "Did you mean 'resnet50'"),
         ({"backbone": None}, "Unknown backbone None. Known: efficientnetv2b0"),
-        ({"num_classes": 1}, "num_classes must be a whole number of at least 2"),
+        ({"num_classes": 1}, "Expected num_classes as a whole number of at least 2"),
         ({"num_classes": 2.5}, "num_classes"),
         ({"num_classes": True}, "num_classes"),
-        ({"image_size": (31, 64)}, "image_size of mobilenetv2 must be a whole number of at least 32"),
+        ({"image_size": (31, 64)}, "Expected image_size of mobilenetv2 as a whole number of at least 32"),
         ({"backbone": "xception", "image_size": (71, 70)}, "at least 71"),
         ({"image_size": 224}, "Expected image_size to be"),
         ({"image_size": (32, 32, 3)}, "Expected image_size to be"),

@@ -88,7 +88,7 @@ def test_a_backbone_from_outside() -> None:
     assert isinstance(model.get_layer("preprocessing"), keras.layers.Rescaling)
     options = ClassifierOptions(backbone=TINY, weights=None)
     assert build_from_options(options, 3, image_size=(8, 8)).output_shape == (None, 3)
-    with pytest.raises(ConfigError, match="image_size of tiny must be a whole number of at least 8"):
+    with pytest.raises(ConfigError, match="Expected image_size of tiny as a whole number of at least 8"):
         build_classifier(TINY, 3, image_size=(16, 7), weights=None)
     with pytest.raises(ConfigError, match="'tiny' has no ImageNet weights"):
         build_classifier(TINY, 3, image_size=(16, 8))

@@ -44,9 +44,8 @@ def test_defaults_are_filled_in(tmp_path: Path) -> None:
     settings = read(tmp_path, SMALL)
     assert settings.seed == 0
     assert settings.splits["only"] == Split(test=0.25)
-    assert settings.networks["net"].phases == (
-        PhaseSettings(epochs=1, fine_tune="all", learning_rate=0.001, schedule="constant", depth_decay=1.0),
-    )
+    options = {"fine_tune": "all", "learning_rate": 0.001, "depth_decay": 1.0}
+    assert settings.networks["net"].phases == (PhaseSettings(epochs=1, schedule="constant", classifier=options),)
     assert (settings.cross_validation.folds, settings.cross_validation.metric) == (5, "f1")
     assert settings.evaluate.bootstrap == 1000
     assert settings.models == ["net", "lr/pooled"]

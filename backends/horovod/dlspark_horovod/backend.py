@@ -81,7 +81,7 @@ class HorovodBackend(LaunchBackend):
         modules=("horovod",),
         environment=("HOROVOD_CYCLE_TIME", "CUDA_VISIBLE_DEVICES"),
         barrier=True,
-        open_ports="Horovod's gloo",
+        open_ports="Horovod's services and gloo",
     )
     options_type: ClassVar[type] = HorovodOptions
     capabilities = Capabilities(synchronous_gradients=True, exact_rows=True, deterministic=True, resumable=True)
