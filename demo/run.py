@@ -138,7 +138,7 @@ def main() -> int:
     installed = available_backends()
     backends = options.backend or [name for name in ORDER if name in installed]
     for name in sorted(set(ORDER) - set(installed)):
-        console.print(f"Backend {name} is not installed and is left out; `dlspark backends` tells how to get it.")
+        console.print(f"Backend {name} is not installed and is left out. `dlspark backends` shows how to install it.")
 
     console.print(f"Cutting photographs of materials into patches: {options.out / 'images'}")
     images = write_patches(options.out / "images")

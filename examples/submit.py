@@ -39,7 +39,7 @@ def main() -> None:
     x = np.random.default_rng(0).normal(size=(1000, 8)).astype("float32")
     y = x[:, :3].argmax(axis=1)
     spark = get_session(arguments.workers)  # the one that spark-submit describes; a local one without spark-submit
-    keras.utils.set_random_seed(7)  # killed and submitted again, it goes on from its last checkpoint
+    keras.utils.set_random_seed(7)  # so that a killed run, submitted again, resumes from its last checkpoint
     trainer = Trainer(backend=arguments.backend, num_workers=arguments.workers, store=arguments.store)
     result = trainer.fit(classifier(), (x, y), epochs=arguments.epochs, batch_size=50)
     for worker in result.workers:

@@ -111,7 +111,7 @@ def _run(options: argparse.Namespace) -> Report:
     changes = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     if options.backend is not None:
         if "subjects" in changes or options.scenario is not None:
-            raise ConfigError("Expected --backend, or a scenario or --subjects: received both.")
+            raise ConfigError("Expected --backend, or a scenario or --subjects; got both.")
         changes["subjects"] = _subjects(options.backend, options.workers, options.threads, changes.get("device", "cpu"))
     if options.scenario is None:
         scenario = Scenario(name="own", **changes)
@@ -240,7 +240,7 @@ def _price(text: str, known: set[str]) -> tuple[str, float]:
             return matching[0], float(price)
     except ValueError:
         pass
-    raise ConfigError(f"Expected --price RUN=PER_HOUR with the beginning of one run's name: received {text!r}.")
+    raise ConfigError(f"Expected --price RUN=PER_HOUR with the beginning of one run's name; got {text!r}.")
 
 
 def _list(options: argparse.Namespace) -> Report:

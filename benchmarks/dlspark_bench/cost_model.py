@@ -249,4 +249,4 @@ def expect_seconds(name: str, seconds: Sequence[float]) -> None:
 
 def expect(holds: bool, expected: str, received: object, do: str) -> None:
     if not holds:
-        raise ConfigError(f"Expected {expected}: received {received!r}. {do}")
+        raise ConfigError(f"Expected {expected}; got {received!r}. {do}")

@@ -84,7 +84,7 @@ class Subject:
         """Parse the text that ``str`` gives; without numbers, one worker with one thread."""
         match = _SUBJECT.fullmatch(text)
         if match is None or "0" in match.groups()[1:3]:
-            raise ConfigError(f"Expected a subject as NAME:WORKERSxTHREADS, such as 'horovod:2x1': received {text!r}.")
+            raise ConfigError(f"Expected a subject as NAME:WORKERSxTHREADS, such as 'horovod:2x1'; got {text!r}.")
         name, workers, threads, label = match.groups()
         return cls(name, int(workers or 1), int(threads or 1), label or "")
 
@@ -156,13 +156,13 @@ class Scenario:
     def __post_init__(self) -> None:
         for name in ("image_size", "rows_per_core", "batch_per_core", "epochs", "repeats"):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise ConfigError(f"Expected {name} as a whole number of at least 1: received {getattr(self, name)!r}.")
+                raise ConfigError(f"Expected {name} as a whole number of at least 1; got {getattr(self, name)!r}.")
         for name, known in {"device": ("cpu", "gpu"), "dtype": ("float32", "mixed_bfloat16", "mixed_float16")}.items():
             if getattr(self, name) not in known:
-                raise ConfigError(f"Expected {name} as one of {', '.join(known)}: received {getattr(self, name)!r}.")
+                raise ConfigError(f"Expected {name} as one of {', '.join(known)}; got {getattr(self, name)!r}.")
         names = [str(Subject.parse(text)) for text in self.subjects]
         if len(set(names)) < len(names) or not names:
-            raise ConfigError(f"Expected at least one subject, each of them once: received {', '.join(names) or 'none'}.")
+            raise ConfigError(f"Expected at least one subject, each of them once; got {', '.join(names) or 'none'}.")
         object.__setattr__(self, "subjects", tuple(names))
         for figure in self.figures:
             for subject in (figure.of, figure.over):

@@ -54,7 +54,7 @@ def test_mistakes_on_the_command_line_are_told(capsys: pytest.CaptureFixture[str
     assert main(["run", "resnet50-95"]) == 2
     assert "Known: feed, resnet50-224" in capsys.readouterr().err
     assert main(["run", "small-cnn", "--backend", "mirrored"]) == 2
-    assert "received both" in capsys.readouterr().err
+    assert "got both" in capsys.readouterr().err
     assert main(["run", "--subjects", "horovd:2x1"]) == 2
     assert "Did you mean 'horovod'?" in capsys.readouterr().err
     assert main(["report", "missing.jsonl"]) == 1

@@ -153,7 +153,7 @@ def _own_session_stopped() -> Iterator[None]:
 def _noticed_interrupts() -> Iterator[Callable[[], bool]]:
     """Yield a function that returns whether Ctrl-C was pressed in the block.
 
-    The exception does not always tell: pyspark's handler calls the JVM within another such call, which raises an error of
+    The exception does not always show it: pyspark's handler calls the JVM within another such call, which raises an error of
     py4j (pyspark 3.5, context.py, signal_handler).
     """
     if threading.current_thread() is not threading.main_thread():

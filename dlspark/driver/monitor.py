@@ -278,7 +278,8 @@ class RunMonitor:
         """The result of a run, from the results of all its workers."""
         if self._asked_to_end:
             logger.warning(
-                "SIGTERM came as the run on backend %r ended: it is complete, and the program continues.", self._backend
+                "SIGTERM arrived as the run on backend %r ended: the run is complete, and the program continues.",
+                self._backend,
             )
         first = results[0]
         return FitResult(

@@ -67,7 +67,7 @@ class Fault:
 
     def __post_init__(self) -> None:
         if self.action not in ACTIONS:
-            raise ValueError(f"action must be one of {', '.join(ACTIONS)}; {self.action!r} came.")
+            raise ValueError(f"Expected action as one of {', '.join(ACTIONS)}; got {self.action!r}.")
 
     def happened_at(self) -> float | None:
         """Return the ``time.time()`` at which it happened; None if it did not."""

@@ -23,7 +23,7 @@ _OWN = "dlspark"
 
 @contextmanager
 def no_leaks(settle_seconds: float = SETTLE_SECONDS, *, worker_ports: bool = True) -> Iterator[None]:
-    """Fail when something is there after the block that was not there before it.
+    """Fail if the block leaves a process, port, thread or temporary file behind.
 
     Args:
         settle_seconds: how long things may take to end after the block.

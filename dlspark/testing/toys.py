@@ -68,7 +68,7 @@ class SeenOnce(keras.metrics.Metric):
 
 
 def counting_model(ids: int) -> Any:
-    """A model whose metric ``seen_once`` tells how many of the row ids, its targets, were seen exactly once.
+    """A model whose metric ``seen_once`` counts the row ids (its targets) that were seen exactly once.
 
     It has the parts that make workers differ: batch statistics and dropout.
     """

@@ -286,7 +286,7 @@ def test_f26_a_sigterm_that_comes_too_late_is_told(fault: Any, tmp_path: Path, c
 
     result = fit(trainer("local", tmp_path), fault("raise").prevent(), callbacks=[EndsTheDriver()])
     assert len(result.history["loss"]) == EPOCHS
-    assert "SIGTERM came as the run on backend 'local' ended" in caplog.text
+    assert "SIGTERM arrived as the run on backend 'local' ended" in caplog.text
 
 
 SCRIPT = """

@@ -48,7 +48,7 @@ class Master:
         return "{}"
 
     def compile(self, **_: Any) -> None:
-        """The model stays compiled as it is."""
+        """Do nothing: the model is compiled already."""
 
     def train_round(self, spark: Any, **config: Any) -> list[Outcome]:
         """Let every worker train one epoch of its part, and average the results.

@@ -74,7 +74,7 @@ class ParameterServer(BaseParameterServer):  # type: ignore[misc, unused-ignore]
                 frames.send(answer)
 
     def answer(self, frames: Frames, request: messages.ToParameterServer) -> bytes | None:
-        """Carry out a request that came by ``frames``; returns the frame for the worker, if there is one.
+        """Carry out a request from ``frames``; returns the frame for the worker, if there is one.
 
         Raises:
             ConnectionError: the frame of the update has another size than the weights. Nothing of it was read.
