@@ -19,7 +19,7 @@ class DataSettings:
     Attributes:
         source: folder or URI.
         layout: name of a layout.
-        layout_options: options of the layout csv.
+        layout_options: options of the layout, by name.
         image_size: pixels: a side, or height and width.
         resize: "fit" or "crop".
         known: columns; rows without a value in one of them are left out.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from dlspark.data import Split, assign, leak_warning
 from dlspark.errors import DataError
-from dlspark.images import CsvLayout, ImageDataset, KnownLayout, Layout, explore, prepare_images
+from dlspark.images import ImageDataset, KnownLayout, Layout, explore, find_layout, prepare_images
 from dlspark.ml.tables import dataset_rows, write_table
 from dlspark.report import png
 from dlspark.storage import Document, Folder, Result
@@ -28,9 +28,8 @@ def prepared_dataset(prepared: Result) -> ImageDataset:
 
 def prepare_data(folder: Folder, spark: SparkSession, data: DataSettings, split: Split) -> Document:
     """Prepare the images with one split."""
-    layout: str | Layout = data.layout
-    if data.layout_options:
-        layout = CsvLayout(**data.layout_options)
+    # A name without options stays a name, so that datasets of older studies are recognised.
+    layout: str | Layout = find_layout(data.layout, data.layout_options) if data.layout_options else data.layout
     if data.known:
         layout = KnownLayout(layout=layout, columns=tuple(data.known))
     dataset = prepare_images(

@@ -7,14 +7,14 @@ import math
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from dlspark._require import require
 from dlspark.errors import ConfigError, did_you_mean
-from dlspark.images import LAYOUTS, CsvLayout
+from dlspark.images import LAYOUTS, find_layout
 from dlspark.models import AUGMENTATIONS, ClassifierOptions, option_schemas
 from dlspark.registry import available_backends
 from dlspark.study.classifiers import available_classifiers
@@ -191,11 +191,10 @@ class _Checker:
         """Reject unknown names, and whatever else a schema cannot express."""
         data, networks, sets = settings.data, settings.networks, settings.features
         self._known(("data", "layout"), data.layout, LAYOUTS, "layout")
-        for option in data.layout_options:
-            if data.layout != "csv":
-                raise self.refusal(("data", "layout_options"), "only the layout csv has options. Remove them.")
-            options = [field.name for field in fields(CsvLayout)]
-            self._known(("data", "layout_options", option), option, options, "option of the layout csv")
+        try:
+            find_layout(data.layout, data.layout_options)
+        except ConfigError as error:
+            raise self.refusal(("data", "layout_options"), str(error)) from error
         for number, column in enumerate(settings.evaluate.by):
             name, colon, width = column.partition(":")
             if colon and not (name and _NUMBER.match(width) and float(width) > 0):

@@ -82,7 +82,7 @@ def test_defaults_are_filled_in(tmp_path: Path) -> None:
         (
             "layout: folders",
             "layout: csv, layout_options: {imagecolum: x}",
-            r"option of the layout csv 'imagecolum'",
+            r"data.layout_options: Layout 'csv' has no option 'imagecolum'. Did you mean 'image_column'",
         ),
         (
             "networks: [net]",
