@@ -1,4 +1,4 @@
-"""What tests of several folders share."""
+"""Fixtures that tests of several folders share."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import pytest
 
 @pytest.fixture(scope="module")
 def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A server with an empty bucket; this process' environment says where it is, as a user's would."""
+    """An S3 server with an empty bucket. This process' environment holds its address, as a user's would."""
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
     with urlopen(Request(f"http://{host}:{port}/moto-api/reset", method="POST"), timeout=30):
-        pass  # what the server before this one held, in this same process, is gone
+        pass  # clears what an earlier server in this process held
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
         patch.setenv("AWS_ACCESS_KEY_ID", "someone")
@@ -48,7 +48,7 @@ def browser() -> Iterator[Any]:
     program = next((found for name in ("chromium", "google-chrome", "chrome") if (found := shutil.which(name))), None)
     if program is None:
         pytest.skip("there is no Chromium here: install your system's package, on Debian: apt-get install chromium")
-    # Root, as in a container, has no sandbox. The rest keeps it from talking to its maker.
+    # Root, as in a container, has no sandbox. The other flags stop Chromium's background requests.
     quiet = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
     with sync_playwright() as playwright:
         started = playwright.chromium.launch(executable_path=program, args=[*quiet, "--disable-sync", "--no-first-run"])

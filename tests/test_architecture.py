@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "dlspark"
 
-# A room (or a module at the top) may import those in the rows below its own, and no others.
+# A room (or a module at the top) may import only those in the rows below its own.
 ARROWS = """
     cli  testing  serving  __main__
     study
@@ -29,18 +29,18 @@ ARROWS = """
     errors  mends
 """
 ROW_OF = {name: row for row, names in enumerate(reversed(ARROWS.split("\n"))) for name in names.split()}
-APART = {("driver", "worker")}  # both talk through job, wire, storage and data
+APART = {("driver", "worker")}  # they communicate through job, wire, storage and data
 MODULES_AT_THE_TOP = 12
-# Rooms that other rooms import through their ``__init__``. That of ml has public names only, and each mend is on its own.
+# Rooms that other rooms import through their ``__init__``. That of ml has only public names, and each mend stands alone.
 CLOSED = {path.name for path in PACKAGE.iterdir() if path.is_dir()} - {"cli", "mends", "ml"}
 # Heavy packages that only functions may import: loading a module of dlspark must load none of them.
 LAZY = {"keras", "tensorflow", "jax", "torch", "pyspark", "horovod", "elephas", "spark_tensorflow_distributor", "sklearn"}
-# Modules that exist to define a class of Keras', and are themselves imported lazily.
+# Modules that define a Keras class and are imported lazily.
 DEFINES_KERAS_CLASSES = {"dlspark/ml/views.py", "dlspark/models/optimizers.py", "dlspark/testing/toys.py"}
-# Modules that exist to define classes of Spark ML's, or functions that it runs, and are themselves imported lazily.
+# Modules that define Spark ML classes, or functions that Spark ML runs, and are imported lazily.
 _SPARK = ("classifier", "featurizer", "params", "persistence", "prepared_pipeline", "stage", "transformer", "udf")
 DEFINES_SPARK_CLASSES = {f"dlspark/ml/{name}.py" for name in _SPARK}
-# Modules of plug-ins that need their engine to define anything, and are themselves imported lazily.
+# Modules of plug-ins that import their engine on loading and are imported lazily.
 LAZY_MODULES = {"runner.py", "master.py", "round.py", "asynchronous.py", "parameter_server.py"}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 BUILDING_BLOCKS = [path for path in MODULES if "testing" not in path.parts]
@@ -53,7 +53,7 @@ def name_of(path: Path) -> str:
 
 
 def imports(path: Path, *, top_level_only: bool = False) -> set[str]:
-    """Dotted names that a module imports; with ``top_level_only`` those that loading it imports."""
+    """Dotted names that a module imports; with ``top_level_only``, those that loading it imports."""
     found: set[str] = set()
 
     def visit(node: ast.AST) -> None:
@@ -73,7 +73,7 @@ def imports(path: Path, *, top_level_only: bool = False) -> set[str]:
 
 
 def modules_imported(own: str, path: Path, known: set[str]) -> set[str]:
-    """Those of ``known`` that a module imports, wherever in it: a name of a module counts as that module."""
+    """The modules of ``known`` that a module imports anywhere. A name in a module counts as that module."""
     found = set()
     for name in imports(path):
         while name and name not in known:
@@ -83,7 +83,7 @@ def modules_imported(own: str, path: Path, known: set[str]) -> set[str]:
 
 
 def circles(graph: dict[str, set[str]]) -> list[list[str]]:
-    """The first circle that each node is found to be in, if any."""
+    """The first circle found from each node, if any."""
     done: set[str] = set()
     found: list[list[str]] = []
 
@@ -170,7 +170,7 @@ def test_benchmarks_use_public_names(path: Path) -> None:
 
     public = {*(f"dlspark.{name}" for name in dlspark.__all__), "dlspark.spark.get_session"}
     public |= {f"dlspark.ml.{name}" for name in dlspark.ml.__all__}
-    # Pages and tables are theirs as well as the command's; the mends serve the engines where they are measured without us.
+    # Benchmarks share the command's pages and tables; the mends serve engines that are measured without dlspark.
     shared = ("dlspark.report.page.", "dlspark.cli.output.", "dlspark.mends.")
     for name in imports(path):
         if name.startswith("dlspark."):

@@ -1,4 +1,4 @@
-"""Bad input to Trainer: each refusal is a DlsparkError that says what came and what to do, before any job starts."""
+"""Bad input to Trainer: before any job starts, a DlsparkError states what was given and what to do."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ X, Y = toys.separable(60)
 
 @pytest.fixture(autouse=True)
 def no_launch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever is refused here is refused before the backend is asked to work."""
+    """Fail a test in which the backend is asked to train."""
 
     def launched(self: LocalBackend, job: Any) -> Any:
         pytest.fail("the job was launched")
@@ -152,7 +152,7 @@ def test_settings_for_failures_are_checked(settings: dict[str, Any], message: st
 
 
 class TestSeveralWorkers:
-    """Checks that need a world of more than one; they come before the backend is asked anything."""
+    """Checks for more than one worker, before the backend is asked anything."""
 
     @pytest.fixture(autouse=True)
     def many_workers(self, monkeypatch: pytest.MonkeyPatch) -> None:

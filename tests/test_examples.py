@@ -1,4 +1,4 @@
-"""Every example runs as a user runs it, and says what it should; the README's code is code."""
+"""Every example runs as a user runs it and prints the expected results; the README's code is valid."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ SCRIPTS = sorted(EXAMPLES.glob("*.py"))
 NOTEBOOK = EXAMPLES / "first_steps.ipynb"
 PROSE = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 PROSE += [ROOT / "benchmarks" / "README.md", *sorted((ROOT / "backends").glob("*/README.md"))]
-RUN_SECONDS = 200  # on a machine that is busy; alone an example takes about ten
+RUN_SECONDS = 200  # on a busy machine; an idle one takes about ten
 PATH = os.pathsep.join(entry for entry in sys.path if entry)
 
 
 def run(script: str, *arguments: str, cwd: Path) -> str:
-    """What the example prints. Its folder is another one, so that what it leaves behind is seen."""
+    """Run an example and return its output. Its working folder is empty, so that files left there are found."""
     done = subprocess.run(
         [sys.executable, str(EXAMPLES / script), *arguments],
         cwd=cwd,
@@ -46,7 +46,7 @@ def run(script: str, *arguments: str, cwd: Path) -> str:
 
 
 def number(pattern: str, text: str) -> float:
-    """The number that the group of ``pattern`` finds."""
+    """The number that the group of ``pattern`` matches."""
     found = re.search(pattern, text)
     assert found, f"{pattern!r} is not in {text!r}"
     return float(found[1])
@@ -152,7 +152,7 @@ def test_an_example_is_short_and_tested(path: Path) -> None:
     assert ast.get_docstring(ast.parse(path.read_text()))
 
 
-# The README and the pages behind it.
+# The README and the other pages.
 
 
 def blocks(path: Path, language: str) -> list[str]:
@@ -160,7 +160,7 @@ def blocks(path: Path, language: str) -> list[str]:
 
 
 def public(function: ast.expr) -> Callable[..., Any] | None:
-    """What a call in a text calls, where it is dlspark's."""
+    """The function that a call in a text refers to, if it is one of dlspark's."""
     if isinstance(function, ast.Attribute) and function.attr == "fit":
         return dlspark.Trainer.fit
     name = function.id if isinstance(function, ast.Name) else getattr(function, "attr", "")
@@ -197,7 +197,7 @@ def test_commands_in_the_readme_are_commands() -> None:
     commands = [line for line in lines if line.startswith("dlspark ")]
     assert len(commands) >= 4
     for line in commands:
-        parser.parse_args(shlex.split(line, comments=True)[1:])  # raises where a word of it is not known
+        parser.parse_args(shlex.split(line, comments=True)[1:])  # raises on an unknown word
 
 
 @pytest.mark.parametrize("path", [*PROSE, ROOT / "CHANGELOG.md"], ids=lambda path: str(path.relative_to(ROOT)))

@@ -1,4 +1,4 @@
-"""`local` under jax, where neither TensorFlow nor Spark is installed: the contract, in an environment of its own."""
+"""The contract on `local` under jax, in its own environment without TensorFlow and Spark."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From text to values."""
+"""Arguments: from text to values."""
 
 from __future__ import annotations
 

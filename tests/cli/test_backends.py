@@ -1,4 +1,4 @@
-"""``dlspark backends``: the installed, the absent and the broken."""
+"""``dlspark backends`` lists installed, absent and broken backends."""
 
 from __future__ import annotations
 

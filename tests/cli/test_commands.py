@@ -1,4 +1,4 @@
-"""From image files to an evaluated model, as a user would."""
+"""From image files to an evaluated model, with a user's commands."""
 
 from __future__ import annotations
 

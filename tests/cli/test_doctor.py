@@ -1,4 +1,4 @@
-"""``dlspark doctor``: what it finds on a sound session, and what it says of an unsound one."""
+"""``dlspark doctor`` on a sound session and on unsound ones."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def test_a_sound_session(spark: Any, tmp_path: Any, capsys: pytest.CaptureFixtur
     main(["doctor", "--workers", "2", "--store", str(tmp_path), "--format", "json"])
     seen = found(capsys)
     wrong = {name for name, check in seen.items() if check["ok"] is False}
-    assert wrong <= {"memory", "backends"}  # of this machine, and of what is installed on it
+    assert wrong <= {"memory", "backends"}  # these depend on the machine and on what is installed there
     assert {"java", "slots", "executor python", "packages", "way to the driver", "store"} <= seen.keys()
     assert seen["slots"]["found"] == "2"
     assert "2 tasks" in seen["store"]["found"]
     assert not list(tmp_path.iterdir())
-    assert spark.range(3).count() == 3  # a session that was there before is left alone
+    assert spark.range(3).count() == 3  # doctor leaves an existing session running
 
 
 @pytest.mark.spark

@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.spark, pytest.mark.timeout(300)]
 
 @pytest.fixture(scope="module")
 def dataset(spark: Any, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """60 images of noise, of which 40 test, two of each patient; class mel is a little brighter."""
+    """60 noise images, 40 of them in test, two per patient; class mel is a little brighter."""
     folder = tmp_path_factory.mktemp("source")
     draw = np.random.default_rng(0)
     lines = ["image_id,label,part,age,sex,patient"]
@@ -46,7 +46,7 @@ def dataset(spark: Any, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Brighter means mel."""
+    """A model that predicts mel for bright images."""
     import keras
 
     pooled = [keras.Input((8, 8, 3)), keras.layers.Rescaling(1 / 255), keras.layers.GlobalAveragePooling2D()]

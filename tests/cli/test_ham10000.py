@@ -17,7 +17,7 @@ WEIGHTS = DATA / "weights/mobilenet_v2_1.0_224_imagenet_notop.h5"
 
 
 def subset(folder: Path, every: int) -> list[dict[str, str]]:
-    """Every n-th image of HAM10000 as the collection lies on disk: links to the images, and their part of the CSV."""
+    """Every n-th image of HAM10000 in the collection's own layout: links to the images, and their rows of the CSV."""
     with (IMAGES / "HAM10000_metadata.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))[::every]
     found = {path.stem: path for path in (IMAGES / "images").rglob("*.jpg")}

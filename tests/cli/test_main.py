@@ -1,4 +1,4 @@
-"""The command itself: mistakes, exit codes, what goes to which stream."""
+"""The command itself: usage errors, exit codes, and what it writes to which stream."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PREPARE = ("prepare", "photos", "out", "--layout", "folders", "--image-size", "3
 
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Any]], None]:
-    """Put a function in the place of what ``dlspark backends`` does."""
+    """Replace what ``dlspark backends`` does by a function."""
 
     def replace(function: Callable[[], Any]) -> None:
         def run(options: argparse.Namespace) -> Report:
@@ -158,7 +158,7 @@ def test_a_worker_tells_its_own_traceback(command: Any, capsys: pytest.CaptureFi
 
 def test_an_interrupt_that_became_another_error_is_still_one(command: Any, capsys: pytest.CaptureFixture[str]) -> None:
     def handler(number: int, frame: Any) -> None:
-        raise RuntimeError("reentrant call")  # as pyspark's handler does in the middle of a call to the JVM
+        raise RuntimeError("reentrant call")  # as pyspark's handler does during a call to the JVM
 
     def fail() -> None:
         before = signal.signal(signal.SIGINT, handler)

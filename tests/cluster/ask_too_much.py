@@ -1,4 +1,4 @@
-"""For spark-submit, on a session that asks for GPUs that no worker has: writes down how fit refuses to start.
+"""For spark-submit, on a session that requests GPUs that no worker has: write how ``fit`` refuses to start.
 
 Arguments: store, a folder that all executors reach; the file to write.
 """
@@ -14,7 +14,7 @@ from dlspark.testing import toys
 
 
 def refusal(store: Path | None) -> str:
-    """What fit says, or nothing."""
+    """The message with which ``fit`` refuses, or an empty string."""
     try:
         Trainer(backend="mirrored", num_workers=2, store=store).fit(toys.dense_classifier(), toys.separable(101), verbose=0)
     except ConfigError as error:

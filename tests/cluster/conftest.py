@@ -1,7 +1,7 @@
-"""A standalone Spark cluster for the tests: a master and two workers, real processes that talk over loopback.
+"""A standalone Spark cluster for the tests: a master and two workers, real processes on loopback.
 
-Each worker has one core and one made-up GPU, of the address in `ADDRESSES`; an application that asks for no GPU gets
-none. The driver of every application is a process of its own (spark-submit), as a test process has one SparkContext.
+Each worker has one core and one made-up GPU with an address from `ADDRESSES`. An application gets a GPU only if it
+requests one. Each application has its own driver process (spark-submit), because a test process has one SparkContext.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import pytest
 from dlspark.spark.java import find_java
 
 LOOPBACK = "127.0.0.1"
-ADDRESSES = ("41", "42")  # neither ranks nor GPUs that any machine has
+ADDRESSES = ("41", "42")  # neither ranks nor GPUs of any machine
 ENGINES = {"mirrored": "spark_tensorflow_distributor", "horovod": "horovod", "elephas": "elephas"}
 START_SECONDS = 90.0
 POLL_SECONDS = 0.1
@@ -34,9 +34,9 @@ class Cluster:
     """A running cluster.
 
     Attributes:
-        master: its URL.
-        addresses: the GPU of each worker.
-        environment: what a driver's process needs to find Java and Spark; nothing of the checkout is in it.
+        master: the URL of the master.
+        addresses: the GPU address of each worker.
+        environment: the variables with which a driver finds Java and Spark; none leads to the checkout.
     """
 
     master: str
@@ -60,11 +60,11 @@ class Cluster:
             script: the driver's program.
             arguments: its arguments.
             python: the driver's interpreter.
-            executor_python: that of the executors, if it is another.
+            executor_python: the executors' interpreter, if it differs.
             options: further options of spark-submit.
             conf: settings of the session.
             cwd: the working folder of the driver.
-            timeout_seconds: the application is ended after that, and the test fails with what was printed so far.
+            timeout_seconds: after this time the application is ended, and the test fails with the output so far.
         """
         settings = {
             "spark.driver.host": LOOPBACK,
@@ -108,7 +108,7 @@ def engines() -> list[str]:
     return [name for name, package in ENGINES.items() if importlib.util.find_spec(package)]
 
 
-@pytest.fixture(params=ENGINES)  # of one test: a wider scope would reorder the tests and start the cluster's runs again
+@pytest.fixture(params=ENGINES)  # function scope: a wider one would reorder the tests and repeat the cluster's runs
 def engine(request: pytest.FixtureRequest, engines: list[str]) -> str:
     """Each engine in turn."""
     if request.param not in engines:
@@ -118,7 +118,7 @@ def engine(request: pytest.FixtureRequest, engines: list[str]) -> str:
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """The cluster, ready: both workers have registered. All its processes are ended afterwards."""
+    """A cluster on which both workers have registered. All its processes are ended afterwards."""
     folder = tmp_path_factory.mktemp("cluster")
     environment = _environment()
     with contextlib.ExitStack() as stack:
@@ -150,7 +150,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 def _environment() -> dict[str, str]:
-    """This process' environment with Java and Spark in it, and without what would lead executors to the checkout.
+    """This process' environment with Java and Spark, and without the variables that lead executors to the checkout.
 
     Executors inherit their worker's environment: with PYTHONPATH in it, a packed environment would prove nothing.
     """
@@ -163,7 +163,7 @@ def _environment() -> dict[str, str]:
         **kept,
         "JAVA_HOME": str(find_java()),
         "SPARK_HOME": str(home),
-        "SPARK_SCALA_VERSION": core.name.removeprefix("spark-core_").partition("-")[0],  # asked for by workers
+        "SPARK_SCALA_VERSION": core.name.removeprefix("spark-core_").partition("-")[0],  # required by workers
         "SPARK_LOCAL_IP": LOOPBACK,
         "PYSPARK_PYTHON": sys.executable,
         "TF_CPP_MIN_LOG_LEVEL": "2",
@@ -173,7 +173,7 @@ def _environment() -> dict[str, str]:
 def _start(
     stack: contextlib.ExitStack, environment: Mapping[str, str], log: Path, arguments: tuple[str, ...]
 ) -> subprocess.Popen[bytes]:
-    """A daemon of Spark, ended with ``stack``."""
+    """Start a Spark daemon, which ends with ``stack``."""
     java, jars = f"{environment['JAVA_HOME']}/bin/java", f"{environment['SPARK_HOME']}/jars/*"
     with log.open("wb") as output:
         daemon = subprocess.Popen(
@@ -190,7 +190,7 @@ def _start(
 
 @contextlib.contextmanager
 def ended(process: subprocess.Popen[bytes] | subprocess.Popen[str]) -> Iterator[None]:
-    """End ``process`` and whatever it has started, each by its own id, when the block is left."""
+    """End ``process`` and its children, each by its own id, on leaving the block."""
     try:
         yield
     finally:
@@ -210,10 +210,10 @@ def ended(process: subprocess.Popen[bytes] | subprocess.Popen[str]) -> Iterator[
 
 
 def _wait_for(pattern: str, log: Path, process: subprocess.Popen[bytes]) -> str:
-    """The first group of ``pattern`` once it is in ``log``."""
+    """Wait until ``log`` contains ``pattern``, and return its first group."""
     deadline = time.monotonic() + START_SECONDS
     while True:
-        ran = process.poll() is None  # asked first: what it wrote before it ended is read below
+        ran = process.poll() is None  # asked first, so that all its output is read below
         text = log.read_text(errors="replace")
         found = re.search(pattern, text)
         if found:

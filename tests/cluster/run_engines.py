@@ -1,4 +1,4 @@
-"""For spark-submit: trains the same model by one engine after the other, and writes down what came of each.
+"""For spark-submit: train the same model with one engine after the other, and write the result of each.
 
 Arguments: store, a folder that all executors reach; the file to write; the engines, "local" (one process) among them.
 """
@@ -25,9 +25,9 @@ MEETING_SECONDS = 60.0
 
 
 class Witness(keras.callbacks.Callback):
-    """Writes down in which process each rank unpickles it, which every engine's ranks do before anything can fail.
+    """Records the process of each rank on unpickling, which precedes any failure of the rank.
 
-    A rank goes on when the others have written theirs: the failure of one ends the others.
+    A rank waits until all ranks have written their record, because the failure of one ends the others.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -40,7 +40,7 @@ class Witness(keras.callbacks.Callback):
         if rank is None:  # on the driver
             return
         told = {"pid": os.getpid(), "cwd": os.getcwd(), "devices": os.environ.get("CUDA_VISIBLE_DEVICES")}
-        if not (self.folder / f"{rank}.json").exists():  # a task that Spark tries again may run anywhere
+        if not (self.folder / f"{rank}.json").exists():  # a task that Spark retries may run anywhere
             (self.folder / f"{rank}.new").write_text(json.dumps(told))
             (self.folder / f"{rank}.new").rename(self.folder / f"{rank}.json")
         deadline = time.monotonic() + MEETING_SECONDS
@@ -49,7 +49,7 @@ class Witness(keras.callbacks.Callback):
 
 
 def run(engine: str, store: Path) -> tuple[Any, dict[str, Any]]:
-    """(the trained weights or None, what came of it)."""
+    """Return the trained weights, or None, and the outcome."""
     workers = 1 if engine == "local" else WORKERS
     folder = store / f"witnesses-{engine}"
     folder.mkdir(parents=True)

@@ -1,7 +1,7 @@
-"""Spark schedules the GPUs: each rank gets the address of its own, and no rank computes without one in silence.
+"""Spark schedules the GPUs: each rank gets its own address, and a rank that lacks its GPU fails.
 
-The addresses are made up by the workers' discovery scripts (see conftest.py), so each rank has to refuse to train; that
-TensorFlow then computes on a real one is not tested here.
+The workers' discovery scripts make up the addresses (see conftest.py), so each rank must refuse to train. Training on
+a real GPU is not tested here.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ HERE = Path(__file__).parent
 
 @pytest.fixture(scope="module")
 def results(cluster: Any, engines: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What run_engines.py wrote, in one application whose tasks take a GPU each."""
+    """The results of run_engines.py, in one application whose tasks take one GPU each."""
     folder = tmp_path_factory.mktemp("gpus")
     out = folder / "out.json"
     conf = {
         "spark.executor.resource.gpu.amount": "1",
         "spark.task.resource.gpu.amount": "1",
-        "spark.task.maxFailures": "1",  # a task outside a barrier stage would fail three times more
+        "spark.task.maxFailures": "1",  # Spark would retry a task outside a barrier stage three times
     }
     script = HERE / "run_engines.py"
     cluster.submit(script, folder / "store", out, *engines, conf=conf, cwd=folder, timeout_seconds=480)

@@ -1,9 +1,8 @@
-"""docs/clusters.md, tried: spark-submit with an environment that travels as an archive, far from any checkout.
+"""The steps of docs/clusters.md: spark-submit with an environment in an archive and without a checkout.
 
-To stay small the archive holds only dlspark and its plug-ins, installed as a user installs them (not editable). For
-TensorFlow, Keras, pyspark and the rest it points to the environment that runs the tests, which a real archive contains.
-That pointer is a .pth file: Python reads no further .pth files in the folder that it names, so that the editable
-installs of the checkout there are not found.
+To stay small, the archive holds only dlspark and its plug-ins, installed as a user installs them (not editable). A real
+archive also holds TensorFlow, Keras, pyspark and the rest; in this one a .pth file points to the environment that runs
+the tests. Python reads no further .pth files in that folder, so the editable installs of the checkout are not found.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ import pytest
 pytestmark = [pytest.mark.cluster, pytest.mark.spark, pytest.mark.slow, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).resolve().parents[2]
-VERSION = "0.1.0+packed"  # what tells the installed copy from the checkout
+VERSION = "0.1.0+packed"  # distinguishes the installed copy from the checkout
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +45,7 @@ def environment(cluster: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _copy_of_sources(folder: Path) -> list[Path]:
-    """What the wheels are built from; building leaves files beside it, which have no place in the checkout."""
+    """Copy the sources of the wheels, because a build leaves files beside its sources."""
     unwanted = shutil.ignore_patterns("__pycache__", "*.egg-info", "build", "tests")
     folder.mkdir()
     for name in ("dlspark", "setup.cfg", "pyproject.toml", "LICENSE", "README.md"):
@@ -95,4 +94,4 @@ def test_an_archived_environment_trains_on_executors_that_have_no_checkout(
     assert [worker["rank"] for worker in result["workers"]] == [0, 1]
     assert [worker["rows"] for worker in result["workers"]] == [500, 500]
     assert len(result["history"]["loss"]) == 1
-    assert result["versions"]["dlspark"] == VERSION  # as rank 0 found it, on its executor
+    assert result["versions"]["dlspark"] == VERSION  # reported by rank 0, on its executor

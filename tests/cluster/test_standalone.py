@@ -1,4 +1,4 @@
-"""The same training on a standalone cluster: executors are processes of their own, and the driver is one more."""
+"""The same training on a standalone cluster, where the executors and the driver are separate processes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SCRIPT = Path(__file__).with_name("run_engines.py")
 
 @pytest.fixture(scope="module")
 def results(cluster: Any, engines: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What run_engines.py wrote: one application for all engines, as most of the time goes into starting."""
+    """The results of run_engines.py: one application for all engines, because starting takes most of the time."""
     folder = tmp_path_factory.mktemp("standalone")
     out = folder / "out.json"
     cluster.submit(SCRIPT, folder / "store", out, "local", *engines, cwd=folder, timeout_seconds=480)

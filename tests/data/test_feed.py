@@ -20,7 +20,7 @@ ROWS = 2000
 
 @pytest.fixture(scope="module")
 def numbered(tmp_path_factory: pytest.TempPathFactory) -> dict[int, ShardedRows]:
-    """For each row count the rows of a dataset that have that many; their id says which row it is."""
+    """A dataset for each row count; the id of a row identifies it."""
     found: dict[int, ShardedRows] = {}
     folder = tmp_path_factory.mktemp("numbered")
 
@@ -28,7 +28,7 @@ def numbered(tmp_path_factory: pytest.TempPathFactory) -> dict[int, ShardedRows]
         def __missing__(self, rows: int) -> ShardedRows:
             ids = np.arange(rows, dtype=np.int64) * 3 + 1
             images = (ids[:, None] % 251).astype(np.uint8)
-            # A row id is fed like any other column, and so recorded. Shards of some 30 rows.
+            # The id is fed like any other column, so that the test sees which rows are fed. A shard has about 30 rows.
             x = {"image": images, "id": ids}
             self[rows] = write_rows(Store(folder / str(rows)), "rows", x, ids, shard_bytes=512)
             return self[rows]

@@ -1,4 +1,4 @@
-"""The arithmetic of an epoch, for any number of rows, workers and any batch size."""
+"""The arithmetic of an epoch, for any number of rows and workers and any batch size."""
 
 from __future__ import annotations
 

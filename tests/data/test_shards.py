@@ -106,12 +106,12 @@ def test_the_first_write_fixes_the_columns(tmp_path: Path) -> None:
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_take_equals_numpy(tmp_path: Path, data: st.DataObject) -> None:
-    """Any rows in any order over any cut into files and record batches."""
+    """Any rows in any order, however they are divided into files and record batches."""
     rows = data.draw(st.integers(1, 40))
     cuts = sorted(data.draw(st.lists(st.integers(0, rows), max_size=6)))
     indices = np.array(data.draw(st.lists(st.integers(0, rows - 1), max_size=50)), np.int64)
     indices = np.tile(indices, data.draw(st.sampled_from([1, 10])))  # many rows of small columns are grouped by chunk
-    width = data.draw(st.sampled_from([1, 2000]))  # small and large rows take different ways
+    width = data.draw(st.sampled_from([1, 2000]))  # small and large rows take different code paths
     x = np.arange(rows * width, dtype=np.int32).reshape(rows, width)
     ids = np.array([f"row {i}" for i in range(rows)], object)
     infos = []
@@ -242,7 +242,7 @@ def test_the_remote_copy_is_what_is_mapped(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_reading_is_fast(tmp_path: Path) -> None:
-    """The goal is 20,000 images/s on a core of one's own; a tenth of that must hold on any."""
+    """The goal is 20,000 images/s on a dedicated core; any core must reach a tenth of it."""
     images = np.random.default_rng(0).integers(0, 255, (256, 224, 224, 3), np.uint8)
     rows = write_rows(Store(tmp_path), "data", images, np.arange(256))
     order = np.random.default_rng(1).permutation(256)
@@ -255,7 +255,7 @@ def test_reading_is_fast(tmp_path: Path) -> None:
 
 
 def test_reading_needs_no_pandas(tmp_path: Path) -> None:
-    """Which the core does not require, and pyarrow's own conversion of dtypes does."""
+    """The core does not require pandas, but pyarrow's own conversion of dtypes does."""
     rows = write_rows(Store(tmp_path), "r", np.arange(6, dtype=np.uint8).reshape(3, 2), np.arange(3))
     code = (
         "import sys\n"

@@ -59,7 +59,7 @@ def test_it_hangs_on_seed_and_id_alone(table: Any) -> None:
     assert parts(table.repartition(7, "lesion").withColumnRenamed("lesion", "other"), split) == first
     assert parts(table.coalesce(1).orderBy("id", ascending=False), split) == first
     assert parts(table, Split(test=0.3, validation=0.2, seed=6)) != first
-    # A known draw: another version that draws otherwise would silently mix train and test of a finished dataset.
+    # A known draw: a version that draws differently would silently mix train and test of a finished dataset.
     draw = sorted((f"id-{i}" for i in range(133, 138)), key=lambda id: hashlib.sha256(f"5:{id}".encode()).hexdigest())
     assert [first[id] for id in draw] == ["test", "test", "validation", "train", "train"]
 

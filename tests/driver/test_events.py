@@ -1,4 +1,4 @@
-"""The log of a run: every report with its time, scalars beside it, in local stores and remote ones."""
+"""The log of a run: every report with its time, and scalars beside it, in local and remote stores."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ class Case:
         return self.watch.note(messages.Lost(rank=rank, connection=rank if connection is None else connection))
 
     def end(self, rank: int, *, out_of_memory: bool = False) -> Failure | None:
-        """The report of the guard, which has a connection of its own."""
+        """Report that the process of ``rank`` ended, on the guard's own connection."""
         return self.watch.note(
             messages.ProcessEnded(rank=rank, connection=50 + rank, pid=100 + rank, out_of_memory=out_of_memory)
         )
@@ -57,7 +57,7 @@ class Case:
         return self.watch.verdict()
 
     def live_until(self, after: float, *ranks: int) -> Failure | None:
-        """Let ``ranks`` beat without progress until then."""
+        """Let ``ranks`` send heartbeats without progress for ``after`` seconds."""
         end = self.now + after
         while self.now < end:
             self.now = min(self.now + 1, end)

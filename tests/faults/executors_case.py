@@ -1,7 +1,7 @@
-"""Trains on executors in processes of their own that lack something, and writes down how each fit is refused.
+"""Train on executors that lack something, in processes of their own, and write how each fit is refused.
 
-Arguments: a folder to work in; the file to write. The executors' Python is a shell script that does what CASE says before
-it becomes Python. CASE is of the environment that Spark gives Python workers; another value gets workers of its own.
+Arguments: the working folder; the file to write. The executors' Python is a shell script that prepares the case named by
+the variable CASE and then runs Python. Spark passes CASE to its Python workers and starts new ones for each value.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ case "$CASE" in
 esac
 exec "{python}" "$@"
 """
-# The nearest to another Python that a machine with one has.
+# Simulates another Python version on a machine that has only one.
 OLDER = """\
 import collections, sys
 Info = collections.namedtuple("Info", "major minor micro releaselevel serial")
@@ -46,7 +46,7 @@ sys.version_info = Info(3, 7, 1, "final", 0)
 
 
 def session(folder: Path, **settings: str) -> SparkSession:
-    """Two executors of one core, of this machine, in a Spark home of links: executors write into its folder `work`."""
+    """Two one-core executors on this machine. Their Spark home consists of links, because they write to its `work`."""
     home = folder / "spark"
     installed = Path(pyspark.__file__).parent
     if not home.exists():
@@ -63,7 +63,7 @@ def session(folder: Path, **settings: str) -> SparkSession:
     )
     builder = SparkSession.builder.master("local-cluster[2,1,512]")
     settings = {
-        "spark.dynamicAllocation.enabled": "false",  # said, as the JVM keeps the settings of its first session
+        "spark.dynamicAllocation.enabled": "false",  # explicit, because the JVM keeps its first session's settings
         "spark.driver.host": LOOPBACK,
         "spark.driver.bindAddress": LOOPBACK,
         "spark.executor.memory": "512m",
@@ -77,7 +77,7 @@ def session(folder: Path, **settings: str) -> SparkSession:
 
 
 def write_pythons(folder: Path) -> None:
-    """The executors' Python, and what it finds before the real packages."""
+    """Write the executors' Python, and the packages that it finds before the real ones."""
     other = folder / "version" / "cloudpickle-0.0.1.dist-info"
     other.mkdir(parents=True)
     (other / "METADATA").write_text("Metadata-Version: 2.1\nName: cloudpickle\nVersion: 0.0.1\n")
@@ -90,7 +90,7 @@ def write_pythons(folder: Path) -> None:
 
 
 def refusal(act: Callable[[], Any]) -> dict[str, Any]:
-    """What it says, of which type, and after how long; of success only how long it took."""
+    """The type, message and duration of a refusal; after success, only the duration."""
     started = time.monotonic()
     try:
         act()
@@ -100,7 +100,7 @@ def refusal(act: Callable[[], Any]) -> dict[str, Any]:
 
 
 def fit(store: str | Path, engine: str = "elephas") -> None:
-    """Train a little; the launch itself is not allowed."""
+    """Fit a small model; reaching the launch is an error."""
     trainer = Trainer(engine, num_workers=2, store=str(store))
 
     def launched(job: Any) -> Any:
@@ -111,16 +111,16 @@ def fit(store: str | Path, engine: str = "elephas") -> None:
 
 
 def check(store: Path, engine: str) -> None:
-    """What the engine asks of the cluster."""
+    """Run the engine's own check of the cluster."""
     rows = ShardedRows(str(store), ("a",), (4,), "x", "y")
     job = TrainJob(uri=str(store), num_workers=2, epochs=1, batch_size=2, seed=0, train=rows)
     load_backend(engine).from_options(None).check(job, job.uri)
 
 
 def main(folder: Path, out: Path) -> None:
-    """Every case, in one session; dynamic allocation takes another one."""
+    """Run every case in one session, except dynamic allocation, which needs another one."""
     write_pythons(folder)
-    toys.dense_classifier()  # loads TensorFlow, which is not what is timed
+    toys.dense_classifier()  # loads TensorFlow before anything is timed
     told = {}
     dynamic = session(folder, **{"spark.dynamicAllocation.enabled": "true"})
     for engine in ("mirrored", "horovod"):
@@ -136,7 +136,7 @@ def main(folder: Path, out: Path) -> None:
     context.environment["CASE"] = "sound"
     for engine in ("elephas", "mirrored", "horovod"):
         told[f"sound {engine}"] = refusal(lambda engine=engine: check(folder / "runs" / "run", engine))
-    told["unseen"] = refusal(lambda: fit("memory://runs"))  # a file system of each process' own
+    told["unseen"] = refusal(lambda: fit("memory://runs"))  # each process has its own memory://
     told["left"] = sorted(str(path) for path in (folder / "runs").rglob("*"))
     told["tags"] = sorted(context.getJobTags())
     spark.stop()

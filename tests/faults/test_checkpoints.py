@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not at all, whatever interrupts their writing; and none but one that fits is used."""
+"""A checkpoint is written whole or not at all, and only one that fits the model is used."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from dlspark.worker.model_state import capture, restore, weight_shapes
 
 pytestmark = pytest.mark.timeout(120)
 
-# Writes checkpoint after checkpoint and kills itself at the n-th time that it opens, renames or removes a file there.
+# Writes checkpoints and kills itself at the n-th time that it opens, renames or removes a file for the last one.
 KILLED_WRITER = """
 import os, signal, sys
 import numpy as np
@@ -56,14 +56,14 @@ def write_and_die(folder: Path, stage: int) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def stages(tmp_path_factory: pytest.TempPathFactory) -> int:
-    """At how many points the writing of one checkpoint can be cut."""
+    """The number of points at which the writing of one checkpoint can be interrupted."""
     run = write_and_die(tmp_path_factory.mktemp("whole"), 10**6)
     assert run.returncode == 0, run.stderr
     return int(run.stdout.split()[1])
 
 
 def test_f6_killed_at_every_stage_of_a_write(tmp_path: Path, stages: int) -> None:
-    """What loads is the checkpoint before or the new one, whole; and the next write leaves nothing of the torn one."""
+    """The previous or the new checkpoint loads whole, and the next write removes the files of a partial one."""
     assert stages > 5
     found = set()
     for stage in range(1, stages + 1):
@@ -99,7 +99,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_f7_a_full_disk(small_disk: Path, tmp_path: Path) -> None:
-    """The run fails within ten seconds naming path and bytes; the checkpoint of the epoch before is intact."""
+    """The run fails in time and names path and bytes; the previous epoch's checkpoint is intact."""
     import keras
 
     class FillsTheDisk(keras.callbacks.Callback):
@@ -147,7 +147,7 @@ def resume(folder: Path, **changes: Any) -> FitResult:
     import keras
 
     class Fails(keras.callbacks.Callback):
-        """Of the same name as the callback that has failed: the same command, with the error mended."""
+        """Has the name of the callback that failed: the same command after its error was fixed."""
 
     settings = {"epochs": 3, "verbose": 0, "callbacks": [Fails()], **changes}
     Fails.__qualname__ = "cut_short.<locals>.Fails"
@@ -176,7 +176,7 @@ def test_f24_a_flipped_bit_is_found(tmp_path: Path) -> None:
 
 
 def test_f24_a_checkpoint_of_another_architecture(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """The first mismatch is named; when none fits, the fit is refused."""
+    """The first mismatch is named; if no checkpoint fits, the fit is refused."""
     run = cut_short(tmp_path)
     checkpoints = Checkpoints(Store(run))
     for name in checkpoints.names():
@@ -221,7 +221,7 @@ def test_epoch_10000_comes_after_9999(tmp_path: Path) -> None:
 
 
 def test_a_model_without_an_input_is_resumed(tmp_path: Path) -> None:
-    """It is built from the data, in the attempt that resumes too."""
+    """The model is built from the data, also in the attempt that resumes."""
     import keras
 
     def fit(callbacks: list[Any]) -> FitResult:
@@ -340,12 +340,12 @@ def test_a_run_that_is_still_running_is_left_alone(tmp_path: Path) -> None:
     (run / "running.json").write_text(json.dumps(held))
     with pytest.raises(ConfigError, match=f"still running, on .* in process {me.pid}"):
         resume(tmp_path)
-    (run / "running.json").write_text(json.dumps({**held, "began": me.create_time() - 100}))  # a number used again
+    (run / "running.json").write_text(json.dumps({**held, "began": me.create_time() - 100}))  # the process id was reused
     assert resume(tmp_path).resumed_from == "epoch-0002-step-000000"
 
 
 def test_what_callbacks_remember_goes_on(tmp_path: Path) -> None:
-    """EarlyStopping and ReduceLROnPlateau decide in a resumed run as they would have in an undisturbed one."""
+    """EarlyStopping and ReduceLROnPlateau decide in a resumed run as in an uninterrupted one."""
     import keras
 
     def callbacks(failing: bool) -> list[Any]:
@@ -377,7 +377,7 @@ def test_what_callbacks_remember_goes_on(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("steps_per_execution", [1, 3])
 def test_going_on_within_an_epoch(tmp_path: Path, steps_per_execution: int) -> None:
-    """Batch statistics, dropout, moving averages of the weights, metrics: as if nothing had happened."""
+    """Batch statistics, dropout, weight averages and metrics equal those of an uninterrupted run."""
     import keras
 
     def model() -> Any:

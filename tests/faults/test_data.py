@@ -1,4 +1,4 @@
-"""Rows that lie unevenly: all are trained once and as one process would train them, or the fit is refused at once."""
+"""Unevenly divided rows: each is trained once, as one process would train it, or the fit is refused early."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.spark, pytest.mark.slow, pytest.mark.timeout(180)]
 
 EPOCHS = 2
 TOLERANCE = 1e-5
-REFUSAL_SECONDS = 20.0  # a launch that hangs takes minutes, and a busy machine seconds to refuse
+REFUSAL_SECONDS = 20.0  # a launch that hangs takes minutes; a refusal on a busy machine takes seconds
 
 
 def frame(spark: Any, x: NDArray[Any], y: NDArray[Any], counts: Sequence[int]) -> Any:
@@ -37,7 +37,7 @@ def frame(spark: Any, x: NDArray[Any], y: NDArray[Any], counts: Sequence[int]) -
 
 
 def shards(store: Store, parts: Iterable[tuple[NDArray[Any], NDArray[Any]]], num_classes: int) -> ShardedRows:
-    """Shards of the rows of ``parts``, a file each, as a prepared dataset has them."""
+    """Shards as of a prepared dataset, with one file for each of ``parts``."""
     written = []
     for number, (x, y) in enumerate(parts):
         name = f"part-{number}.arrow"
@@ -79,7 +79,7 @@ def synchronous(backend: str) -> bool:
 
 
 def test_f8_f9_uneven_and_empty_partitions_of_a_frame(spark: Any, engine: str) -> None:
-    """1,001 rows, none, and 999; and to validate, as many rows as workers, which is the least that there may be."""
+    """Partitions of 1,001, 0 and 999 rows; for validation as many rows as workers, which is the minimum."""
     x, ids = toys.numbered(2000)
     data = frame(spark, x, ids, [1001, 0, 999])
     few = frame(spark, x[:2], ids[:2], [0, 2])
@@ -108,7 +108,7 @@ def test_f8_shards_of_ten_to_one(engine: str, tmp_path: Path) -> None:
 @pytest.mark.usually("processes")
 @pytest.mark.parametrize("engine", ["processes", "mirrored", "horovod", "elephas"], indirect=True)
 def test_f10_a_class_that_one_shard_lacks(engine: str, tmp_path: Path) -> None:
-    """Class 2 is only in the second shard, so that labels counted by shard would give another model, or a failure."""
+    """Class 2 is only in the second shard: counting labels by shard would give another model, or a failure."""
     x, y = toys.separable(300)
     by_class = [np.flatnonzero(y < 2), np.flatnonzero(y == 2)]
     data = shards(Store(tmp_path), [(x[rows], y[rows]) for rows in by_class], 3)
@@ -126,12 +126,12 @@ def test_f10_a_class_that_one_shard_lacks(engine: str, tmp_path: Path) -> None:
 
 @pytest.fixture
 def arrow_is_loaded(spark: Any, tmp_path: Path) -> None:
-    """Spark's workers import Arrow and pandas for their first frame: seconds on a busy machine, not the refusal's."""
+    """Load Arrow and pandas in Spark's workers: on a busy machine that takes seconds, which the refusal must not count."""
     write_dataframe(Store(tmp_path), "data", frame(spark, *toys.separable(2), [1, 1]))
 
 
 class TestFewerRowsThanWorkers:
-    """Refused with both numbers, before any engine works: an average over no rows is no number."""
+    """Refused with both numbers before any engine starts, because an average over no rows is undefined."""
 
     @pytest.fixture(autouse=True)
     def no_launch(self, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,7 +149,7 @@ class TestFewerRowsThanWorkers:
                 break  # the training data would be refused first
 
     def test_f9_in_a_frame(self, arrow_is_loaded: None, spark: Any, engine: str) -> None:
-        """Its rows are known when it is written, which is after the look at the cluster and before the launch."""
+        """A frame's rows are counted when it is written, after the cluster check and before the launch."""
         data = frame(spark, *toys.separable(1), [0, 1])
         started = time.monotonic()
         with pytest.raises(ConfigError, match=r"at least 2 rows in a step.*data has 1 rows in 1 steps"):

@@ -1,4 +1,4 @@
-"""The check around all tests of faults sees what it is there for."""
+"""The check around all fault tests finds each kind of leak."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_a_task_of_sparks_is_none_and_what_it_starts_is(spark: Any) -> None:
     def start(_: int) -> int:
         return subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]).pid
 
-    def fork(_: int) -> int:  # of the command line of Spark's own
+    def fork(_: int) -> int:  # with the command line of Spark's own processes
         import time
 
         child = os.fork()

@@ -1,4 +1,4 @@
-"""F23, F24: model and weights files from strangers are refused, soon, in our words, and nothing of them runs."""
+"""F23, F24: untrusted model and weights files are refused soon, with dlspark's own error, and none of their code runs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ JSON = dict[str, Any]
 
 @contextmanager
 def refused(*words: str) -> Iterator[None]:
-    """Our error, with all the words in it, in time."""
+    """Expect dlspark's own error with all ``words``, in time."""
     started = time.monotonic()
     with pytest.raises(ConfigError) as caught:
         yield
@@ -48,7 +48,7 @@ def tiny(*, units: int = 5, hidden: str = "hidden") -> Any:
 
 @pytest.fixture
 def marker(tmp_path: Path) -> Path:
-    """A file that every payload here would make."""
+    """A file that each payload here creates when it runs."""
     return tmp_path / "payload-ran"
 
 
@@ -61,7 +61,7 @@ def good(tmp_path: Path) -> Path:
 
 
 def rewritten(source: Path, change: Callable[[JSON], Any] | None = None, **members: bytes | None) -> Path:
-    """A copy of a ``.keras`` file with another configuration, or with other members (None: without that one)."""
+    """A copy of a ``.keras`` file with a changed configuration or changed members; None removes a member."""
     path = source.with_name("strange.keras")
     with zipfile.ZipFile(source) as old, zipfile.ZipFile(path, "w") as new:
         contents = {name: old.read(name) for name in old.namelist()}
@@ -96,11 +96,11 @@ def function(module: str, name: str) -> JSON:
 
 
 def with_code(path: Path, marker: Path) -> Path:
-    """A model whose Lambda layer makes the marker when it is called, which loading does."""
+    """A model whose Lambda layer creates the marker when it is called, which loading does."""
     command = f"touch {marker}"
     code = keras.layers.Lambda(lambda value: (__import__("os").system(command), value)[1], name="code")
     keras.Sequential([keras.Input((6,)), code, keras.layers.Dense(1)]).save(path)
-    marker.unlink(missing_ok=True)  # to build the model has run it
+    marker.unlink(missing_ok=True)  # building the model has run the code
     return path
 
 
@@ -342,7 +342,7 @@ def test_truncated_and_damaged_files(good: Path, tmp_path: Path) -> None:
     path.write_bytes(content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :])
     with refused("damaged", "CRC-32"):
         load_model(path)
-    path.write_bytes(b"#!/bin/sh\n" + content)  # a zip behind something else
+    path.write_bytes(b"#!/bin/sh\n" + content)  # a zip after other content
     with refused("another kind"):
         load_model(path)
     (tmp_path / "short.h5").write_bytes(weights[:-100])
@@ -498,7 +498,7 @@ def test_truncated_weights_are_refused_by_name(tmp_path: Path, file: str) -> Non
 
 
 def test_what_is_found_broken_while_it_is_loaded_changes_nothing(tmp_path: Path) -> None:
-    """The second layer's values cannot be unpacked, which nothing tells before they are read."""
+    """The second layer's values cannot be decompressed, which only reading them shows."""
     model = tiny()
     before = model.get_weights()
     path = saved(tiny(), tmp_path / "w.weights.h5")
@@ -537,11 +537,11 @@ def test_a_classifier_names_what_does_not_fit(tmp_path: Path) -> None:
     assert "include_top=False" in str(caught.value)
 
 
-# What must go on working ---------------------------------------------------------------------------------------------------
+# Files that must still load ------------------------------------------------------------------------------------------------
 
 
 def large() -> Any:
-    """Many kinds of layers, parts of parts, an operation, states of random generators."""
+    """Many kinds of layers, nested models, an operation, and states of random generators."""
     inputs = keras.Input((8, 8, 3), name="images")
     x = keras.layers.RandomFlip(seed=1)(inputs)
     x = keras.layers.Rescaling(1 / 255)(x)
@@ -575,7 +575,7 @@ def test_a_model_of_many_kinds_of_layers_is_loaded(tmp_path: Path, policy: str) 
     keras.config.set_dtype_policy(policy)
     try:
         model = large()
-        model.run_eagerly = True  # to trace it takes ten seconds
+        model.run_eagerly = True  # tracing takes ten seconds
         model.fit(IMAGES, np.array([0, 2]), verbose=0)
         model.save(tmp_path / "model.keras")
         loaded = load_model(os.fspath(tmp_path))

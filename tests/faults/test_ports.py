@@ -1,4 +1,4 @@
-"""F17, on mirrored: the port that the runner has found is taken before TensorFlow binds it."""
+"""F17 on mirrored: the port that the runner chose is taken before TensorFlow binds it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_f17_mirrored_takes_another_port(
     rank_as_it_is, marker = dlspark_mirrored.backend._rank, str(tmp_path / "taken")
 
     def robbed(*arguments: Any) -> Any:
-        """A worker whose port somebody listens on from now on, the first time."""
+        """Run a worker; on the first launch, another socket already listens on its port."""
         cluster = json.loads(os.environ["TF_CONFIG"])
         if cluster["task"]["index"] == 1:
             try:

@@ -1,4 +1,4 @@
-"""What is refused before anything is launched: slots, dynamic allocation, executors unlike the driver, pickling."""
+"""Refusals before the launch: too few slots, dynamic allocation, executors unlike the driver, failed pickling."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ EXECUTORS_CASE = Path(__file__).with_name("executors_case.py")
 
 @contextmanager
 def refused(within_seconds: float, *told: str) -> Iterator[None]:
-    """A ConfigError that tells all of ``told``, in time."""
+    """Expect a ConfigError that contains all of ``told``, in time."""
     started = time.monotonic()
     with pytest.raises(ConfigError) as caught:
         yield
@@ -42,7 +42,7 @@ def refused(within_seconds: float, *told: str) -> Iterator[None]:
 
 @pytest.fixture
 def no_launch(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever is refused is refused before any engine is asked to work."""
+    """Fail a test in which any engine is asked to train."""
 
     def launched(self: Any, job: Any) -> Any:
         pytest.fail("the job was launched")
@@ -88,7 +88,7 @@ class TestOnTheDriver:
 
 
 class TestExecutorsThatDoNotAnswer:
-    """With tasks of somebody else's in every slot."""
+    """Tasks of another job are in every slot, or the tasks fail."""
 
     def test_they_are_waited_for_in_bounded_time_and_nobody_is_disturbed(self, spark: Any) -> None:
         context = spark.sparkContext
@@ -125,7 +125,7 @@ class TestExecutorsThatDoNotAnswer:
 
 
 class TestALocalSession:
-    """Its tasks run beside the driver, mostly in the same Python."""
+    """Its tasks run on the driver's machine, usually in the same Python."""
 
     def test_in_the_drivers_python_nothing_is_asked(
         self, spark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -134,7 +134,7 @@ class TestALocalSession:
         preflight.check_executors(spark, preflight.Store(tmp_path / "run"), 2)
 
     def test_in_another_it_is(self, spark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        other = tmp_path / "python"  # the same one by another path, which might be an environment of its own
+        other = tmp_path / "python"  # the same Python at another path, which might be another environment
         other.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
         other.chmod(0o755)
         monkeypatch.setattr(spark.sparkContext, "pythonExec", str(other))
@@ -184,7 +184,7 @@ def told(own_temporary_folder: None, tmp_path_factory: pytest.TempPathFactory) -
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 class TestExecutorsOfTheirOwn:
-    """local-cluster: two executors that are processes of their own; see executors_case.py."""
+    """local-cluster: two executors in separate processes; see executors_case.py."""
 
     @pytest.mark.parametrize("engine", ["mirrored", "horovod"], indirect=True)
     def test_f16_dynamic_allocation_with_a_barrier(self, told: dict[str, Any], engine: str) -> None:
@@ -209,13 +209,13 @@ class TestExecutorsOfTheirOwn:
         assert refusal.get("type") == "ConfigError"
         for text in said:
             assert text in refusal["error"]
-        assert refusal["seconds"] < 60  # Spark may try a failing task four times, each with a Python to start
+        assert refusal["seconds"] < 60  # Spark may run a failing task four times and start Python each time
 
     def test_sound_ones_pass(self, told: dict[str, Any], engine: str) -> None:
         assert "error" not in told[f"sound {engine}"]
         assert (
             engine == "elephas" or told[f"sound {engine}"]["seconds"] < REFUSAL_SECONDS
-        )  # elephas' job is the first: Python starts
+        )  # elephas' check is the first, so it starts Python
 
     def test_nothing_stays_in_the_store_and_the_session(self, told: dict[str, Any]) -> None:
         assert told["left"] == []

@@ -1,4 +1,4 @@
-"""F13 and F14: what becomes of every kind of image file, and what is refused before it costs memory."""
+"""F13 and F14: how each kind of image file is decoded, and which files are refused before they cost memory."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_scaled_jpeg_is_like_the_whole_one_scaled() -> None:
 @pytest.mark.parametrize("format", ["JPEG", "PNG"])
 @pytest.mark.parametrize("upright", [True, False])
 def test_crop_keeps_proportions_and_the_middle(format: str, upright: bool) -> None:
-    """A square in the middle of a long image: fit squeezes it, crop leaves it as it is and drops what is beside."""
+    """A square in the middle of a long image: ``fit`` squeezes it; ``crop`` keeps its shape and drops both ends."""
     image = Image.new("RGB", (300, 100))
     image.paste(RED, (125, 25, 175, 75))
     if not upright:
@@ -68,7 +68,7 @@ def test_crop_keeps_proportions_and_the_middle(format: str, upright: bool) -> No
 def test_a_crop_of_other_proportions_of_a_turned_image() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
-    image = halves(60, 40)  # turned upright it is 40 wide and 60 high, red above
+    image = halves(60, 40)  # upright, it is 40 wide and 60 high, with red on top
     found = decode(encoded(image, "JPEG", quality=100, exif=exif), (10, 20), resize="crop")
     assert found.shape == (10, 20, 3)
     assert np.abs(found[1].astype(int) - RED).max() < 12
@@ -108,7 +108,7 @@ def test_what_is_transparent_is_laid_over_black() -> None:
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "TIFF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_applied(format: str, orientation: int) -> None:
-    """Each stored turn of one picture decodes to the same upright picture: red above, and left of it blue."""
+    """Every stored orientation of one picture decodes to the same upright picture: red on top, blue on the left."""
     upright = np.zeros((40, 60, 3), np.uint8)
     upright[:20, :, 0] = 255
     upright[:, :30, 2] = 255
@@ -164,7 +164,7 @@ def png_header(width: int, height: int) -> bytes:
 
 
 def jpeg_header(width: int, height: int) -> bytes:
-    """A small JPEG whose frame header tells another size."""
+    """A small JPEG whose frame header states another size."""
     data = bytearray(encoded(halves(), "JPEG"))
     start = data.index(b"\xff\xc0")
     data[start + 5 : start + 9] = struct.pack(">HH", height, width)

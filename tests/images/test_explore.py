@@ -22,7 +22,7 @@ pytestmark = pytest.mark.spark
 
 @pytest.fixture(scope="module")
 def dataset(spark: Any, tmp_path_factory: pytest.TempPathFactory) -> ImageDataset:
-    """40 images of two sizes; image 39, in test, is a copy of image 0, which trains; 1 and 2 are equal and both train."""
+    """40 images of two sizes. Image 39 (test) is a copy of image 0 (train); images 1 and 2 (both train) are equal."""
     folder = tmp_path_factory.mktemp("source")
     draw = np.random.default_rng(0)
     lines = ["image_id,label,part,age,place,patient"]
@@ -46,7 +46,7 @@ def dataset(spark: Any, tmp_path_factory: pytest.TempPathFactory) -> ImageDatase
 
 def test_it_counts_by_part_value_and_range(dataset: ImageDataset) -> None:
     found = {each.column: each for each in explore(dataset).counts}
-    assert set(found) == {"part", "age", "place"}  # the group, and the column that it was taken from, are ids
+    assert set(found) == {"part", "age", "place"}  # the group and its source column are ids
     assert found["part"].values == ("train", "test")
     assert found["part"].counts.tolist() == [[8, 22], [2, 8]]
     assert sorted(found["place"].values) == ["<arm> & 0", "<arm> & 1", "<arm> & 2"]

@@ -1,4 +1,4 @@
-"""A prepare that is killed leaves no half dataset, and running it again finishes."""
+"""A killed prepare leaves no partial dataset, and the next run finishes it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from dlspark.images.prepare import prepare_images
 IMAGES = 600
 SIZE = (64, 64)
 
-# Every image takes a moment, so that the kill comes in the middle of the work on any machine.
+# Writing is slowed down, so that the kill interrupts it on any machine.
 SCRIPT = """
 import sys, time
 from dlspark.images import prepare, write
@@ -50,7 +50,7 @@ def test_a_killed_prepare_is_finished_by_the_next(spark: Any, tmp_path: Path) ->
     out = tmp_path / "data"
     with (tmp_path / "log").open("w") as log:
         command = [sys.executable, "-c", SCRIPT, str(tmp_path / "photos"), str(out)]
-        # A session of its own, because Spark's Java process is killed with its driver.
+        # A process session of its own, so that Spark's Java process is killed with its driver.
         victim = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
     try:
         deadline = time.monotonic() + 150
@@ -61,7 +61,7 @@ def test_a_killed_prepare_is_finished_by_the_next(spark: Any, tmp_path: Path) ->
     finally:
         os.killpg(victim.pid, signal.SIGKILL)
         victim.wait(30)
-        # Spark's Python workers have process groups of their own, outlive the kill and end when they notice.
+        # Spark's Python workers have their own process groups: they outlive the kill and end by themselves soon after.
         deadline = time.monotonic() + 60
         while any(process.is_running() and os.getsid(process.pid) == victim.pid for process in psutil.process_iter()):
             assert time.monotonic() < deadline, "workers of the killed prepare still run"

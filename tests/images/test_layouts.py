@@ -1,4 +1,4 @@
-"""Layouts by name: dlspark's own, and one that a stranger adds by an entry point alone."""
+"""Layouts by name: dlspark's own, and a third-party one that only an entry point adds."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ STRANGER = Path(__file__).parent / "stranger"
 
 @pytest.fixture
 def stranger(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The folder on the path, as an installation puts it there."""
+    """Put the layout's folder on the path, as an installation does."""
     monkeypatch.syspath_prepend(str(STRANGER))
 
 
@@ -67,4 +67,4 @@ def test_a_strangers_layout(spark: Any, stranger: None, tmp_path: Path, capsys: 
     assert main([*prepare, "--layout-option", "extension=.bmp", "--format", "json"]) == 0
     assert json.loads(capsys.readouterr().out)["classes"] == ["a", "b"]
     layout = find_layout("slides", {"extension": ".bmp"})
-    assert prepare_images(source, tmp_path / "out", layout=layout, image_size=(8, 8)).num_classes == 2  # opened
+    assert prepare_images(source, tmp_path / "out", layout=layout, image_size=(8, 8)).num_classes == 2  # only opened

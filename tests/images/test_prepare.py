@@ -37,7 +37,7 @@ def picture(path: Path, color: tuple[int, int, int]) -> Path:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """70 images in class folders, some nested, two of them broken, beside files that are no images."""
+    """70 images in class folders, some nested, two broken, beside files that are not images."""
     source = tmp_path_factory.mktemp("collection")
     for name, count in COUNTS.items():
         for i in range(count):
@@ -53,7 +53,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """40 images named in a table: three per patient, and a column that says the part."""
+    """A table of 40 images, three per patient, with a column for the part."""
     source = tmp_path_factory.mktemp("table")
     with (source / "metadata.csv").open("w", newline="") as file:
         writer = csv.writer(file)
@@ -114,7 +114,7 @@ def test_classes_keep_their_ratio(prepared: ImageDataset) -> None:
 
 
 def missing(dataset: ImageDataset, part: str) -> int:
-    """How many of the two broken images had been drawn for a part: the split comes before anything is decoded."""
+    """The number of broken images that were assigned to a part: the split precedes decoding."""
     whole = {"train": 28, "validation": 4, "test": 8}
     return int(whole[part] - dataset.summary()["parts"][part]["by_class"]["nv"])
 
@@ -169,7 +169,7 @@ def test_the_same_settings_return_what_is_there(
 def test_the_same_rows_come_out_of_another_cluster_and_an_unfinished_folder(
     spark: Any, prepared: ImageDataset, folder: Path, tmp_path: Path
 ) -> None:
-    """Remains of a killed run are cleared away; another partitioning of the table gives the same dataset."""
+    """Files of a killed run are removed; another partitioning of the table gives the same dataset."""
     from dlspark.images.layouts import folders
 
     def scattered(source: str, session: Any) -> Any:
@@ -199,7 +199,7 @@ def test_strict_and_too_many_rejected_leave_nothing(spark: Any, folder: Path, tm
 @pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_two_broken_images_in_ten_thousand(spark: Any, tmp_path: Path) -> None:
-    """F12: the rest is prepared and both are named; strict fails and names them."""
+    """F12: the other images are prepared and both broken ones are named; ``strict`` fails and names them."""
     whole = tmp_path / "whole.jpg"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 24, 3), np.uint8)).save(whole, quality=95)
     for i in range(10_000):
@@ -344,7 +344,7 @@ def test_settings_that_cannot_be(tmp_path: Path) -> None:
 
 
 def test_remote_files_are_listed_and_read() -> None:
-    """In this process, because ``memory://`` is another one in each executor."""
+    """Read in this process, because each process has its own ``memory://``."""
     import fsspec
 
     bucket = f"memory://{uuid.uuid4().hex}/in"

@@ -1,4 +1,4 @@
-"""Each mend's defect is still there. When one of these fails, the mend is no longer needed: delete it and its test."""
+"""Each mend's defect still exists. When one of these tests fails, its mend is no longer needed: delete both."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def test_a_forgotten_rendezvous_server_is_stopped() -> None:
         other.start()
         other.join()
     assert not listens(port)
-    assert listens(started[0])  # another thread's run goes on
+    assert listens(started[0])  # another thread's server still runs
     outside.stop()
     outside._httpd.server_close()
 

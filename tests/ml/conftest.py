@@ -23,13 +23,13 @@ def picture(number: int) -> bytes:
 
 @pytest.fixture(scope="session")
 def pictures() -> list[bytes]:
-    """Sixty-four of them."""
+    """Sixty-four of these pictures."""
     return [picture(number) for number in range(64)]
 
 
 @pytest.fixture(scope="session")
 def classifier() -> Any:
-    """A network of RGB images of 8 x 8 pixels: four features in the layer "pooling", two probabilities."""
+    """A network for RGB images of 8 x 8 pixels, with four features in the layer "pooling" and two probabilities."""
     import keras
 
     keras.utils.set_random_seed(3)

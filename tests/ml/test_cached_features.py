@@ -1,4 +1,4 @@
-"""Kept features of a frozen backbone: the same training without it, views that can be drawn again, and what is refused."""
+"""Cached features of a frozen backbone: equal training without it, reproducible views, and refusals."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dlspark.testing.cells import cell_files
 
 pytestmark = [pytest.mark.spark, pytest.mark.timeout(300)]
 
-WIDTH = 6  # of a vector of features
+WIDTH = 6  # of a feature vector
 FIT: dict[str, Any] = {"epochs": 3, "batch_size": 8, "seed": 3, "verbose": 0}
 
 
@@ -34,7 +34,7 @@ def dataset(spark: Any, tmp_path_factory: pytest.TempPathFactory) -> ImageDatase
 
 @pytest.fixture
 def jobs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The folders that features were computed for."""
+    """Record the folders whose features are computed."""
     from dlspark.ml import cached_features
 
     done: list[str] = []
@@ -63,7 +63,7 @@ def classifier(*, augment: bool = False, train: str = "head", seed: int = 5) -> 
     backbone = keras.Sequential([keras.Input((16, 16, 3)), *layers], name="backbone")
     backbone.trainable = train != "head"
     backbone.get_layer("norm").set_weights([np.linspace(-0.5, 0.5, WIDTH), np.linspace(0.01, 0.1, WIDTH)])
-    backbone.get_layer("drop_connect").rate = 0.0  # as models.py does it
+    backbone.get_layer("drop_connect").rate = 0.0  # as build_classifier does in a frozen backbone
     x = inputs
     if augment:
         x = keras.layers.RandomRotation(0.5, fill_mode="reflect", name="rotation")(x, training=False)
@@ -76,20 +76,20 @@ def classifier(*, augment: bool = False, train: str = "head", seed: int = 5) -> 
 
 
 def arrays(rows: ShardedRows) -> tuple[Any, Any]:
-    """The whole of it, in its order."""
+    """All rows, in their order."""
     with rows.open() as reader:
         return reader.batch(np.arange(reader.rows))
 
 
 @pytest.fixture(scope="module")
 def whole(dataset: ImageDataset) -> tuple[Any, Any]:
-    """A model whose head was trained in it, without kept features, and the result of that."""
+    """A whole model whose head was trained on images, and the result of that fit."""
     model = classifier()
     return model, Trainer("local").fit(model, dataset.train, validation_data=dataset.validation, **FIT)
 
 
 def equal(found: Any, model: Any, whole: tuple[Any, Any]) -> None:
-    """Histories and weights, as the contract has it between one worker and several."""
+    """Compare histories and weights, with the contract's tolerance between one worker and several."""
     other, expected = whole
     assert set(found.history) == {"loss", "accuracy", "val_loss", "val_accuracy"}
     for name, values in expected.history.items():
@@ -106,7 +106,7 @@ def test_without_augmentation_the_head_trains_as_if_whole(
     before = [np.array(weight) for weight in model.weights]
     equal(Trainer("local").fit(kept.head, kept.train, validation_data=kept.validation, **FIT), model, whole)
 
-    # The model itself is trained: its head, and nothing else; its optimizer too.
+    # The fit trains the head of the model itself and its optimizer, and nothing else.
     changed = [weight.path for weight, was in zip(model.weights, before, strict=True) if not np.array_equal(weight, was)]
     assert changed == [weight.path for weight in model.trainable_weights]
     assert int(model.optimizer.iterations) == int(whole[0].optimizer.iterations) > 0
@@ -119,7 +119,7 @@ def test_without_augmentation_the_head_trains_as_if_whole(
     assert features.dtype == np.float32
     np.testing.assert_allclose(kept.head.predict(features, verbose=0), model.predict(images, verbose=0), atol=1e-6)
 
-    # The same on two workers, with what is kept.
+    # The same on two workers, from the cached features.
     model = classifier()
     kept = cache_features(model, dataset, tmp_path, spark=spark)
     trainer = Trainer("mirrored", num_workers=2)
@@ -165,7 +165,7 @@ def test_views_differ_and_can_be_drawn_again(spark: Any, dataset: ImageDataset, 
     assert np.array_equal(first, again)
     assert len(jobs) == 3
     other, same_validation = views("one", replace(dataset, test=None), seed=1)
-    assert len(jobs) == 4  # for the training rows alone
+    assert len(jobs) == 4  # only the training rows are computed again
     assert same_validation == validation
     assert np.abs(first - other).max(axis=(1, 2)).min() > 1e-4
     model = classifier(augment=True)
@@ -174,7 +174,7 @@ def test_views_differ_and_can_be_drawn_again(spark: Any, dataset: ImageDataset, 
     result = Trainer("local").fit(kept.head, kept.train, **FIT)
     assert result.history["loss"][-1] < result.history["loss"][0]
     assert not np.array_equal(model.get_layer("dense").get_weights()[0], before)
-    # Rows to validate with see no augmentation.
+    # Validation rows are not augmented.
     plain = classifier()
     up_to_pooling = keras.Model(plain.inputs[0], plain.get_layer("pooling").output)
     assert dataset.validation is not None
@@ -197,7 +197,7 @@ def test_draws_do_not_depend_on_what_was_drawn_before() -> None:
     other = np.asarray(layer(two))
     assert np.array_equal(layer(one), first)
     assert np.array_equal(DrawnViews(network, views=2, seed=0)(two), other)
-    # Equal images of other batches are drawn otherwise.
+    # An image is augmented differently in another batch.
     mixed = np.concatenate([one[:1], two[1:]])
     assert np.abs(np.asarray(layer(mixed))[0] - first[0]).max() > 1
 
@@ -207,7 +207,7 @@ def test_what_is_kept_is_not_computed_again(
 ) -> None:
     first = cache_features(classifier(), dataset, tmp_path, spark=spark)
     assert len(jobs) == 3
-    again = cache_features(classifier(), dataset, tmp_path, seed=9, spark=spark)  # nothing is drawn by it
+    again = cache_features(classifier(), dataset, tmp_path, seed=9, spark=spark)  # the seed draws nothing here
     assert len(jobs) == 3
     assert (again.train, again.validation, again.test) == (first.train, first.validation, first.test)
     changed = classifier()

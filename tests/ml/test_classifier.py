@@ -1,4 +1,4 @@
-"""KerasImageClassifier: trained by Trainer, tuned by Spark, saved and read."""
+"""KerasImageClassifier: trained by Trainer, tuned by Spark, saved and loaded."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_fit_predict_save_and_read(
     assert len(model.history["loss"]) == 2
     assert model.uid == stage.uid
 
-    assert model.transform(spoilt).filter("prediction IS NULL OR id = 5").count() == 0  # evaluators take no nulls
+    assert model.transform(spoilt).filter("prediction IS NULL OR id = 5").count() == 0  # evaluators reject nulls
     found = model.setHandleInvalid("error").transform(spoilt).orderBy("id")
     assert found.columns == [*rows.columns, "probability", "prediction_error", "prediction"]
     got = found.collect()

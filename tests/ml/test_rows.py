@@ -1,4 +1,4 @@
-"""From values of rows to inputs, and predictions in batches of one size: without Spark."""
+"""Reading the values of rows into inputs, and predicting in batches of one size, without Spark."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_what_is_no_image_has_a_reason(tmp_path: Path, pool: ThreadPoolExecutor)
 
 
 def test_few_files_are_in_memory_at_once(tmp_path: Path, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file may be much larger than its decoded pixels, by which batches are bounded."""
+    """Decoded pixels bound a batch, but a file may be much larger than its pixels."""
     file = tmp_path / "one.png"
     file.write_bytes(png(np.zeros((2, 2, 3), np.uint8)))
     held = most = 0
@@ -107,7 +107,7 @@ def test_arrays_of_arrays(pool: ThreadPoolExecutor) -> None:
 
 
 def test_batches_of_the_network_are_not_those_of_spark() -> None:
-    """They are full but for the last one, no more than two are in memory, and rows stay in order."""
+    """All are full except the last; at most two are in memory; rows keep their order."""
     sizes: list[int] = []
     pulled = 0
 

@@ -1,4 +1,4 @@
-"""Stages in files: what a fresh process makes of them, and what is refused."""
+"""Saved stages: loading in a fresh process, and refusals."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ spark.stop()
 
 
 def test_a_saved_pipeline_predicts_alike_in_a_fresh_process(spark: Any, pictures: list[bytes], tmp_path: Path) -> None:
-    """Bit by bit, although the weights are random and drawn when the stage was first used."""
+    """Predictions are equal bit by bit, although the weights were drawn at random on the stage's first use."""
     import keras
     from pyspark.ml import Pipeline
     from pyspark.ml.classification import LogisticRegression
@@ -101,7 +101,7 @@ def test_what_lies_in_a_folder_is_looked_at_first(spark: Any, classifier: Any, t
     path = tmp_path / "stage"
     KerasTransformer(inputCol="a", outputCol="b", model=classifier).save(str(path))
     file = path / "network.keras"
-    (path / ".network.keras.crc").unlink()  # Hadoop's own, which would find it out as well
+    (path / ".network.keras.crc").unlink()  # Hadoop's checksum would detect the change too
     keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Flatten()]).save(file)
     with pytest.raises(DataError, match="is not the network that was saved with this stage"):
         KerasTransformer.load(str(path))

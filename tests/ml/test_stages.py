@@ -43,13 +43,13 @@ def plan(found: Any, capsys: pytest.CaptureFixture[str]) -> str:
 def test_one_bad_row_of_64(
     spark: Any, classifier: Any, pictures: list[bytes], capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """F25; and the function runs once for the two columns, whatever is asked of them."""
+    """F25: only the bad row fails. The function runs once for both columns, however they are selected."""
     images: list[bytes | None] = [*pictures]
     images[7] = b"no image"
     stage = ImageFeaturizer(inputCol="image", outputCol="features", model=classifier, layer="pooling", batchBytes=5 * 192)
     with caplog.at_level(logging.WARNING, "dlspark"):
         found = stage.transform(frame(spark, images)).cache()
-    assert not caplog.records  # sessions of dlspark's hand over few rows at a time
+    assert not caplog.records  # dlspark's own sessions already send few rows at a time
     assert found.columns == ["id", "image", "features", "features_error"]
     errors, features = column(found, "features_error"), column(found, "features")
     assert features[7] is None
@@ -77,7 +77,7 @@ def test_a_backbone_gives_what_its_classifiers_see(spark: Any, pictures: list[by
     maps = column(stage.copy({stage.pooling: "none"}).transform(rows), "features")
     assert len(maps[0]) == 1280  # 1 x 1 maps at 32 pixels
     np.testing.assert_allclose(maps[0].toArray(), pooled[0], atol=1e-6)
-    # The same of the classifier, in which the backbone is a model in a model.
+    # The classifier, which nests the backbone as a model, gives the same.
     raw = ImageFeaturizer(inputCol="image", outputCol="features", model=model, layer="mobilenetv2").transform(rows)
     np.testing.assert_allclose([v.toArray() for v in column(raw, "features")], [v.toArray() for v in maps], atol=1e-5)
 
@@ -99,7 +99,7 @@ def test_paths_and_image_structs(spark: Any, classifier: Any, pictures: list[byt
 
 
 def test_the_network_is_loaded_once_in_every_process(spark: Any, tmp_path: Path) -> None:
-    """Told by a layer of the user's own, which goes along, and on the threads that Spark gave the task."""
+    """A custom layer, which is sent with the stage, records each load and the threads that Spark gave the task."""
     import keras
 
     @keras.saving.register_keras_serializable(package="tests")
@@ -135,7 +135,7 @@ def test_the_network_is_loaded_once_in_every_process(spark: Any, tmp_path: Path)
         found = stage.transform(rows)
         assert [list(v) for v in column(found, "y")] == [[2 * n, 2 * n + 2] for n in range(40)]
     told = [file.read_text().split() for file in tmp_path.iterdir()]
-    # Spark takes idle processes in turns, and keeps those of earlier queries: one-vs-rest uses a process per class and slot.
+    # Spark reuses idle processes in turn, also those of earlier queries: one-vs-rest uses a process per class and slot.
     assert len({pid for pid, _ in told}) == len(told) < 2 * tasks
     assert {threads for _, threads in told} == {"1"}
 
@@ -193,7 +193,7 @@ def test_sql(spark: Any, classifier: Any, pictures: list[bytes], tmp_path: Path,
         Path(path).write_bytes(image)
     frame(spark, paths, "string").createOrReplaceTempView("files")
     by_path = spark.sql("SELECT red_or_blue(image) AS p FROM files ORDER BY id").collect()
-    # Not to the bit: a row in a batch of three may differ in its last digits from the same row in a batch of four.
+    # Not bit by bit: the last digits of a row may differ between a batch of three and a batch of four.
     np.testing.assert_allclose([row.p for row in by_path], [row.p for row in rows[:3]], rtol=0, atol=1e-6)
 
     import keras

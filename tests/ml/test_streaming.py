@@ -28,7 +28,7 @@ def test_a_folder_that_fills(spark: Any, classifier: Any, pictures: list[bytes],
     found = behind.transform(stage.transform(names)).selectExpr(
         "name", "out", "why", "total", "total_error", "streamed(content) AS p"
     )
-    for first in (0, 6):  # the second time only what is new is read
+    for first in (0, 6):  # the second query reads only the new files
         for number in range(first, first + 6):
             (folder / f"{number:02}.png").write_bytes(pictures[number] if number != 3 else b"no image")
         query = (

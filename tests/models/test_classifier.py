@@ -1,4 +1,4 @@
-"""Classifiers: what trains, what is inside the file, the learning rates by depth, and what is refused."""
+"""Classifiers: what trains, what the file contains, learning rates by depth, and refusals."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def small(**settings: Any) -> Any:
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:
-    """The same weights whichever tests ran before: with some, every unit of a small relu layer is dead."""
+    """Draw the same weights whichever tests ran before: some draws leave every unit of a small relu layer dead."""
     keras.utils.set_random_seed(1)
 
 
@@ -61,11 +61,11 @@ def mixed_bfloat16() -> Iterator[None]:
 
 
 def predict(model: Any, images: Any = IMAGES) -> Any:
-    return np.asarray(model(images, training=False))  # eagerly: tracing costs seconds a model
+    return np.asarray(model(images, training=False))  # eagerly: tracing takes seconds per model
 
 
 def backbone_input(model: Any, name: str) -> Any:
-    """The part of the model up to what the backbone gets."""
+    """The part of the model before the backbone."""
     return keras.Model(model.input, model.layers[model.layers.index(model.get_layer(name)) - 1].output)
 
 
@@ -93,7 +93,7 @@ def test_every_backbone_builds_at_its_least_size_with_its_own_preprocessing(name
     included = [layer for layer in network.layers if isinstance(layer, keras.layers.Rescaling)]
     assert bool(included) == (spec.preprocessing == "included")
 
-    # The head learns at the rate itself, the last block at half of it, and no block is missed on the way to the stem.
+    # The head learns at the full rate, the last block at half of it, and so on for every block down to the stem.
     factors = model.optimizer.multipliers
     assert set(factors) == {variable.path for variable in network.trainable_variables}
     blocks = {"resnet50": 17, "xception": 14, "mobilenet": 14, "mobilenetv2": 19, "efficientnetv2b0": 23}[name]
@@ -173,7 +173,7 @@ def test_the_frozen_part_runs_as_at_prediction() -> None:
 
 def test_frozen_batch_normalisations_stay_as_they_come() -> None:
     model = small(batch_norm="frozen")
-    assert [w.shape for w in model.get_weights()] == [w.shape for w in small().get_weights()]  # phases hand over by weights
+    assert [w.shape for w in model.get_weights()] == [w.shape for w in small().get_weights()]  # phases pass on their weights
     norms = [layer for layer in model.get_layer("mobilenetv2").layers if isinstance(layer, keras.layers.BatchNormalization)]
     before = [value for layer in norms for value in layer.get_weights()]
     kernel = model.get_layer("mobilenetv2").get_layer("Conv_1").kernel
@@ -192,7 +192,7 @@ def test_everything_trains_and_two_phases_hand_over_by_weights() -> None:
     for old, new in zip(first.get_weights(), second.get_weights(), strict=True):
         np.testing.assert_array_equal(old, new)
     assert type(first.optimizer) is type(keras.optimizers.Adam())
-    assert first.jit_compile == keras.Sequential([keras.layers.Dense(1)]).jit_compile  # Keras' own choice
+    assert first.jit_compile == keras.Sequential([keras.layers.Dense(1)]).jit_compile  # Keras' default
 
 
 # The file ------------------------------------------------------------------------------------------------------------
@@ -223,7 +223,7 @@ def tiny_resnet(**_: object) -> Any:
 
 def test_the_file_loads_where_there_is_no_dlspark(tmp_path: Path) -> None:
     model = build_classifier(
-        replace(BACKBONES["resnet50"], constructor=tiny_resnet),  # the layers around it are ours; its 90 MB are not
+        replace(BACKBONES["resnet50"], constructor=tiny_resnet),  # to test the layers around it without its 90 MB
         3,
         image_size=SIZE,
         weights=None,
@@ -234,7 +234,7 @@ def test_the_file_loads_where_there_is_no_dlspark(tmp_path: Path) -> None:
     )
     model.save(tmp_path / "model.keras")
     predictions = predict(model)
-    assert np.ptp(predictions, axis=0).min() > 1e-3  # of random weights, yet not the same for every image
+    assert np.ptp(predictions, axis=0).min() > 1e-3  # random weights, but different predictions for each image
     np.savez(
         tmp_path / "data.npz",
         images=IMAGES,
@@ -252,7 +252,7 @@ def test_augmentation_acts_in_training_only() -> None:
     front = backbone_input(model, "mobilenetv2")
     plain = IMAGES / np.float32(127.5) - 1
     np.testing.assert_allclose(front.predict(IMAGES, verbose=0), plain, atol=1e-6)
-    np.testing.assert_allclose(np.asarray(front(IMAGES)), plain, atol=1e-6)  # Keras' own default would augment here
+    np.testing.assert_allclose(np.asarray(front(IMAGES)), plain, atol=1e-6)  # Keras' default would augment here
     assert not np.allclose(np.asarray(front(IMAGES, training=True)), plain, atol=0.1)
 
 
@@ -301,7 +301,7 @@ def test_a_classifier_moves_by_depth_and_its_file_keeps_the_rates(tmp_path: Path
     kernels = [*(network.get_layer(name).kernel for name in layers), copy.get_layer("probabilities").kernel]
     before = [np.array(kernel) for kernel in kernels]
     copy.train_on_batch(IMAGES, LABELS)
-    # Adam's first step is the rate itself wherever the gradient is far above epsilon.
+    # Adam's first step equals the rate wherever the gradient is far above epsilon.
     moved = [np.abs(np.asarray(kernel) - old).max() for kernel, old in zip(kernels, before, strict=True)]
     np.testing.assert_allclose(moved, [0.00125, 0.0025, 0.005, 0.01], rtol=1e-2)
 

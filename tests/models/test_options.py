@@ -18,7 +18,7 @@ keras = pytest.importorskip("keras")
 
 @dataclass(frozen=True, kw_only=True)
 class Toy(ClassifierOptions):
-    """An option that the package does not know."""
+    """Options with one that the package does not know."""
 
     label_smoothing: float = field(
         default=0.25, metadata=option("moved to the other classes", {"type": "number", "minimum": 0, "exclusiveMaximum": 1})

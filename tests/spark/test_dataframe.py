@@ -1,4 +1,4 @@
-"""A Spark DataFrame as data: the same training as with the arrays it came from, and bad labels refused."""
+"""A Spark DataFrame as data trains like the arrays it was made from; bad labels are refused."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ def test_arrays_scalars_and_labels(spark: Any, tmp_path: Path) -> None:
     assert rows.num_classes == 3
     assert set(Store(tmp_path).child("data").list()) == set(rows.files)
     x, y, w = everything(rows)
-    ids = np.arange(25)  # partitions in their order, and rows as Spark gives them
+    ids = np.arange(25)  # the order of partitions, and of rows in each
     np.testing.assert_array_equal(x, np.stack([ids, ids * 2], 1).astype(np.float32))
     assert x.dtype == np.float32
     assert y.dtype == np.int32
@@ -111,5 +111,5 @@ def test_empty_partitions_and_a_second_run(spark: Any, tmp_path: Path) -> None:
 
 def test_a_store_that_the_driver_cannot_see_is_told(spark: Any) -> None:
     df = spark.range(2).selectExpr("id as features", "id as label")
-    with pytest.raises(ConfigError, match="share"):  # memory:// is another one in each process
+    with pytest.raises(ConfigError, match="share"):  # each process has its own memory://
         write_dataframe(Store("memory://bucket"), "data", df)

@@ -30,7 +30,7 @@ def fail(_: int) -> None:
 
 
 class TestJava:
-    """Which Java is taken, with shell scripts in the place of Javas; as for pyspark 3.5."""
+    """Which Java is chosen for pyspark 3.5; shell scripts take the place of Javas."""
 
     @pytest.fixture(autouse=True)
     def spark_3_and_no_java(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,7 +129,7 @@ class TestSession:
         assert running_dynamic_allocation(spark)
         assert not is_local(spark)
         monkeypatch.setattr(Context, "master", "local[2]")
-        assert not running_dynamic_allocation(spark)  # Spark ignores it there
+        assert not running_dynamic_allocation(spark)  # Spark ignores the setting in local mode
         monkeypatch.setattr(Context, "master", "local-cluster[2,1,1024]")
         assert running_dynamic_allocation(spark)
 
@@ -148,7 +148,7 @@ class TestSession:
         assert str(caught.value) == "Expected this; got that."
         from pyspark.sql import functions as F
 
-        raising = F.raise_error(F.lit("dlspark.errors.DataError: photo 7: no image"))  # as a column of Spark's own does it
+        raising = F.raise_error(F.lit("dlspark.errors.DataError: photo 7: no image"))  # as a Spark column raises it
         with pytest.raises(DataError, match=r"^photo 7: no image$"), told_plainly():
             spark.range(1).select(raising).collect()
         with pytest.raises(ZeroDivisionError), told_plainly():

@@ -1,6 +1,6 @@
-"""What test_s3 runs in a process of its own: images, dataset and run in buckets, and nothing on the local disk.
+"""The program that test_s3 runs in a separate process: images, dataset and run in a bucket, nothing on the local disk.
 
-Arguments: a bucket's URI, and the file for what came out. Credentials and endpoint come from the environment, which the
+Arguments: the bucket's URI and the file for the results. Credentials and endpoint are in the environment, which the
 executors inherit.
 """
 
@@ -19,7 +19,7 @@ IMAGES = 48
 
 
 def main(bucket: str, out: str) -> None:
-    """Write images into the bucket, prepare them there, train on them, and say what happened."""
+    """Write images to the bucket, prepare them there, train on them and write the results."""
     import keras
 
     from dlspark import ImageDataset, Split, Trainer, prepare_images
@@ -57,7 +57,7 @@ def main(bucket: str, out: str) -> None:
     result = trainer.fit(model, data.train, validation_data=data.test, epochs=12, batch_size=12)
     told = {
         "summary": data.summary(),
-        "recognised": again == data,  # the same file names, which a new run would not give
+        "recognised": again == data,  # the same file names; a second preparation would choose others
         "rows": sum(worker.rows for worker in result.workers),
         "history": result.history,
         "cache": sorted(path.name for path in Path.home().joinpath(".cache/dlspark/files").glob("*.arrow")),

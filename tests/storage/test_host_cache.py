@@ -86,7 +86,7 @@ def test_what_was_unused_for_longest_makes_room(tmp_path: Path) -> None:
     for age, name in enumerate(("a", "b")):
         cache.get(name, lambda: 10, put(b"x" * 10))
         os.utime(tmp_path / name, (1000 + age, 1000 + age))
-    cache.get("a", lambda: 10, put(b""))  # used again: now b is the one
+    cache.get("a", lambda: 10, put(b""))  # used again, so b is the least recently used
     cache.get("c", lambda: 10, put(b"y" * 10))
     assert names(cache) == {"a", "c"}
     with pytest.raises(ConfigError, match=rf"at most 25 bytes.*got 26 bytes.*{BOUND}"):

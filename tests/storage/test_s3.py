@@ -1,4 +1,4 @@
-"""Images, dataset and run in S3, against a server on loopback that speaks it."""
+"""Images, dataset and run in S3, against an S3 server on loopback."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_a_whole_run_in_buckets(endpoint: str, tmp_path: Path) -> None:
     assert data.test is not None
     there = Store(f"{BUCKET}/data").list()
     assert set(there) == {"manifest.json", "rejected.parquet", *data.train.files, *data.test.files}
-    # One copy of each shard on this host, though two workers on it trained.
+    # One copy of each shard on this host, although two workers trained on it.
     assert len(told["cache"]) == len(data.train.files) + len(data.test.files)
     assert {name.partition("-")[2] for name in told["cache"]} == {*data.train.files, *data.test.files}
     assert [path for path in tmp_path.iterdir() if path not in (out, log)] == []
@@ -67,7 +67,7 @@ def test_a_public_bucket_is_read_without_credentials(endpoint: str, tmp_path: Pa
     s3fs.S3FileSystem().chmod("clinic/public/a", acl="public-read")
     script = f"from dlspark.storage.store import Store; print(Store('{BUCKET}/public').read_bytes('a').decode())"
     without = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
-    # fsspec's own way to set what a protocol's client is made with.
+    # fsspec reads the arguments of a protocol's client from these variables.
     environment = {**without, "FSSPEC_S3_ANON": "true", "FSSPEC_S3_ENDPOINT_URL": endpoint}
     told = subprocess.run(
         [sys.executable, "-c", script],

@@ -13,7 +13,7 @@ from dlspark.storage.store import Store
 
 
 class Counting:
-    """Steps in a row, each adding its number to the sum so far, and a list of those that ran."""
+    """Consecutive steps that each add their number to the sum so far, and a list of the steps that ran."""
 
     def __init__(self, store: Path, *, fails: str | None = None) -> None:
         self.kept = KeptSteps(Store(store))

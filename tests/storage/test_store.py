@@ -131,7 +131,7 @@ def test_a_remote_file_is_copied_once_and_again_when_it_changes(tmp_path: Path, 
     (path,) = paths
     assert path.read_bytes() == b"one"
     assert path.is_relative_to(tmp_path / "dlspark")
-    copied = path.stat().st_ino  # the time of a copy says when it was used
+    copied = path.stat().st_ino  # not the time, which records the last use
     assert store.local_file("shard").stat().st_ino == copied
     store.write_bytes("shard", b"two")
     assert store.local_file("shard").read_bytes() == b"two"

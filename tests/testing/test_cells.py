@@ -1,4 +1,4 @@
-"""The generated cells are what study B needs: patients are easily told apart, classes with effort, and names say it."""
+"""The generated cells suit study B: patients are easy to distinguish, classes are harder, and file names state both."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def described(content: bytes) -> list[float]:
 
 
 def least_squares(x: NDArray[np.float64], ill: NDArray[np.bool_], groups: NDArray[np.str_]) -> float:
-    """Accuracy on each group of a linear classifier fitted on the others."""
+    """Accuracy of a linear classifier on each group, fitted on the other groups."""
     design = np.column_stack([np.ones(len(x)), (x - x.mean(axis=0)) / x.std(axis=0)])
     right = 0
     for group in np.unique(groups):

@@ -1,4 +1,4 @@
-"""The report channel: messages arrive; strangers, replays and oversized frames do not."""
+"""The report channel delivers messages and rejects strangers, replays and oversized frames."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_a_wrong_secret_is_dropped(server: ReportServer, inbox: Inbox) -> None:
 
 
 def test_what_was_recorded_cannot_be_replayed(server: ReportServer, inbox: Inbox) -> None:
-    """A proxy records a worker's bytes; sent again on a new connection they are worth nothing."""
+    """A proxy records a worker's bytes and sends them on a new connection, which is dropped."""
     recorded = bytearray()
     proxy = socket.create_server(("127.0.0.1", 0))
 
@@ -205,14 +205,14 @@ def test_the_driver_tells_an_end_from_a_death(server: ReportServer, inbox: Inbox
 
 
 def test_ranks_agree_on_a_step_to_stop_after() -> None:
-    """Rank 0 has ended one call more than rank 1 when both are asked; both stop after the same one."""
+    """Rank 0 has finished one call more than rank 1 when both are asked; both stop after the same call."""
     ahead, behind = Interruption(), Interruption()
     assert not ahead.reached()
     held = [ahead.hold(), behind.hold()]
     assert held == [1, 0]
     stopped: list[bool] = []
     waiting = threading.Thread(target=lambda: stopped.append(behind.reached()))
-    waiting.start()  # it waits for the answer, and does not go on to a call that nobody joins
+    waiting.start()  # it waits for the answer and starts no call that the other rank would not join
     for interruption in (ahead, behind):
         interruption.stop_after(max(held) + 1)
     waiting.join(10)

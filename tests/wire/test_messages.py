@@ -1,4 +1,4 @@
-"""Messages survive the wire, and nothing that only resembles one is accepted."""
+"""Messages survive encoding and decoding, and malformed ones are rejected."""
 
 from __future__ import annotations
 
@@ -77,14 +77,14 @@ def test_a_message_in_the_wrong_direction_is_refused() -> None:
 
 
 def test_the_keys_of_the_event_log() -> None:
-    """What users read in events.jsonl: an unknown place is left out, a rank or checkpoint that is none is null."""
+    """The keys that users read in events.jsonl: an unknown place is omitted; an absent rank or checkpoint is null."""
     assert plain(Restarted(rank=None, number=1, from_=None)) == {"kind": "restart", "rank": None, "number": 1, "from": None}
     assert "loss" in plain(STEP)
     assert not {"epoch", "step", "connection"} & plain(FAILED).keys()
 
 
 def test_the_guard_starts_without_packages() -> None:
-    """As a worker starts it: with no path to dlspark and to anything but the standard library."""
+    """Start it as a worker does, with only the standard library on the path."""
     from dlspark.worker.heartbeat import guard_program
 
     done = subprocess.run(

@@ -1,7 +1,7 @@
-"""Attaching: N workers train as one, through everything that Keras does around a step.
+"""Attached models: N workers train as one process, with everything that Keras does around a step.
 
-The workers are processes whose sum is a shared list and a barrier: the arithmetic of attach.py without an engine. The
-contract tests the same with real ones.
+The workers are processes that sum through a shared list and a barrier: the arithmetic of gradient_sync.py without an
+engine. The contract tests the same with real engines.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Fit = Callable[..., list[attach_cases.Trained]]
 
 @pytest.fixture(scope="module")
 def fit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fit]:
-    """``fit(case, world_size)`` → what every rank ends with. The processes start once."""
+    """``fit(case, world_size)`` returns the result of every rank. The processes start once."""
     store = Store(tmp_path_factory.mktemp("rows"))
     rows = write_rows(store, "train", *toys.separable(103))
     validation = write_rows(store, "val", *toys.separable(41, seed=5))

@@ -1,4 +1,4 @@
-"""How long a worker waits for its batches: a slow reader is found, a fast one is not blamed."""
+"""How long a worker waits for its batches, with a fast reader and with a slow one."""
 
 from __future__ import annotations
 
@@ -29,5 +29,5 @@ def test_a_slow_reader_is_told_from_a_fast_one(monkeypatch: pytest.MonkeyPatch) 
         return read(feed, step, order)
 
     monkeypatch.setattr(Feed, "batch", slowly)
-    # Reading runs beside the first step, which traces the model, and may hide as many batches as are read ahead.
+    # The first step traces the model. The reader works ahead meanwhile, so these batches may cost no waiting time.
     assert waited() > fast + (STEPS - 4) * DELAY_SECONDS / 2

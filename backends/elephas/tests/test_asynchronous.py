@@ -18,7 +18,7 @@ from dlspark_elephas import ElephasOptions
 
 FREQUENCIES = ("epoch", "batch")
 
-# A session of its own: speculation is a setting of Spark's start.
+# In a process of its own, because speculation is set when Spark starts.
 _SPECULATING = """
 import os, sys
 os.environ["PYSPARK_PYTHON"] = sys.executable
@@ -39,7 +39,7 @@ except ConfigError as error:
 
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The parameter servers that runs have started, as they come."""
+    """The parameter servers that runs have started, in order."""
     from dlspark_elephas.parameter_server import ParameterServer
 
     servers: list[Any] = []
@@ -61,7 +61,7 @@ def is_closed(server: Any) -> bool:
 @contextlib.contextmanager
 def elephas_port_taken() -> Iterator[None]:
     with contextlib.ExitStack() as stack:
-        with contextlib.suppress(OSError):  # somebody else has taken it, which is as good
+        with contextlib.suppress(OSError):  # another process has taken it, which serves as well
             stack.enter_context(socket.create_server(("127.0.0.1", 4000)))
         yield
 
@@ -86,7 +86,7 @@ def fit(frequency: str = "epoch", *, num_workers: int = 2, model: Any = None, ro
 @pytest.mark.spark
 @pytest.mark.usefixtures("spark")
 class TestOneWorker:
-    """One worker that asks a server trains as one process does: the oracle for all that must go on between rounds."""
+    """One worker with a server trains as one process does: the reference for all state that rounds must hand on."""
 
     @pytest.mark.parametrize("frequency", FREQUENCIES)
     def test_trains_as_one_process(self, frequency: str, tmp_path: Any) -> None:
@@ -121,7 +121,7 @@ class TestOneWorker:
 @pytest.mark.usefixtures("spark")
 class TestRuns:
     def test_history_rows_and_a_stated_loss(self, started: list[Any]) -> None:
-        """By epoch; by batch a run is attacked meanwhile, in test_parameter_server.py. The contract does both once more."""
+        """By epoch. test_parameter_server.py attacks a run by batch, and the contract runs both."""
         from dlspark.testing import toys
 
         with elephas_port_taken():

@@ -48,7 +48,7 @@ def client(server: Any, rank: int = 0, **changes: Any) -> Iterator[ParameterClie
 
 
 def bytes_of_worker(secret: bytes, nonce: bytes, *payloads: bytes) -> bytes:
-    """All that a worker sends: its answer to ``nonce``, and a frame for each payload."""
+    """The bytes that a worker sends: its answer to ``nonce``, and a frame for each payload."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         frames = Frames(ours, secret, nonce, server=False)
@@ -59,7 +59,7 @@ def bytes_of_worker(secret: bytes, nonce: bytes, *payloads: bytes) -> bytes:
 
 
 def answer_to(address: SocketEndpoint, *payloads: bytes, data: bytes | None = None) -> bytes:
-    """All that the server says, after its nonce, to a worker's ``payloads``, or to the bytes ``data`` of a stranger."""
+    """What the server sends after its nonce, in answer to a worker's ``payloads`` or to a stranger's bytes ``data``."""
     answer = b""
     with socket.create_connection((address.host, address.port), timeout=10) as sock:
         nonce = sock.recv(NONCE_BYTES, socket.MSG_WAITALL)
@@ -78,7 +78,7 @@ def is_closed(address: SocketEndpoint) -> bool:
 
 
 def minus(times: int) -> list[Any]:
-    """WEIGHTS after so many DELTAs."""
+    """WEIGHTS after ``times`` updates by DELTA."""
     return [np.asarray(w - times * d, w.dtype) for w, d in zip(WEIGHTS, DELTA, strict=True)]
 
 
@@ -138,7 +138,7 @@ def test_half_precision_travels() -> None:
 
 
 def strange_bytes(secret: bytes) -> dict[str, bytes]:
-    """What someone may send who does not have ``secret``, but has recorded what a worker sent on another connection."""
+    """What a stranger may send without ``secret``, but with a record of what a worker sent on another connection."""
     nonce, body = secrets.token_bytes(NONCE_BYTES), encoded(DELTA)
     recorded = bytes_of_worker(secret, nonce, UPDATE, body)
     return {
@@ -169,7 +169,7 @@ def test_strangers_are_refused(server: Any) -> None:
 
 
 def test_a_replayed_update_counts_once(server: Any) -> None:
-    """Someone in the middle of a worker's own connection repeats its frames."""
+    """An attacker in the middle of a worker's own connection repeats its frames."""
     address, body = server.address, encoded(DELTA)
     with socket.create_connection((address.host, address.port), timeout=10) as sock:
         data = bytes_of_worker(address.secret, sock.recv(NONCE_BYTES, socket.MSG_WAITALL), UPDATE, body)
@@ -189,7 +189,7 @@ def test_sizes_other_than_the_weights_are_refused_before_they_are_read(server: A
         address = server.address
         with socket.create_connection((address.host, address.port), timeout=10) as sock:
             sock.sendall(bytes_of_worker(address.secret, sock.recv(NONCE_BYTES, socket.MSG_WAITALL), UPDATE))
-            sock.sendall(struct.pack(">Q", length))  # and nothing of the frame itself
+            sock.sendall(struct.pack(">Q", length))  # without the frame itself
             answer = b"".join(iter(lambda sock=sock: sock.recv(1 << 16), b""))  # type: ignore[misc]
         assert f"expected a frame of {size} to {size} bytes; got one of {length} bytes".encode() in answer
     assert_equal(server.weights, WEIGHTS)
@@ -214,7 +214,7 @@ def test_messages_of_others_are_refused(server: Any, message: messages.Message) 
 def test_a_second_attempt_is_refused_once_the_first_has_updated(server: Any) -> None:
     with client(server, 1) as first, client(server, 1) as second, client(server, 0) as other:
         first.get_parameters()
-        second.get_parameters()  # nothing was added yet: Spark may start a task again
+        second.get_parameters()  # no update was added yet, so Spark may restart a task
         second.update_parameters(DELTA)
         with pytest.raises(WorkerError, match=r"Rank 1 .* was refused: .* rows would count twice"):
             first.get_parameters()
@@ -248,7 +248,7 @@ def test_a_body_that_does_not_come_is_not_waited_for(server: Any, monkeypatch: p
         started = time.monotonic()
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             while time.monotonic() - started < 5:
-                sock.sendall(b"x")  # a byte now and then buys no time
+                sock.sendall(b"x")  # a byte now and then does not extend the limit
                 time.sleep(0.2)
         assert time.monotonic() - started < 3
 
@@ -272,7 +272,7 @@ def test_a_stop_closes_what_is_open(server: Any) -> None:
 
 
 def test_an_answer_of_somebody_else_is_refused(server: Any) -> None:
-    """A server that knows the protocol and not the secret."""
+    """A server that knows the protocol but not the secret."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def pose() -> None:
@@ -313,7 +313,7 @@ def test_the_secret_is_not_in_the_repr(server: Any) -> None:
 @pytest.mark.timeout(120)
 @pytest.mark.usefixtures("spark")
 def test_strangers_do_not_reach_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Against the open port of a real run, while its first worker is in its first exchange."""
+    """Attack the open port of a real run during the first exchange of its first worker."""
     from dlspark.testing import toys
     from dlspark_elephas.parameter_server import ParameterServer
 

@@ -1,4 +1,4 @@
-"""A stranger's layout, with an option."""
+"""A third-party layout with an option."""
 
 from dataclasses import dataclass
 from pathlib import Path

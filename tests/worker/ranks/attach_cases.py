@@ -1,4 +1,4 @@
-"""What every rank of tests/test_attach.py runs: models, and a training loop around an exchange between processes."""
+"""What each rank of test_gradient_sync.py runs: models, and a training loop with an exchange between processes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BATCH = 17
 
 
 class ListSession(WorkerSession):
-    """Adds what all ranks bring, in rank order, so that everybody gets the same bits."""
+    """Sums the tensors of all ranks in rank order, so that every rank gets the same bits."""
 
     def __init__(self, rank: int, world_size: int, box: Any, barrier: Any) -> None:
         super().__init__(rank, world_size)
@@ -42,11 +42,11 @@ class ListSession(WorkerSession):
 
 @dataclass(frozen=True)
 class Trained:
-    """What a rank ends with."""
+    """The result of one rank."""
 
     weights: list[Any]
     history: dict[str, list[float]]
-    replaced: set[str]  # methods of model and optimizer that are still ours
+    replaced: set[str]  # methods of model and optimizer that are still replaced
 
 
 def train(
@@ -70,7 +70,7 @@ def train(
             ).history
     ours = {"train_step", "test_step", "get_metrics_result", "apply", "_get_metrics_result_or_logs"}
     replaced = ours & (set(vars(model)) | set(vars(model.optimizer)))
-    model.fit(*toys.separable(32), verbose=0, epochs=0)  # and it can still be asked to train, alone
+    model.fit(*toys.separable(32), verbose=0, epochs=0)  # the model can still be trained alone
     return Trained(model.get_weights(), history, replaced)
 
 
@@ -86,14 +86,14 @@ def callbacks_of(case: str, rank: int) -> list[Any]:
 
 
 class Strays(keras.callbacks.Callback):  # type: ignore[misc]
-    """Changes this rank's weights behind everybody's back."""
+    """Changes the weights of this rank only."""
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         self.model.layers[-1].bias.assign([9.0, 9.0, 9.0])
 
 
 def embedding_classifier() -> Any:
-    """Its embedding's gradient is sparse."""
+    """A classifier whose embedding has a sparse gradient."""
     keras.utils.set_random_seed(1)
     inputs = keras.Input((8,))
     whole = keras.ops.clip(keras.ops.cast(inputs * 3 + 10, "int32"), 0, 19)
@@ -104,7 +104,7 @@ def embedding_classifier() -> Any:
 
 
 class OwnStep(keras.Model):  # type: ignore[misc]
-    """A custom train_step with an optimizer of its own and a log that is no metric."""
+    """A custom train_step with its own optimizer and a log that is not a metric."""
 
     def __init__(self) -> None:
         super().__init__()
