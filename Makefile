@@ -1,56 +1,56 @@
-# Every target that needs .venv sets it up first: tools/set_up.py, from requirements.lock, a moment when nothing changed.
+# Targets that need .venv set it up first with tools/set_up.py, which returns at once if nothing changed.
 
 .DEFAULT_GOAL := help
 .PHONY: help set-up set-up-jax demo test test-all test-fast soak check bench lock clean distclean
 .NOTPARALLEL:
 SHELL := /bin/sh
 
-# The first of these that runs and is Python 3.11; a python3.11 of a version manager may exist and not run.
+# The first of these that is a working Python 3.11: a version manager's python3.11 may exist without working.
 is_311 = $(shell $(1) -c 'import sys; print("yes" * (sys.version_info[:2] == (3, 11)))' 2>/dev/null)
 PYTHON ?= $(firstword $(foreach name,python3.11 python3 python,$(if $(call is_311,$(name)),$(name))))
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
-# Each worker takes whole files, in the order of conftest.py, and has a Spark session of its own.
+# Each worker runs whole files, in the order set by conftest.py, in its own Spark session.
 TWO_WORKERS := -n 2 --dist loadfile --no-loadscope-reorder
 
-help:  ## show this list
+help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
 
-set-up:  ## create or update .venv, nothing else
+set-up:  ## create or update .venv
 	@if [ -z "$(PYTHON)" ]; then \
-	  echo "No Python 3.11 found: install it, or run make PYTHON=/path/to/python3.11" >&2; exit 1; fi
+	  echo "Expected Python 3.11; got none. Install it, or run make PYTHON=/path/to/python3.11." >&2; exit 1; fi
 	@"$(PYTHON)" tools/set_up.py
 
-demo: set-up  ## train on a small Spark cluster of this machine and show what came out
+demo: set-up  ## train on local Spark workers with each engine and show the results
 	@$(BIN)/python demo/run.py
 
 set-up-jax: set-up
 	@"$(PYTHON)" tools/set_up.py --jax
 
-test: set-up-jax check  ## check, then the tests, two at a time; without those marked full
+test: set-up-jax check  ## run check, then the tests except those marked full, two at a time
 	$(PYTEST) $(TWO_WORKERS) -m "not alone and not full"
 	$(PYTEST) -m "alone and not full"
 
-test-all: set-up-jax check  ## the same with those marked full: every fault on every engine
+test-all: set-up-jax check  ## run all tests: every fault on every engine
 	$(PYTEST) $(TWO_WORKERS) -m "not alone"
 	$(PYTEST) -m alone
 
-soak: set-up  ## RUNS=20 trainings with a random victim, moment and signal; appends to tests/faults/soak.jsonl
+soak: set-up  ## send random signals to workers of RUNS=20 runs; appends to tests/faults/soak.jsonl
 	$(BIN)/python tools/soak.py --runs $(or $(RUNS),20) $(if $(SEED),--seed $(SEED))
 
-test-fast: set-up  ## the tests that start no Spark, under two minutes
+test-fast: set-up  ## run the tests that need no Spark, in under two minutes
 	$(PYTEST) -m "not spark and not slow and not cluster and not full"
 
-check: set-up  ## lint, format, types, architecture
+check: set-up  ## check lint, format, types and architecture
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy dlspark benchmarks/dlspark_bench $(dir $(wildcard backends/*/dlspark_*/__init__.py))
 	$(PYTEST) -q tests/test_architecture.py
 
-bench: set-up  ## measure the engines on this machine; refreshes benchmarks/results and the table of the README
+bench: set-up  ## measure the engines on this machine; updates benchmarks/results and the README's table
 	$(BIN)/python benchmarks/short.py
 
-lock: set-up  ## write requirements.lock from requirements.in (make lock UPGRADE=1: newest versions)
+lock: set-up  ## write requirements.lock from requirements.in (make lock UPGRADE=1 for the newest versions)
 	$(BIN)/uv --no-config pip compile $(if $(UPGRADE),--upgrade) --quiet --generate-hashes --no-annotate \
 	  --python-version 3.11 --python-platform x86_64-manylinux_2_28 --no-emit-index-url --no-emit-find-links \
 	  --custom-compile-command "make lock" --output-file requirements.lock requirements.in
@@ -58,10 +58,10 @@ lock: set-up  ## write requirements.lock from requirements.in (make lock UPGRADE
 	  --python-version 3.11 --python-platform x86_64-manylinux_2_28 --no-emit-index-url --no-emit-find-links \
 	  --custom-compile-command "make lock" --output-file requirements-jax.lock requirements-jax.in
 
-clean:  ## remove caches, builds and what the demo wrote
+clean:  ## remove caches, builds and the demo's output
 	rm -rf build dist demo-output spark-warehouse metastore_db derby.log .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -path ./.venv -prune -o -path ./.git -prune -o \( -name __pycache__ -o -name '*.egg-info' \) -print0 | xargs -0 rm -rf
 	find backends benchmarks -name build -type d -print0 2>/dev/null | xargs -0 rm -rf
 
-distclean: clean  ## the same and .venv (the built Horovod stays in ~/.cache/dlspark)
+distclean: clean  ## run clean and remove .venv; keeps the built Horovod in ~/.cache/dlspark
 	rm -rf .venv .venv-jax

@@ -1,4 +1,4 @@
-"""Training a head on kept features beside computing the frozen backbone anew in every epoch (P11).
+"""Compare training a head on cached features with recomputing the frozen backbone in every epoch (P11).
 
 .venv/bin/python benchmarks/cached_features.py --data store/ham10000 --weights mobilenet_v2.h5 --rounds 5
 """
@@ -22,15 +22,15 @@ BATCH = 32
 
 
 def accuracy(model: Any, rows: Any) -> float:
-    """Of the whole model on images."""
+    """Return the whole model's accuracy on images."""
     right = [model.predict_on_batch(x).argmax(axis=1) == y for x, y in rows.batches(BATCH)]
     return float(np.concatenate(right).mean())
 
 
 def measure(data: Any, store: str, options: argparse.Namespace) -> dict[str, object]:
-    """Turns of two epochs each, of which the first traces the model and the second counts, its validation included.
+    """Measure turns of two epochs: the first traces the model; the second counts, including its validation.
 
-    Both models begin with the same weights and go on from turn to turn, so at the end both have trained for as many epochs.
+    Both models start with equal weights and keep training from turn to turn, so both end after the same number of epochs.
     """
     import keras
 
@@ -93,21 +93,21 @@ def measure(data: Any, store: str, options: argparse.Namespace) -> dict[str, obj
 
 
 def main() -> None:
-    """Measure, and print JSON."""
+    """Measure and print JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", help="a prepared dataset; photographs are generated without one")
-    parser.add_argument("--images", type=int, default=256, help="how many are generated")
-    parser.add_argument("--store", help="where features are kept; those that are found are not timed")
+    parser.add_argument("--data", help="prepared dataset (default: generate photographs)")
+    parser.add_argument("--images", type=int, default=256, help="number of generated photographs")
+    parser.add_argument("--store", help="store of the features; existing features are not timed")
     parser.add_argument("--backbone", default="mobilenetv2")
-    parser.add_argument("--weights", default="none", help="'imagenet', a file, or 'none'")
+    parser.add_argument("--weights", default="none", help="'imagenet', a file or 'none'")
     parser.add_argument("--augment", nargs="*", default=["flip"])
     parser.add_argument("--views", type=int, default=4)
     parser.add_argument("--dense", nargs="*", type=int, default=[])
     parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--balanced", action="store_true", help="weigh classes alike in the loss")
-    parser.add_argument("--rounds", type=int, default=5, help="turns of two epochs")
+    parser.add_argument("--balanced", action="store_true", help="weight classes equally in the loss")
+    parser.add_argument("--rounds", type=int, default=5, help="number of turns of two epochs")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--slots", type=int, default=2, help="of the Spark session that computes the features")
+    parser.add_argument("--slots", type=int, default=2, help="task slots of the Spark session that computes the features")
     options = parser.parse_args()
 
     from dlspark import ImageDataset, Split, prepare_images

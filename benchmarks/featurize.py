@@ -1,4 +1,4 @@
-"""ImageFeaturizer beside Keras' predict on decoded arrays (P7) and a function that loads the model per batch (P8).
+"""Compare ImageFeaturizer with Keras' predict on decoded arrays (P7) and with loading the model per batch (P8).
 
 .venv/bin/python benchmarks/featurize.py --backbone resnet50 --images 256
 """
@@ -27,7 +27,7 @@ BATCH = 64
 
 
 def plainly(data: bytes) -> Any:
-    """Pixels as ImageFeaturizer has them, so that outputs can be compared."""
+    """Decode an image as ImageFeaturizer does, so that outputs are comparable."""
     image: Any = Image.open(io.BytesIO(data))
     image.draft("RGB", IMAGE_SIZE[::-1])
     return np.asarray(image.convert("RGB").resize(IMAGE_SIZE[::-1], Image.Resampling.BILINEAR))
@@ -41,7 +41,7 @@ def one_thread() -> None:
 
 
 def start_predicting(model: str, paths: list[Path]) -> None:
-    """In a process of its own: model and decoded arrays stay there."""
+    """Initialise the process that predicts; it holds the model and the decoded arrays."""
     one_thread()
     import keras
 
@@ -58,14 +58,14 @@ def predict(_: int) -> float:
 
 
 def loading_per_batch(model: str) -> Callable[[Any], Any]:
-    """What stopped study B: a function of a batch, which loads the model at every call."""
+    """Return a function that loads the model for every batch, the mistake that stopped study B."""
 
     def features(images: Any) -> Any:
         import keras
         import pandas as pd
         import tensorflow as tf
 
-        if tf.config.threading.get_intra_op_parallelism_threads() != 1:  # once in the process
+        if tf.config.threading.get_intra_op_parallelism_threads() != 1:  # once per process
             one_thread()
         found = []
         for start in range(0, len(images), BATCH):
@@ -77,7 +77,7 @@ def loading_per_batch(model: str) -> Callable[[Any], Any]:
 
 
 def conditions(backbone: str) -> dict[str, object]:
-    """What a figure depends on."""
+    """Return the settings that a figure depends on."""
     from dlspark_bench.hardware import versions
 
     return {
@@ -90,7 +90,7 @@ def conditions(backbone: str) -> dict[str, object]:
 
 
 def measure(backbone: str, images: int, repeats: int) -> dict[str, object]:
-    """Seconds of interleaved turns, each on one thread of one Spark slot or of one process; the first turns are dropped."""
+    """Time interleaved turns, each on one thread of one Spark slot or process; the first turns are dropped."""
     from pyspark.ml.functions import vector_to_array
     from pyspark.sql.functions import PandasUDFType, pandas_udf
 
@@ -148,7 +148,7 @@ def measure(backbone: str, images: int, repeats: int) -> dict[str, object]:
 
 
 def memory(backbone: str, rows: int) -> dict[str, object]:
-    """The most memory that a Python worker of Spark has had after 1/8 of ``rows`` images, and after as many more as that."""
+    """Return the peak memory of Spark's Python workers after rows / 8 images, and after another ``rows`` images."""
     import psutil
     from pyspark.sql import functions as F
 
@@ -170,7 +170,7 @@ def memory(backbone: str, rows: int) -> dict[str, object]:
 
 
 def main() -> None:
-    """Measure, and print JSON."""
+    """Measure and print JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--backbone", default="resnet50")
     parser.add_argument("--images", type=int, default=256)
@@ -178,9 +178,9 @@ def main() -> None:
     parser.add_argument(
         "--pin",
         action="store_true",
-        help="all processes on one core, as when every core has a slot: the JVM and decoding too",
+        help="pin all processes, including the JVM, to one core, as if every core had a slot",
     )
-    parser.add_argument("--memory", metavar="ROWS", type=int, help="measure only memory, for ROWS images")
+    parser.add_argument("--memory", metavar="ROWS", type=int, help="measure only memory, with ROWS images")
     options = parser.parse_args()
     if options.memory:
         print(json.dumps(memory(options.backbone, options.memory), indent=1))

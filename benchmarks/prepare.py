@@ -1,4 +1,4 @@
-"""How fast images are prepared (P9): prepare_images over plain Pillow on the same cores.
+"""Compare the speed of prepare_images with plain Pillow on the same cores (P9).
 
 .venv/bin/python benchmarks/prepare.py --images 10000
 """
@@ -24,7 +24,7 @@ IMAGE_SIZE = (224, 224)
 
 
 def write_photographs(folder: Path, count: int) -> list[Path]:
-    """JPEG files of 600 x 450 pixels as smooth and as noisy as photographs, in two class folders; 1,000 are distinct."""
+    """Write JPEG files of 600 x 450 pixels, as smooth and noisy as photographs, in two class folders; 1,000 are distinct."""
     draw = np.random.default_rng(0)
     paths: list[Path] = []
     for i in range(count):
@@ -42,7 +42,7 @@ def write_photographs(folder: Path, count: int) -> list[Path]:
 
 
 def read_plainly(paths: Sequence[Path]) -> float:
-    """What anybody would write who has Pillow alone; images a second."""
+    """Decode and resize with Pillow alone; return images per second."""
     started = time.perf_counter()
     for path in paths:
         with Image.open(path) as image:
@@ -51,11 +51,11 @@ def read_plainly(paths: Sequence[Path]) -> float:
 
 
 def prepare(images: int, pairs: int) -> dict[str, object]:
-    """P9: images a second of prepare_images over those of plain Pillow on the same cores, interleaved.
+    """Return P9: images per second of prepare_images over those of plain Pillow on the same cores, interleaved.
 
-    Pillow is timed in one process, whose rate is multiplied by the cores, and in as many processes as there are cores.
-    They are fresh ones: in a process that has done other work malloc may keep an image's memory instead of returning it,
-    and the same loop takes a quarter less.
+    Pillow is timed in one process, whose rate is multiplied by the number of cores, and in one process per core. These
+    processes are new: where other work has run before, malloc may keep an image's memory instead of returning it, and the
+    same loop takes a quarter less time.
     """
     from dlspark import Split, prepare_images
     from dlspark.spark import get_session
@@ -78,7 +78,7 @@ def prepare(images: int, pairs: int) -> dict[str, object]:
             rates = [images / (time.perf_counter() - started)]
             rates.append(pool.submit(read_plainly, some).result() * cores)
             rates.append(sum(pool.map(read_plainly, [some[core::cores] for core in range(cores)])))
-            if pair:  # the first one warms up Python workers and page cache
+            if pair:  # the first pair warms up Python workers and the page cache
                 for each, rate in zip(found.values(), rates, strict=True):
                     each.append(rate)
     ours, alone, pooled = found.values()
@@ -95,7 +95,7 @@ def prepare(images: int, pairs: int) -> dict[str, object]:
 
 
 def main() -> None:
-    """Measure, and print JSON."""
+    """Measure and print JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=4000)
     parser.add_argument("--repeats", type=int, default=5)

@@ -1,7 +1,7 @@
-"""The short set: every scenario behind the README's table, measured on this machine, and the table from the results.
+"""Measure every scenario of the README's table on this machine, and write the table from the results.
 
-.venv/bin/python benchmarks/short.py            # measure, refresh benchmarks/results/ and the table
-.venv/bin/python benchmarks/short.py --no-run   # the table alone, from the results that are there
+.venv/bin/python benchmarks/short.py            # measure, update benchmarks/results/ and the table
+.venv/bin/python benchmarks/short.py --no-run   # write only the table, from existing results
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ BEGIN, END = "<!-- bench table -->", "<!-- /bench table -->"
 
 
 def newest(scenario: str) -> Run:
-    """The latest result of a scenario, of whatever machine."""
+    """Return the latest result of a scenario, from any machine."""
     paths = sorted(RESULTS.glob(f"*-{scenario}-??????.jsonl"))
     if not paths:
-        raise SystemExit(f"Expected a result of {scenario!r} in {RESULTS}: there is none. Run `make bench`.")
+        raise SystemExit(f"Expected a result of {scenario!r} in {RESULTS}; got none. Run `make bench`.")
     return Run(paths[-1])
 
 
 def refresh(scenario: str, begun: float) -> None:
-    """Measure it; the result takes the place of older ones from a machine of the same kind."""
+    """Measure a scenario; the result replaces older ones from equal hardware."""
 
     def say(line: str) -> None:
         sys.stderr.write(f"[{time.monotonic() - begun:4.0f} s] {scenario}: {line}\n")
@@ -49,7 +49,7 @@ def refresh(scenario: str, begun: float) -> None:
 
 
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
-    """A table; columns of numbers are aligned to the right."""
+    """Format a Markdown table with numbers aligned to the right."""
     numbers = [all(isinstance(row[i], int | float | None) for row in rows) for i in range(len(columns))]
     lines = [columns, ["---:" if number else "---" for number in numbers]]
     lines += [["–" if cell is None else f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row] for row in rows]
@@ -57,7 +57,7 @@ def markdown(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> list[s
 
 
 def table(runs: Sequence[Run]) -> str:
-    """What stands in the README between the marks."""
+    """Return the part of the README between the marks."""
     by_name = {run.scenario.name: run for run in runs}
     facts = report.about(by_name[SIDE_BY_SIDE[0]])
     lines = [f"{facts['machine']}. {facts['versions']}.", ""]
@@ -87,7 +87,7 @@ def table(runs: Sequence[Run]) -> str:
 def main() -> None:
     """Measure and write the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--no-run", action="store_true", help="make the table of the results that are there")
+    parser.add_argument("--no-run", action="store_true", help="write only the table, from existing results")
     options = parser.parse_args()
     begun = time.monotonic()
     if not options.no_run:
@@ -97,11 +97,11 @@ def main() -> None:
     before, _, rest = README.read_text(encoding="utf-8").partition(BEGIN)
     _, found, after = rest.partition(END)
     if not found:
-        raise SystemExit(f"Expected {BEGIN} and {END} in {README}: they are not there.")
+        raise SystemExit(f"Expected {BEGIN} and {END} in {README}; got a file without them. Restore the marks.")
     put(README, f"{before}{BEGIN}\n{table(runs)}\n{END}{after}")
     for run in runs:
         sys.stdout.write(f"{run.path.relative_to(ROOT)}\n")
-    sys.stdout.write(f"README.md has the table; {time.monotonic() - begun:.0f} s\n")
+    sys.stdout.write(f"Updated the table in README.md; {time.monotonic() - begun:.0f} s\n")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""make demo: ResNet50 on two Spark workers, by one engine after the other, on real images that come with scikit-image.
+"""make demo: train ResNet50 on two Spark workers with each engine in turn, on real images from scikit-image.
 
-Writes to demo-output/: the images, the prepared dataset and, for each backend, the model (.keras), the history (JSON) and
-the learning curves (PNG).
+The folder demo-output/ receives the images, the prepared dataset and, for each backend, the model (.keras), the history
+(JSON) and the learning curves (PNG).
 """
 
 import argparse
@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's notes on the GPU that is not there
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # hide TensorFlow's messages about a missing GPU
 
 import keras
 import matplotlib as mpl
@@ -46,7 +46,7 @@ console = Console(stderr=True)
 
 
 def make_model(data: ImageDataset, epochs: int) -> keras.Model:
-    """ResNet50 from random weights, with the augmentation that images without an up and down allow."""
+    """Return a ResNet50 with random weights, and with augmentation for images without an orientation."""
     keras.utils.set_random_seed(1)
     steps = epochs * -(-data.train.rows // BATCH_SIZE)
     warmup = steps // 5
@@ -59,12 +59,12 @@ def make_model(data: ImageDataset, epochs: int) -> keras.Model:
         augment=("flip", "rotation"),
         learning_rate=schedule,
     )
-    # Keras' 0.99 averages batch-norm statistics over hundreds of steps; a run as short as this one would be evaluated with
-    # those of its first, untrained steps.
+    # Keras' default of 0.99 averages batch-norm statistics over hundreds of steps. In a run this short, statistics of the
+    # first, untrained steps would dominate the evaluation.
     for layer in layers_of(model):
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.momentum = BATCH_NORM_MOMENTUM
-            # Every residual block begins as the identity, which lets a deep network learn from its first steps on
+            # Every residual block starts as the identity, so a deep network learns from the first step
             # (arXiv:1706.02677, section 5.1).
             if layer.name.endswith("_3_bn"):
                 layer.gamma.assign(keras.ops.zeros_like(layer.gamma))
@@ -72,7 +72,7 @@ def make_model(data: ImageDataset, epochs: int) -> keras.Model:
 
 
 def layers_of(model: keras.Model) -> Iterator[keras.Layer]:
-    """All layers, those of models within the model too."""
+    """Yield all layers, including those of nested models."""
     for layer in model.layers:
         yield layer
         if isinstance(layer, keras.Model):
@@ -80,7 +80,7 @@ def layers_of(model: keras.Model) -> Iterator[keras.Layer]:
 
 
 def save_curves(result: FitResult, path: Path) -> None:
-    """Loss and accuracy by epoch, training and validation, as one picture."""
+    """Plot training and validation loss and accuracy by epoch."""
     from matplotlib import pyplot as plt
 
     epochs = range(1, len(result.history["loss"]) + 1)
@@ -97,7 +97,7 @@ def save_curves(result: FitResult, path: Path) -> None:
 
 
 def train(backend: str, data: ImageDataset, epochs: int, out: Path) -> FitResult:
-    """Train a fresh model on two workers and leave what came out under ``out``."""
+    """Train a new model on two workers and save the results in ``out``."""
     result = Trainer(backend, num_workers=2).fit(
         make_model(data, epochs), data.train, validation_data=data.test, epochs=epochs, batch_size=BATCH_SIZE, seed=7
     )
@@ -109,7 +109,7 @@ def train(backend: str, data: ImageDataset, epochs: int, out: Path) -> FitResult
 
 
 def table_of(results: list[FitResult]) -> Table:
-    """What the engines did, side by side."""
+    """Return a table that compares the engines."""
     table = Table(title="ResNet50, 64 px, random weights, 2 Spark workers")
     for heading in ("backend", "epoch, s", "first step after, s", "train accuracy", "validation accuracy", "final loss"):
         table.add_column(heading, justify="left" if heading == "backend" else "right")
@@ -128,9 +128,9 @@ def table_of(results: list[FitResult]) -> Table:
 
 
 def main() -> int:
-    """Run the demo; returns the exit status."""
+    """Run the demo; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--backend", action="append", help="only this one (may be repeated); default: all installed")
+    parser.add_argument("--backend", action="append", help="use only this backend; repeatable (default: all installed)")
     parser.add_argument("--epochs", type=int, default=EPOCHS)
     parser.add_argument("--out", type=Path, default=Path("demo-output"))
     options = parser.parse_args()
@@ -138,11 +138,11 @@ def main() -> int:
     installed = available_backends()
     backends = options.backend or [name for name in ORDER if name in installed]
     for name in sorted(set(ORDER) - set(installed)):
-        console.print(f"Backend {name} is not installed and is left out. `dlspark backends` shows how to install it.")
+        console.print(f"Skipping backend {name}, which is not installed. `dlspark backends` shows how to install it.")
 
-    console.print(f"Cutting photographs of materials into patches: {options.out / 'images'}")
+    console.print(f"Cutting photographs of materials into patches in {options.out / 'images'}")
     images = write_patches(options.out / "images")
-    console.print("Preparing them with Spark: decode, scale to 64 px, write shards")
+    console.print("Preparing the patches with Spark: decode, resize to 64 px, write shards")
     layout = csv_layout(image_column="file", extension="")
     data = prepare_images(images, options.out / "data", layout=layout, image_size=IMAGE_SIZE, split=Split(column="part"))
     console.print(f"{data.train.rows} training and {data.test.rows} test images of {', '.join(data.classes)}")
@@ -153,11 +153,11 @@ def main() -> int:
         try:
             results.append(train(backend, data, options.epochs, options.out / backend))
         except MissingDependencyError as error:
-            console.print(f"Left out: {error}", markup=False)
+            console.print(f"Skipped: {error}", markup=False)
     Console().print(table_of(results))
     (options.out / "results.json").write_text(json.dumps([json.loads(result.to_json()) for result in results], indent=2))
     console.print(
-        f"{time.monotonic() - started:.0f} s in all. Models, histories and curves are in "
+        f"{time.monotonic() - started:.0f} s in total. Models, histories and curves are in "
         f"{', '.join(str(options.out / result.backend) for result in results)}."
     )
     return 0

@@ -1,4 +1,4 @@
-"""One script, any backend: python any_backend.py [BACKEND [WORKERS]], for instance `any_backend.py mirrored 2`."""
+"""One script for every backend: python any_backend.py [BACKEND [WORKERS]], for example `any_backend.py mirrored 2`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dlspark import Trainer
 
 
 def points(rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Points in eight dimensions; the class is the largest of the first three coordinates."""
+    """Random points in eight dimensions; the class is the index of the largest of the first three coordinates."""
     x = np.random.default_rng(seed).normal(size=(rows, 8)).astype(np.float32)
     return x, x[:, :3].argmax(axis=1).astype(np.int32)
 
@@ -30,7 +30,7 @@ def classifier() -> keras.Model:
 
 
 def main(backend: str = "local", workers: str = "1") -> None:
-    # Only this line knows where the training runs. batch_size is global: more workers share the same steps.
+    # Only this line selects where training runs. batch_size is global: more workers split the same steps.
     trainer = Trainer(backend, num_workers=int(workers))
     result = trainer.fit(
         classifier(), points(1003, seed=0), validation_data=points(257, seed=1), epochs=5, batch_size=64, seed=7

@@ -1,4 +1,4 @@
-"""Callbacks: copies run on the workers. Those that decide run on every rank, those that write files on rank 0."""
+"""Callbacks: copies run on the workers. Callbacks that stop training run on every rank; those that write files on rank 0."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from dlspark import Trainer
 
 
 class Diary(keras.callbacks.Callback):
-    """A line for each epoch. What a copy keeps in its attributes stays in its process, so it writes a file."""
+    """Writes a line per epoch to a file, because attributes of a copy stay in the worker's process."""
 
-    rank_zero_only = True  # one writer for one file
+    rank_zero_only = True  # only one rank writes the file
 
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.path = path
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        with self.path.open("a") as file:  # opened here: an open file could not be sent to a worker
+        with self.path.open("a") as file:  # opened here, because an open file cannot be sent to a worker
             rank = os.environ["DLSPARK_RANK"]
             file.write(f"rank {rank}, epoch {epoch + 1}: val_accuracy {logs['val_accuracy']:.3f}\n")
 

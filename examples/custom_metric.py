@@ -1,4 +1,4 @@
-"""A metric of your own that several workers can merge: its variables are sums over rows, and it says so.
+"""A custom metric that several workers can merge: its variables are sums over rows, and it declares that.
 
 python custom_metric.py [BACKEND [WORKERS]]
 """
@@ -17,9 +17,9 @@ from dlspark import Trainer
 
 @keras.saving.register_keras_serializable(package="examples")
 class MeanRecall(keras.metrics.Metric):
-    """The recall of each class, averaged over the classes: rare classes count as much as common ones."""
+    """Recall averaged over classes: rare classes count as much as common ones."""
 
-    merge = "sum"  # what each worker has counted can be added up; without this line two workers are refused
+    merge = "sum"  # the workers' counts are added; without this line, several workers are an error
 
     def __init__(self, num_classes: int, name: str = "mean_recall", **kwargs: Any) -> None:
         super().__init__(name=name, **kwargs)

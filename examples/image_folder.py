@@ -1,4 +1,4 @@
-"""From a folder of images to a classifier: prepare_images, build_classifier, Trainer. Nothing is downloaded."""
+"""From a folder of images to a classifier: prepare_images, build_classifier, Trainer. Needs no download."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HUES = {"leaf": (40, 160, 40), "sky": (60, 110, 220)}
 
 
 def draw_photos(folder: Path, each: int = 40) -> Path:
-    """folder/<class>/<number>.png: noise around the class' colour."""
+    """Write folder/<class>/<number>.png: noise around the class' colour."""
     draw = np.random.default_rng(0)
     for name, hue in HUES.items():
         (folder / name).mkdir(parents=True)

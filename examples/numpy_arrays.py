@@ -1,4 +1,4 @@
-"""NumPy arrays: two named inputs, and a weight for every row. Afterwards the caller's own model is trained."""
+"""NumPy arrays with two named inputs and a weight per row. Training updates the caller's own model."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from dlspark import Trainer
 
 
 def flowers(rows: int, seed: int) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
-    """(x, y, sample_weight): x is a dict with one array for each input of the model."""
+    """Return (x, y, sample_weight); x is a dict with one array per input of the model."""
     draw = np.random.default_rng(seed)
     size = draw.normal(size=(rows, 2)).astype(np.float32)
     colour = draw.normal(size=(rows, 3)).astype(np.float32)
     score = size[:, 0] + colour[:, 0]
-    weight = np.where(np.abs(score) < 0.1, 0.5, 1.0).astype(np.float32)  # near the border labels are doubtful
+    weight = np.where(np.abs(score) < 0.1, 0.5, 1.0).astype(np.float32)  # labels near the boundary are uncertain
     return {"size": size, "colour": colour}, (score > 0).astype(np.int32), weight
 
 

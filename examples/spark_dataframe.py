@@ -1,4 +1,4 @@
-"""A Spark DataFrame as training data: its executors write the rows to the store, and the driver never holds them.
+"""A Spark DataFrame as training data: the executors write the rows to the store; the driver never holds them.
 
 python spark_dataframe.py [BACKEND [WORKERS]]
 """
@@ -16,10 +16,10 @@ from dlspark.spark import get_session
 
 
 def table(rows: int) -> DataFrame:
-    """Columns id, features (a vector) and label (0 or 1)."""
+    """Return the columns id, features (a vector) and label (0 or 1)."""
     numbers = get_session(2).range(rows).selectExpr("id", "sin(id) AS a", "cos(1.7 * id) AS b")
     labelled = numbers.selectExpr("*", "int(a > b) AS label")
-    # One input of many columns. Columns that stay apart would be one input of the model each.
+    # This makes one model input of several columns. Separate columns would each be an input.
     assembled = VectorAssembler(inputCols=["a", "b"], outputCol="features").transform(labelled)
     return assembled.select("id", "features", "label")
 

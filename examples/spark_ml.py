@@ -1,4 +1,4 @@
-"""A network as a stage of a Spark ML pipeline: its features, a classifier on them, and both saved together.
+"""A network as a stage of a Spark ML pipeline: extract features, fit a classifier, and save both together.
 
 python spark_ml.py
 """
@@ -19,7 +19,7 @@ from dlspark.spark import get_session
 
 
 def photo(number: int) -> bytes:
-    """A PNG of noise around red (even numbers) or blue."""
+    """Return a PNG of noise around red (even numbers) or blue (odd)."""
     colour = (60, 60, 200) if number % 2 else (200, 60, 60)
     pixels = np.random.default_rng(number).normal(colour, 40, (48, 48, 3)).clip(0, 255).astype("uint8")
     buffer = io.BytesIO()
@@ -28,13 +28,13 @@ def photo(number: int) -> bytes:
 
 
 def photos(rows: int) -> DataFrame:
-    """Columns id, image (bytes) and label; row 3 is no image."""
+    """Return the columns id, image (bytes) and label; row 3 is not a valid image."""
     data = [(n, b"broken" if n == 3 else photo(n), float(n % 2)) for n in range(rows)]
     return get_session(2).createDataFrame(data, "id int, image binary, label double")
 
 
 def main() -> None:
-    # Real work takes weights="imagenet"; random ones need no download and are enough for two colours.
+    # Real tasks need weights="imagenet"; random weights need no download and suffice for two colours.
     featurizer = ImageFeaturizer(
         inputCol="image", outputCol="features", backbone="mobilenetv2", weights=None, imageSize=(32, 32)
     )
@@ -43,7 +43,7 @@ def main() -> None:
         print(f"row {row.id}: {row.features_error}")
     good = looked_at.filter("features_error IS NULL")
     classifier = LogisticRegression().fit(good)
-    pipeline = PipelineModel(stages=[featurizer, classifier])  # both are fitted: nothing is computed again
+    pipeline = PipelineModel(stages=[featurizer, classifier])  # both are fitted, so nothing is recomputed
     with tempfile.TemporaryDirectory() as folder:
         pipeline.save(f"{folder}/pipeline")
         again = PipelineModel.load(f"{folder}/pipeline")

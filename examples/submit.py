@@ -1,4 +1,4 @@
-"""An application for spark-submit: master, executors and their cores come from its command line, not from here.
+"""An application for spark-submit, whose command line sets master, executors and cores.
 
 spark-submit --master spark://host:7077 examples/submit.py --backend mirrored --workers 2 --store /shared/runs
 """
@@ -32,14 +32,14 @@ def main() -> None:
     parser.add_argument("--backend", default="mirrored")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--store", help="a folder or URI that the driver and all executors reach")
-    parser.add_argument("--out", type=Path, help="where to write the result, as JSON")
+    parser.add_argument("--store", help="folder or URI that the driver and all executors can access")
+    parser.add_argument("--out", type=Path, help="JSON file for the result")
     arguments = parser.parse_args()
 
     x = np.random.default_rng(0).normal(size=(1000, 8)).astype("float32")
     y = x[:, :3].argmax(axis=1)
-    spark = get_session(arguments.workers)  # the one that spark-submit describes; a local one without spark-submit
-    keras.utils.set_random_seed(7)  # so that a killed run, submitted again, resumes from its last checkpoint
+    spark = get_session(arguments.workers)  # the session of spark-submit, or a local one without it
+    keras.utils.set_random_seed(7)  # the same seed lets a killed run resume when it is submitted again
     trainer = Trainer(backend=arguments.backend, num_workers=arguments.workers, store=arguments.store)
     result = trainer.fit(classifier(), (x, y), epochs=arguments.epochs, batch_size=50)
     for worker in result.workers:

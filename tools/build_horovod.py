@@ -4,16 +4,17 @@
     python tools/build_horovod.py              build (or take from the cache) and install
     python tools/build_horovod.py --wheel      build (or take from the cache) and print the wheel's path
 
-Horovod ships source only, and its last release does not compile against today's TensorFlow wheels. This
-downloads that release (version and sha256: tools/horovod/requirements.txt), applies tools/horovod/*.patch and
-compiles it once, which takes some minutes. The wheel stays in ${XDG_CACHE_HOME:-~/.cache}/dlspark/wheels, under a
-name made of everything it depends on, and appears there only when it is complete and has been imported.
+Horovod is distributed as source only, and its last release does not compile against current TensorFlow wheels.
+This script downloads that release (version and sha256: tools/horovod/requirements.txt), applies
+tools/horovod/*.patch and compiles it once, which takes a few minutes. It caches the wheel in
+${XDG_CACHE_HOME:-~/.cache}/dlspark/wheels, in a folder named after everything that the wheel depends on, and only
+after a test import has succeeded.
 
 The environment needs tensorflow, setuptools<80, wheel, cmake, packaging, cffi, cloudpickle, psutil and pyyaml;
-the machine needs make and a C++ compiler. Build variables of Horovod that are set (HOROVOD_GPU_OPERATIONS=NCCL,
-HOROVOD_WITH_MPI=1, ...) take the place of those below and are part of the name.
+the machine needs make and a C++ compiler. Horovod's build variables (HOROVOD_GPU_OPERATIONS=NCCL,
+HOROVOD_WITH_MPI=1, ...) override the defaults below and are part of the name.
 
-Exit status: 0 done; 3 something is missing on this machine, and the message says what; 1 the build failed.
+Exit code: 0 success; 1 the build failed; 3 this machine lacks something, which the message names.
 """
 
 import argparse
@@ -46,11 +47,11 @@ MISSING = 3
 
 
 class Missing(Exception):
-    """Something that only the user can install is not there."""
+    """This machine lacks something that only the user can install."""
 
 
 class Failed(Exception):
-    """The build did not work."""
+    """The build failed."""
 
 
 def say(text: str) -> None:
@@ -67,12 +68,12 @@ def installed_version(name: str) -> str | None:
 def pinned_version() -> str:
     found = re.search(r"^horovod==(\S+)", REQUIREMENTS.read_text(), re.MULTILINE)
     if not found:
-        raise Failed(f"{REQUIREMENTS} names no horovod==VERSION")
+        raise Failed(f"Expected a line horovod==VERSION in {REQUIREMENTS}; got none. Restore the file.")
     return found[1]
 
 
 def build_choices() -> dict[str, str]:
-    """Returns the variables that decide what is compiled: ours, and over them those the user has set."""
+    """Return the variables that select what is compiled: the defaults, overridden by the environment."""
     choices = dict(DEFAULTS)
     for name, value in os.environ.items():
         if name.startswith(CHOICES):
@@ -84,10 +85,10 @@ def build_choices() -> dict[str, str]:
 
 
 def cache_key() -> str:
-    """Returns the name of the wheel's folder: everything that the compiled code depends on."""
+    """Return the name of the wheel's folder, derived from everything that the compiled code depends on."""
     tensorflow = installed_version("tensorflow")
     if tensorflow is None:
-        raise Missing(f"TensorFlow is not installed for {sys.executable}: install it first (pip install tensorflow).")
+        raise Missing(f"Expected TensorFlow for {sys.executable}; got none. Run pip install tensorflow.")
     recipe = hashlib.sha256(REQUIREMENTS.read_bytes())
     for patch in PATCHES:
         recipe.update(patch.read_bytes())
@@ -106,22 +107,22 @@ def check_tools() -> None:
     compilers = [os.environ["CXX"].split()[0]] if os.environ.get("CXX", "").strip() else ["c++", "g++", "clang++"]
     if not any(shutil.which(name) for name in compilers):
         raise Missing(
-            "No C++ compiler found: install g++ (Debian/Ubuntu: apt-get install g++) to build the Horovod backend; "
-            "everything else works without it."
+            "Expected a C++ compiler; got none. Install g++ (Debian/Ubuntu: apt-get install g++) to build the Horovod "
+            "backend; everything else works without it."
         )
     if not shutil.which("make"):
         raise Missing(
-            "No make found: install it (Debian/Ubuntu: apt-get install make) to build the Horovod backend; "
+            "Expected make; got none. Install it (Debian/Ubuntu: apt-get install make) to build the Horovod backend; "
             "everything else works without it."
         )
     absent = [name for name in NEEDED if installed_version(name) is None]
     if absent:
         names = " ".join("'setuptools<80'" if name == "setuptools" else name for name in absent)
-        raise Missing(f"To build Horovod, this environment also needs: pip install {names}")
+        raise Missing(f"Expected the packages that build Horovod; got an environment without some. Run pip install {names}.")
 
 
 def apply_patch(patch: Path, root: Path) -> None:
-    """Applies a unified diff of existing files, every line exactly where it says (no `patch` program needed)."""
+    """Apply a unified diff to existing files, without the `patch` program. Lines must match exactly."""
     target: Path | None = None
     old: list[str] = []
     new: list[str] = []
@@ -136,7 +137,7 @@ def apply_patch(patch: Path, root: Path) -> None:
             kind, text = line[0], line[1:]
             if kind in " -":
                 if position >= len(old) or old[position] != text:
-                    raise Failed(f"{patch.name} does not fit {target}, line {position + 1}")
+                    raise Failed(f"Expected line {position + 1} of {target} as in {patch.name}; got another. Fix the patch.")
                 position, remaining_old = position + 1, remaining_old - 1
             if kind in " +":
                 new.append(text)
@@ -159,29 +160,29 @@ def run(command: list[str], log: Path, env: dict[str, str], what: str) -> None:
         status = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, env=env, check=False).returncode
     if status:
         tail = "".join(f"  | {line[:300]}\n" for line in log.read_text(errors="replace").splitlines()[-15:])
-        raise Failed(f"{what} failed (the whole log: {log}):\n{tail}")
+        raise Failed(f"{what} failed. The log is {log}; it ends with:\n{tail}")
 
 
 def build(folder: Path) -> Path:
-    """Builds the wheel and moves it into `folder` in one step."""
+    """Build the wheel and move it into `folder` atomically."""
     check_tools()
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "build.log"
     log.write_text("")
     jobs = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    say(f"building {pinned_version()} for TensorFlow {installed_version('tensorflow')}, once; this takes some minutes")
+    say(f"building {pinned_version()} for TensorFlow {installed_version('tensorflow')}, once; this takes a few minutes")
     say(f"log: {log}")
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
     env = {name: value for name, value in os.environ.items() if name not in ("MAKELEVEL", "MFLAGS")}
     env |= build_choices()
     env |= {
         "MAKEFLAGS": f"-j{jobs}",
-        "CMAKE_POLICY_VERSION_MINIMUM": "3.5",  # cmake 4 refuses the older declarations of gloo
+        "CMAKE_POLICY_VERSION_MINIMUM": "3.5",  # cmake 4 rejects gloo's older declarations
         "PATH": os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)]),
     }
     with tempfile.TemporaryDirectory(prefix="dlspark-horovod-") as temporary:
         work = Path(temporary)
-        # Without isolation: pip would otherwise fetch build tools that nothing pins.
+        # Build isolation would fetch unpinned build tools.
         download = ["download", "--no-deps", "--no-build-isolation", "--no-binary=horovod", "--require-hashes"]
         run([*pip, *download, f"--requirement={REQUIREMENTS}", f"--dest={work}"], log, env, "Downloading Horovod")
         (archive,) = work.glob("horovod-*.tar.gz")
@@ -194,7 +195,7 @@ def build(folder: Path) -> Path:
         run([*pip, *wheel_command, f"--wheel-dir={work / 'out'}", str(source)], log, env, "Compiling Horovod")
         (wheel,) = (work / "out").glob("horovod-*.whl")
         shutil.unpack_archive(wheel, work / "try", "zip")
-        shutil.rmtree(source)  # so that nothing compiled can still lean on it
+        shutil.rmtree(source)  # the trial import below must not use it
         trial = env | {"PYTHONPATH": str(work / "try"), "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
         run([sys.executable, "-c", "import horovod.tensorflow"], log, trial, "Importing the new Horovod")
         unfinished = folder / f".{wheel.name}.{os.getpid()}"
@@ -210,7 +211,7 @@ def cached_or_built() -> Path:
 
 
 def is_installed() -> bool:
-    """Whether this environment already holds the very wheel that would be installed."""
+    """Return whether this environment already has exactly this wheel."""
     try:
         origin = importlib.metadata.distribution("horovod").read_text("direct_url.json")
     except importlib.metadata.PackageNotFoundError:

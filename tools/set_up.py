@@ -30,7 +30,7 @@ STAMP = VENV / "set-up.json"
 UNFINISHED = VENV / "unfinished"
 LOCKED_PYTHON = (3, 11)
 FIRST = ("pip", "setuptools", "uv", "wheel")  # pip installs uv; uv builds source distributions with the others
-MISSING = 3  # exit code of tools/build_horovod.py when this machine lacks something; it has printed what
+MISSING = 3  # exit code of tools/build_horovod.py when this machine lacks something; it has printed the message
 
 
 class SetUpError(Exception):
@@ -111,7 +111,7 @@ def start_venv() -> None:
     made = subprocess.run([sys.executable, "-m", "venv", str(VENV)], capture_output=True, text=True, check=False)
     if made.returncode:
         raise SetUpError(
-            f"{sys.executable} -m venv failed; on Debian/Ubuntu: apt-get install python3.11-venv\n{made.stdout}{made.stderr}"
+            f"{sys.executable} -m venv failed. Debian/Ubuntu: apt-get install python3.11-venv.\n{made.stdout}{made.stderr}"
         )
     blocks = re.split(r"\n(?=\S)", LOCK.read_text())
     first = "\n".join(block for block in blocks if block.startswith(tuple(f"{name}==" for name in FIRST)))

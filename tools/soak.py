@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""Trainings with a random victim, moment and signal: nothing may hang, no weight may be wrong, nothing may be left behind.
+"""Send random signals to workers of real runs: no run may hang, return wrong weights or leave anything behind.
 
-    python tools/soak.py --runs 20              twenty more; their seeds are printed and kept
-    python tools/soak.py --runs 1 --seed 1234   that very one again
+    python tools/soak.py --runs 20              20 more runs; each prints and records its seed
+    python tools/soak.py --runs 1 --seed 1234   repeat one run
 
-One line of JSON a run is appended to tests/faults/soak.jsonl; the table of all of them is printed at the end. A run is a
-training on two workers that may start again once. Its oracle is the undisturbed training: weights and history are equal to
-the bit. A run that takes more than five minutes hangs, and ends the soak.
+A run trains on two workers and may restart once. A random signal hits a random worker at a random moment. The weights and
+the history must equal those of an undisturbed run, bit for bit. A run of more than five minutes counts as a hang and ends
+the soak. Each run appends one line of JSON to tests/faults/soak.jsonl; at the end, a table of all recorded runs is printed.
 
-Exit status: 0 all went well; 1 one hung, had wrong weights or left something behind.
+Exit code: 0 all recorded runs passed; 1 one failed, hung, returned wrong weights or left something behind.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ RESULTS = Path(__file__).resolve().parent.parent / "tests" / "faults" / "soak.js
 ENGINES = ("mirrored", "horovod", "elephas")
 SIGNALS = ("SIGKILL", "SIGSTOP", "SIGTERM", "SIGSEGV")
 EPOCHS, STEPS_AN_EPOCH = 3, 16
-HEARTBEAT_SECONDS = 6.0  # an import of TensorFlow may hold a busy machine for some seconds
+HEARTBEAT_SECONDS = 6.0  # on a busy machine, importing TensorFlow can block for some seconds
 HANG_SECONDS = 300.0
 SETTLE_SECONDS = 20.0
 
 
 def main() -> int:
-    """Soak, and print the table."""
+    """Run the soak and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--runs", type=int, default=20, help="how many (default: 20)")
-    parser.add_argument("--seed", type=int, help="of the first run; the next ones count from it")
+    parser.add_argument("--runs", type=int, default=20, help="number of runs (default: 20)")
+    parser.add_argument("--seed", type=int, help="seed of the first run; later runs add 1 each")
     options = parser.parse_args()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     first = secrets.randbelow(10**9) if options.seed is None else options.seed
@@ -59,7 +59,7 @@ def main() -> int:
 
 
 def start() -> tuple[Any, dict[str, Any]]:
-    """The session, and the undisturbed result of every engine."""
+    """Return the Spark session and each engine's undisturbed result."""
     from dlspark.spark import get_session
 
     spark = get_session(2, app_name="dlspark-soak")
@@ -69,7 +69,7 @@ def start() -> tuple[Any, dict[str, Any]]:
 
 
 def train(engine: str, folder: Path, fault: Any) -> Any:
-    """The training; ``fault`` None is one that never happens."""
+    """Train once; with ``fault`` None, no fault happens."""
     from dlspark import Trainer
     from dlspark.testing import toys
     from dlspark.testing.faults import Fault, disturbed_classifier
@@ -77,7 +77,7 @@ def train(engine: str, folder: Path, fault: Any) -> Any:
     fault = fault or Fault(action="raise", marker=str(folder / "never"), step=1 << 30)
     timeouts = {
         "heartbeat_seconds": HEARTBEAT_SECONDS,
-        "launch_seconds": 60.0,  # also of a task that Spark gives to an idle Python worker which has been stopped
+        "launch_seconds": 60.0,  # also limits a task that Spark gives to a stopped idle Python worker
         "first_step_seconds": 90.0,
         "step_seconds": 30.0,
         "end_seconds": 8.0,
@@ -94,13 +94,13 @@ def train(engine: str, folder: Path, fault: Any) -> Any:
 
 
 def run(spark: Any, seed: int, expected: dict[str, Any]) -> dict[str, Any]:
-    """One disturbed training: what was done to it, and what came of it."""
+    """Run one disturbed training; return the fault and the outcome."""
     import psutil
 
     draw = random.Random(seed)
     engine, rank, name = draw.choice(ENGINES), draw.randrange(2), draw.choice(SIGNALS)
-    # A moment is a report of the victim, and a while after it: before and in the first step, in the epochs, in validation,
-    # while a checkpoint is written.
+    # The signal follows one of the worker's reports after a random delay, so it hits start-up, the first step, later steps,
+    # validation or the writing of a checkpoint.
     kind = draw.choice(("connected", "started", "step", "step", "step", "epoch", "checkpoint"))
     epoch, delay = draw.randrange(EPOCHS), draw.uniform(0, 0.5)
     line: dict[str, Any] = {"seed": seed, "engine": engine, "rank": rank, "signal": name, "after": kind, "epoch": epoch}
@@ -132,7 +132,7 @@ def run(spark: Any, seed: int, expected: dict[str, Any]) -> dict[str, Any]:
         began = time.monotonic()
         try:
             result, error = train(engine, folder, None), None
-        except Exception as failure:  # whatever came out is what is to be known
+        except Exception as failure:  # any outcome is recorded
             result, error = None, f"{type(failure).__name__}: {str(failure)[:300]}"
         finally:
             ended.set()
@@ -157,13 +157,13 @@ def run(spark: Any, seed: int, expected: dict[str, Any]) -> dict[str, Any]:
 
 
 def keep(line: dict[str, Any]) -> None:
-    """Append a run to the file."""
+    """Append a run to the results file."""
     with RESULTS.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
 
 
 def hung(line: dict[str, Any]) -> None:
-    """Keep the run as one that hangs, say where all threads stand, and end this process, which cannot go on."""
+    """Record the run as a hang, print the stacks of all threads, and end this process, which is blocked."""
     nothing = dict.fromkeys(("seconds_to_error", "seconds_to_resume", "restarts"))
     keep({**line, **nothing, "seconds": HANG_SECONDS, "struck": True, "error": "hang", "right": False, "left": []})
     faulthandler.dump_traceback()
@@ -171,42 +171,42 @@ def hung(line: dict[str, Any]) -> None:
 
 
 def clear(spark: Any) -> None:
-    """Leave no dead idle Python worker: Spark would hand one that was struck after its work to the next run."""
+    """Let Spark discard dead idle Python workers; otherwise the next run could get one."""
     from py4j.protocol import Py4JJavaError
 
     for _ in range(5):
         with contextlib.suppress(Py4JJavaError):
             spark.sparkContext.parallelize(range(4), 4).map(abs).count()
             return
-    raise RuntimeError("The Spark session is not usable any more.")
+    raise RuntimeError("Expected a usable Spark session; got errors in five jobs. Restart the soak.")
 
 
 def events(folder: Path) -> list[dict[str, Any]]:
-    """The run's events so far."""
+    """Return the run's events so far."""
     lines = [line for path in folder.glob("store/run-*/events.jsonl") for line in path.read_text().splitlines()]
     found = []
     for line in lines:
         try:
             found.append(json.loads(line))
         except ValueError:
-            continue  # it is being written
+            continue  # this line is still being written
     return found
 
 
 def equal(result: Any, expected: Any) -> bool:
-    """Weights and history, to the bit."""
+    """Return whether weights and history are bit-identical."""
     same = all((mine == theirs).all() for mine, theirs in zip(result.weights, expected.weights, strict=True))
     return same and result.history == expected.history
 
 
 def surroundings() -> dict[str, set[Any]]:
-    """What a run could leave behind: threads and listening ports of this process, guards, temporary folders."""
+    """Return what a run could leave behind: threads, listening ports, stopped processes, guards, temporary folders."""
     import psutil
 
     me = psutil.Process()
     stopped, guards = set(), set()
     for child in me.children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):  # it ended while it was looked at
+        with contextlib.suppress(psutil.NoSuchProcess):  # the process has just ended
             if child.status() == psutil.STATUS_STOPPED:
                 stopped.add(child.pid)
             if "The guard: a small process" in " ".join(child.cmdline()):
@@ -221,7 +221,7 @@ def surroundings() -> dict[str, set[Any]]:
 
 
 def leftovers(before: dict[str, set[Any]]) -> list[str]:
-    """What is there that was not, after a while in which it may go."""
+    """Return what the run has left behind, after up to `SETTLE_SECONDS` for it to disappear."""
     deadline = time.monotonic() + SETTLE_SECONDS
     while True:
         now = surroundings()
@@ -232,7 +232,7 @@ def leftovers(before: dict[str, set[Any]]) -> list[str]:
 
 
 def table() -> int:
-    """Print what all runs so far came to; 1 if one of them went wrong."""
+    """Print the table of all recorded runs; return the exit code."""
     lines = [json.loads(line) for line in RESULTS.read_text().splitlines()]
     by_engine: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for line in lines:
@@ -261,12 +261,12 @@ def table() -> int:
         sys.stdout.write(f"| {' | '.join(map(str, cells))} |\n")
     wrong = [line["seed"] for line in lines if not line["right"] or line["left"]]
     if wrong:
-        sys.stdout.write(f"went wrong: seeds {wrong}\n")
+        sys.stdout.write(f"Seeds of failed runs: {wrong}\n")
     return 1 if wrong else 0
 
 
 def quantile(values: list[float], fraction: float) -> str:
-    """The smallest value that this fraction of ``values``, which are sorted, does not exceed."""
+    """Format the quantile of sorted ``values``."""
     return f"{values[min(len(values) - 1, int(fraction * len(values)))]:.1f} s" if values else "–"
 
 

@@ -1,1 +1,1 @@
-"""dlspark_bench: what a CPU cluster buys against a GPU, and an engine against another, in numbers that hold up."""
+"""dlspark_bench: compare CPU clusters with GPUs, and engines with each other, by reliable measurements."""

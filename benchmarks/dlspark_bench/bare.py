@@ -1,9 +1,9 @@
-"""The engines without dlspark: what somebody writes by hand from their documentation, made to run on Keras 3.
+"""The engines without dlspark: hand-written training after their own documentation, on Keras 3.
 
-Keras' ``fit`` trains on several workers under neither engine with Keras 3 (keras-team/keras#20585, horovod/horovod#4290), so
-the loop is one's own: a traced step with a GradientTape. Its tricks end there: default options, rows cut by rank, batches
-of a fixed size from the arrays in memory. Elephas has a ``fit`` of its own, which gets the rows as
-an RDD. Where one of them cannot run at all today, it has dlspark's mend.
+Keras 3's ``fit`` trains on several workers under neither Horovod nor MirroredStrategy (keras-team/keras#20585,
+horovod/horovod#4290), so they use a hand-written loop: a traced step with a GradientTape. Everything else is plain: default
+options, rows split by rank, batches of a fixed size from arrays in memory. Elephas has its own ``fit``, which receives the
+rows as an RDD. An engine that would otherwise fail to run uses dlspark's mend.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from dlspark_bench.turns import Clock, put
 
 
 def prepared(scenario: Scenario, subject: Subject, folder: str, epochs: int) -> tuple[Callable[[], Any], Any]:
-    """A Spark session and whatever else is there before one trains.
+    """Create the Spark session, and the model and images if the driver holds them.
 
     Returns:
-        What launches the engine by its own function, and the model, or None where only the workers have it.
+        A function that launches the engine with the engine's own launcher, and the model; None if only the workers have it.
     """
-    # For Elephas, whose workers are not ours to set up: the processes that Spark starts inherit it.
+    # For Elephas, which has no hook to set up workers: the processes that Spark starts inherit these variables.
     os.environ["TF_NUM_INTRAOP_THREADS"] = os.environ["TF_NUM_INTEROP_THREADS"] = str(subject.threads)
     spark = get_session(subject.workers)
     if subject.name == "bare-elephas":
@@ -59,11 +59,13 @@ def _elephas(spark: Any, scenario: Scenario, subject: Subject, folder: str, epoc
         clock = Clock(folder, epochs=scenario.epochs)
         for epoch in range(epochs):
             clock.epoch_begins(epoch)
-            with contextlib.redirect_stdout(io.StringIO()):  # it prints
+            with contextlib.redirect_stdout(io.StringIO()):  # Elephas prints
                 spark_model.fit(rows, epochs=1, batch_size=batch, verbose=0)
             history = spark_model.training_histories[-1]
             if history is None:
-                raise RuntimeError("Elephas trained nothing: it skips parts of no more rows than a batch.")
+                raise RuntimeError(
+                    "Elephas trained nothing: it skips partitions of at most one batch. Use more rows per core."
+                )
             clock.epoch_ended(epoch, {name: values[-1] for name, values in history.items()})
         clock.training_ended()
 
@@ -91,7 +93,7 @@ def _mirrored(scenario: Scenario, subject: Subject, folder: str, epochs: int) ->
 
     from dlspark.mends import tensorflow_context
 
-    tensorflow_context.reset()  # a second launch in Spark's reused processes hangs otherwise
+    tensorflow_context.reset()  # otherwise a second launch in Spark's reused processes hangs
     own_threads(subject.threads)
     import tensorflow as tf
 
@@ -99,7 +101,7 @@ def _mirrored(scenario: Scenario, subject: Subject, folder: str, epochs: int) ->
 
     strategy = tf.distribute.MultiWorkerMirroredStrategy()
     rank = BarrierTaskContext.get().partitionId()
-    model = work.model(scenario)  # outside its scope: one's own step needs none
+    model = work.model(scenario)  # outside the strategy's scope, which a custom step does not need
 
     def reduce(gradients: Any) -> Any:
         return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.MEAN, gradients)
@@ -117,7 +119,7 @@ def _train(
     epochs: int,
     strategy: Any = None,
 ) -> None:
-    """The loop that one writes by hand."""
+    """Train with a hand-written loop."""
     import numpy as np
     import tensorflow as tf
 
@@ -136,7 +138,7 @@ def _train(
 
     @tf.function
     def step(images: Any, labels: Any) -> Any:
-        # Keras applies gradients outside of a strategy's replicas only.
+        # Keras applies gradients only outside a strategy's replicas.
         found = strategy.run(differentiated, (images, labels)) if strategy else differentiated(images, labels)
         model.optimizer.apply(found[1])
         return found[0]
@@ -152,7 +154,7 @@ def _train(
             losses.append(step(tf.constant(x[some]), tf.constant(y[some])))
             clock.step_ended()
         clock.epoch_ended(epoch, {"loss": np.mean(losses)})
-    # The proof that they trained together: the harness compares it among the workers.
+    # The harness compares the workers' checksums, to verify that they trained together.
     checksum = float(sum(np.abs(variable.numpy()).sum(dtype=np.float64) for variable in model.trainable_variables))
     put(Path(folder, f"checksum-{rank}"), repr(checksum))
     clock.training_ended()

@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     run = commands.add_parser("run", help="measure a scenario and write a file of results")
-    run.add_argument("scenario", nargs="?", help=f"{', '.join(built_in())}, or a .toml file; flags change it")
+    run.add_argument("scenario", nargs="?", help=f"{', '.join(built_in())}, or a .toml file; flags override its settings")
     for field in dataclasses.fields(Scenario):
         if field.name in {"name", "figures"}:
             continue
@@ -78,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     ahead.add_argument("--rows", type=int, help="rows per epoch (default: as in the largest measured configuration)")
     ahead.add_argument("--batch-size", type=int, help="rows per step, over all workers (default: the largest measured)")
     ahead.add_argument("--bandwidth-gbit", type=float, help="network bandwidth between workers, in Gbit/s each way")
-    ahead.add_argument("--gpu", type=Path, help="results of a GPU; the workers must match its first backend or loop")
+    ahead.add_argument("--gpu", type=Path, help="results of a GPU; workers must match its local subject, else its first")
     ahead.add_argument("--price-worker", type=float, help="price of a worker hour")
     ahead.add_argument("--price-gpu", type=float, help="price of a GPU hour")
     ahead.set_defaults(run=_predict)
@@ -111,7 +111,7 @@ def _run(options: argparse.Namespace) -> Report:
     changes = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     if options.backend is not None:
         if "subjects" in changes or options.scenario is not None:
-            raise ConfigError("Expected --backend, or a scenario or --subjects; got both.")
+            raise ConfigError("Expected --backend, or a scenario or --subjects; got both. Give one of them.")
         changes["subjects"] = _subjects(options.backend, options.workers, options.threads, changes.get("device", "cpu"))
     if options.scenario is None:
         scenario = Scenario(name="own", **changes)
@@ -188,7 +188,7 @@ def _break_even(options: argparse.Namespace, model: predict.CostModel, rows: int
     met = predict.break_even(model, seconds, rows=rows, batch_size=batch_size)
     median = sorted(seconds)[len(seconds) // 2]
     told = f"{report.about(run)['machine']}: {median:.3g} s an epoch ({result.subject}); "
-    told += "no number of workers meets it" if met.workers is None else f"it takes {met.workers} to meet that"
+    told += "no number of workers matches it" if met.workers is None else f"matching it takes {met.workers}"
     told += f" (90 %: {met.low or 'none'} to {met.high or 'none'}){', extrapolated' if met.extrapolated else ''}"
     if options.price_gpu is not None:
         told += f"; an epoch costs {predict.cost(median, 1, options.price_gpu):.3g}"
@@ -240,7 +240,7 @@ def _price(text: str, known: set[str]) -> tuple[str, float]:
             return matching[0], float(price)
     except ValueError:
         pass
-    raise ConfigError(f"Expected --price RUN=PER_HOUR with the beginning of one run's name; got {text!r}.")
+    raise ConfigError(f"Expected --price RUN=PER_HOUR; got {text!r}. Let RUN be the start of exactly one run's name.")
 
 
 def _list(options: argparse.Namespace) -> Report:

@@ -1,4 +1,4 @@
-"""The threads and cores that a measured process computes with."""
+"""Limit the threads and cores of a measured process."""
 
 from __future__ import annotations
 

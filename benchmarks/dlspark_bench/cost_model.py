@@ -29,8 +29,8 @@ STEP, ROW, HOP, BYTE = range(4)
 DRAWS = 500
 INTERVAL = (0.05, 0.95)
 
-# Rows do not divide evenly, which moves a column by a row or so. A column nearer than this (the sine of the angle) to those
-# chosen before differs from them by little more than such rounding: fitting it as well would share out noise.
+# Uneven division of rows changes a column by about a row. A column within this distance (the sine of the angle) of the
+# chosen columns differs from them by little more than such rounding; fitting it too would only fit noise.
 SEPARABLE = 0.05
 
 
@@ -60,7 +60,7 @@ class Measured:
 
     def __post_init__(self) -> None:
         expect_shares(self.workers, self.rows, self.batch_size)
-        expect(self.threads >= 1, "threads of 1 or more", self.threads, "Give what each worker had.")
+        expect(self.threads >= 1, "threads of 1 or more", self.threads, "Give the threads of each worker.")
         expect(self.gradient_bytes >= 0, "gradient_bytes of 0 or more", self.gradient_bytes, "Give 0 for no all-reduce.")
         expect_seconds("epoch_seconds", self.epoch_seconds)
         if self.launch_seconds is not None:
@@ -69,9 +69,9 @@ class Measured:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The median epoch and its 90 % interval: the scatter of the repeats, without what `CostModel.assumptions` says.
+    """The median epoch and its 90 % interval, which covers the scatter of the repeats but not `CostModel.assumptions`.
 
-    Extrapolated: the worker count or a worker's rows in a step lie outside what was measured, or the bandwidth was given.
+    ``extrapolated``: the worker count or a worker's rows per step are outside the measured range, or a bandwidth was given.
     """
 
     workers: int
@@ -90,10 +90,10 @@ class CostModel:
         draws: float64, shape (500, 4): the seconds named in ``TERMS``, refitted to each draw of the bootstrap.
         launch: the seconds of a launch and the further seconds per worker; None if not measured.
         gradient_bytes: per worker and all-reduce.
-        measured_workers: the fewest and the most.
-        measured_shares: the fewest and the most rows of a worker in a step.
-        bandwidth_given: whether the bandwidth was given, not fitted.
-        assumptions: sentences that say what the runs could not determine and what was assumed.
+        measured_workers: the smallest and the largest measured worker count.
+        measured_shares: the smallest and the largest measured number of rows per worker and step.
+        bandwidth_given: whether the bandwidth was given instead of fitted.
+        assumptions: sentences on what the runs could not determine and what was assumed instead.
     """
 
     draws: Array
@@ -110,7 +110,7 @@ class CostModel:
         return dict(zip(TERMS, np.median(self.draws, axis=0).tolist(), strict=True))
 
     def predict(self, workers: int, *, rows: int, batch_size: int) -> Prediction:
-        """An epoch of ``rows`` in steps of at most ``batch_size``, over all workers; ConfigError when it cannot be."""
+        """Predict an epoch of ``rows`` in steps of at most ``batch_size``, over all workers; ConfigError if impossible."""
         expect_shares(workers, rows, batch_size)
         terms = epoch_terms(workers, rows, batch_size, self.gradient_bytes)
         low, median, high = np.quantile(self.draws @ terms, [INTERVAL[0], 0.5, INTERVAL[1]]).tolist()
@@ -125,12 +125,12 @@ def fit(measured: Sequence[Measured], *, bandwidth_bytes_per_second: float | Non
 
     Args:
         measured: runs of one model, with one number of threads per worker.
-        bandwidth_bytes_per_second: of the network that is asked about, in each direction of a worker, with nothing hidden
-            behind compute; None: as measured. Runs that cannot tell communication from compute are taken to have had it.
-        seed: of the bootstrap: the same runs and seed give the same model.
+        bandwidth_bytes_per_second: of the network to predict, per worker and direction, without overlap with compute; None
+            keeps the measured one. Runs that cannot separate communication from compute are assumed to have had it.
+        seed: of the bootstrap; equal runs and seeds give equal models.
 
     Raises:
-        ConfigError: no run to fit, runs that cannot be compared, or a bandwidth that cannot be.
+        ConfigError: there is no run to fit, the runs are not comparable, or the bandwidth is impossible.
     """
     kept, given = comparable(measured), bandwidth_bytes_per_second
     terms = np.array([epoch_terms(run.workers, run.rows, run.batch_size, run.gradient_bytes) for run in kept])
@@ -142,7 +142,7 @@ def fit(measured: Sequence[Measured], *, bandwidth_bytes_per_second: float | Non
     if given is not None and BYTE not in separable:
         seconds = seconds - terms[:, BYTE] / given
         enough = "a bandwidth at which the all-reduces take less than a measured epoch"
-        expect(seconds.min() > 0, enough, given, "Give the one that these runs had.")
+        expect(seconds.min() > 0, enough, given, "Give the bandwidth of these runs.")
     draws = np.zeros((DRAWS, len(TERMS)))
     draws[:, separable] = _non_negative(terms[:, separable] * weights[:, None], seconds * weights)
     if given is not None:
@@ -160,7 +160,7 @@ def fit(measured: Sequence[Measured], *, bandwidth_bytes_per_second: float | Non
 
 
 def epoch_terms(workers: int, rows: int, batch_size: int, gradient_bytes: int) -> Array:
-    """What the terms of an epoch are multiplied with, shape (4,). Steps, and shares of a step, differ by at most a row."""
+    """Return the factors of the terms of an epoch, shape (4,). Steps, and shares of a step, differ by at most a row."""
     steps = -(-rows // batch_size)
     least, larger = divmod(rows, steps)
     slowest = (steps - larger) * -(-least // workers) + larger * -(-(least + 1) // workers)
@@ -169,7 +169,7 @@ def epoch_terms(workers: int, rows: int, batch_size: int, gradient_bytes: int) -
 
 
 def _separable(columns: Array) -> list[int]:
-    """The terms that can be told apart. Those that come first take up the seconds of those that cannot."""
+    """Return the terms that the runs can separate. Earlier terms absorb the seconds of those that they cannot."""
     lengths = np.linalg.norm(columns, axis=0)
     columns, chosen = columns / np.where(lengths > 0, lengths, 1), list[int]()
     for term in (ROW, BYTE, STEP, HOP):
@@ -180,12 +180,12 @@ def _separable(columns: Array) -> list[int]:
 
 
 def _non_negative(columns: Array, targets: Array) -> Array:
-    """Non-negative least squares for each row of targets."""
+    """Solve non-negative least squares for each row of targets."""
     return np.array([nnls(columns, target)[0] for target in targets])
 
 
 def resampled_medians(seconds: Sequence[float], rng: np.random.Generator) -> Array:
-    """The medians of the bootstrap, shape (500,)."""
+    """Return the medians of the bootstrap, shape (500,)."""
     return np.median(rng.choice(seconds, size=(DRAWS, len(seconds))), axis=1)
 
 
@@ -203,21 +203,21 @@ def _launch(kept: Sequence[Measured]) -> tuple[float, float] | None:
 def _assumptions(kept: Sequence[Measured], dropped: int, separable: list[int], given: float | None) -> tuple[str, ...]:
     said = []
     if BYTE not in separable and given is None:
-        said.append("Communication was not told from compute, so more workers are predicted too fast: give a bandwidth.")
-    if given is not None:
-        had = "" if BYTE in separable else " The runs are taken to have had it too."
-        said.append(f"A bandwidth of {given:,.0f} bytes/s was given, not measured; nothing of it hides behind compute.{had}")
-    if HOP not in separable:
-        said.append("Latency was not told from bandwidth: an all-reduce costs no more than its bytes, however many workers.")
-    if STEP not in separable:
-        lost = (
-            " With the measured network's bandwidth some of it is gone." if given is not None and BYTE in separable else ""
+        said.append(
+            "The runs cannot separate communication from compute, so more workers are predicted too fast: give a bandwidth."
         )
-        said.append(f"The fixed cost of a step was not told from the cost of rows and of all-reduces: it is in these.{lost}")
+    if given is not None:
+        had = "" if BYTE in separable else " The runs are assumed to have had it too."
+        said.append(f"A bandwidth of {given:,.0f} bytes/s was given, not measured, and does not overlap with compute.{had}")
+    if HOP not in separable:
+        said.append("The runs cannot separate latency from bandwidth, so an all-reduce is assumed to cost only its bytes.")
+    if STEP not in separable:
+        lost = " Replacing the measured bandwidth removed part of it." if given is not None and BYTE in separable else ""
+        said.append(f"The runs cannot separate the fixed cost of a step from rows and all-reduces, which include it.{lost}")
     if min(len(run.epoch_seconds) for run in kept) < 3:
         said.append("Some runs have fewer than 3 repeats: the interval is narrower than it should be.")
     if dropped:
-        said.append(f"Oversubscribed runs kept out of the fit: {dropped}.")
+        said.append(f"Oversubscribed runs excluded from the fit: {dropped}.")
     return tuple(said)
 
 
@@ -227,19 +227,19 @@ def comparable(measured: Sequence[Measured]) -> list[Measured]:
         bool(kept), "a run that is not oversubscribed", f"{len(measured)} runs", "Measure with no more threads than cores."
     )
     alike = sorted({(run.threads, run.gradient_bytes) for run in kept})
-    expect(len(alike) == 1, "runs alike in threads per worker and gradient_bytes", alike, "Fit each kind on its own.")
+    expect(len(alike) == 1, "runs alike in threads per worker and gradient_bytes", alike, "Fit each kind separately.")
     return kept
 
 
 def fewest_rows(rows: int, batch_size: int) -> int:
-    """Of a step, over all workers."""
+    """Return the fewest rows of a step, over all workers."""
     return rows // -(-rows // batch_size)
 
 
 def expect_shares(workers: int, rows: int, batch_size: int) -> None:
     counted = {"workers": workers, "rows": rows, "batch_size": batch_size}
     enough = min(counted.values()) >= 1 and workers <= fewest_rows(rows, batch_size)
-    expect(enough, "a row of every step for every worker", counted, "Ask for fewer workers or a larger batch.")
+    expect(enough, "at least one row per worker in every step", counted, "Use fewer workers or a larger batch.")
 
 
 def expect_seconds(name: str, seconds: Sequence[float]) -> None:

@@ -1,4 +1,4 @@
-"""Subject ``feed``: reading prepared images as a worker does, on one core, without a model."""
+"""Subject ``feed``: read prepared images as a worker does, without a model."""
 
 from __future__ import annotations
 
@@ -19,23 +19,25 @@ _DISTINCT = 500
 
 
 def prepared(scenario: Scenario, subject: Subject, epochs: int, clock: Clock) -> Callable[[], None]:
-    """Prepared images, on this process' own cores. What it gives reads all of them ``epochs`` times."""
+    """Prepare images and pin this process to its cores; return a function that reads all images ``epochs`` times."""
     rows, batch_size = scenario.rows(subject), scenario.batch_size(subject)
     folder = tempfile.TemporaryDirectory(prefix="dlspark-feed-")
     uri = scenario.data or str(Path(folder.name, "prepared"))
     if scenario.data is None:
-        # Elsewhere, so that this process' peak memory is the feed's.
+        # In another process, so that this process' peak memory is the feed's.
         writer = multiprocessing.get_context("spawn").Process(
             target=_prepare, args=(folder.name, uri, rows, scenario.image_size, scenario.seed)
         )
         writer.start()
         writer.join()
         if writer.exitcode:
-            raise RuntimeError(f"Preparing the images ended with {writer.exitcode}.")
+            raise RuntimeError(f"Preparing the images failed with exit code {writer.exitcode}.")
     own_cores(subject.threads)
     train = ImageDataset.open(uri).train
     if train is None or train.rows != rows:
-        raise ConfigError(f"Expected {rows:,} training images in {uri!r}: there are {train.rows if train else 0:,}.")
+        raise ConfigError(
+            f"Expected {rows:,} training images in {uri!r}; got {train.rows if train else 0:,}. Set rows_per_core."
+        )
 
     def read() -> None:
         with folder:
@@ -46,7 +48,7 @@ def prepared(scenario: Scenario, subject: Subject, epochs: int, clock: Clock) ->
                     seen += len(labels)
                     clock.step_ended()
                 if seen != rows:
-                    raise RuntimeError(f"Expected {rows:,} images from the feed: it gave {seen:,}.")
+                    raise RuntimeError(f"Expected {rows:,} images from the feed; got {seen:,}.")
                 clock.epoch_ended(epoch, {})
             clock.training_ended()
 
@@ -54,7 +56,7 @@ def prepared(scenario: Scenario, subject: Subject, epochs: int, clock: Clock) ->
 
 
 def _prepare(folder: str, out: str, rows: int, size: int, seed: int) -> None:
-    """JPEG files of noise in one folder, prepared."""
+    """Write JPEG files of noise and prepare them."""
     draw = np.random.default_rng(seed)
     photos = Path(folder, "photos", "noise")
     photos.mkdir(parents=True)

@@ -1,1 +1,1 @@
-"""What a plug-in's author needs to prove a backend: the contract as tests, and the toys that it trains."""
+"""Tools to test a plug-in: the contract as tests, toy models and data, faults, and a check for leaks."""

@@ -1,9 +1,9 @@
-"""Generated images of cells in two classes, named as C-NMC 2019 names them, with patients that differ more than classes.
+"""Generated images of cells in two classes, with file names as in C-NMC 2019. Patients differ more than classes do.
 
-A cell is a nucleus in cytoplasm on a dark ground. The classes differ in the nucleus' share of the cell and in the grain of
-its chromatin, by little. Every patient has a stain (two hues), a brightness, a size of cells and a blur of their own, so
-that cells of one patient are easily told from those of another. As each patient has one diagnosis, a split by image lets a
-classifier recognise patients; a split by patient does not.
+A cell is a nucleus in cytoplasm on a dark background. The classes differ slightly, in the nucleus' share of the cell and in
+the grain of its chromatin. Each patient has its own stain (two hues), brightness, cell size and blur, so a classifier can
+easily recognise patients. As each patient has one diagnosis, that helps the classifier after a split by image, but not
+after a split by patient.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 SIDE = 72
-"""Pixels of an image's side."""
+"""Side length of an image, in pixels."""
 
 
 @dataclass(frozen=True)
 class Patient:
-    """What the cells of one patient have in common."""
+    """The properties that all cells of a patient share."""
 
     name: str
     ill: bool
@@ -34,7 +34,7 @@ class Patient:
 
 
 def draw_patients(ill: int, healthy: int, seed: int = 0) -> list[Patient]:
-    """Patients 1 … ``ill`` with the disease, H1 … H``healthy`` without."""
+    """Return patients 1 … ``ill`` with the disease, and H1 … H``healthy`` without."""
     draw = np.random.default_rng(seed)
     patients = []
     for number in range(ill + healthy):
@@ -46,7 +46,7 @@ def draw_patients(ill: int, healthy: int, seed: int = 0) -> list[Patient]:
 
 
 def draw_cell(patient: Patient, draw: np.random.Generator) -> NDArray[np.uint8]:
-    """One cell, of shape (SIDE, SIDE, 3), RGB."""
+    """Return one cell as RGB, of shape (SIDE, SIDE, 3)."""
     y, x = np.mgrid[:SIDE, :SIDE] - SIDE / 2
     angle, distance = np.arctan2(y, x), np.hypot(y, x)
     radius = patient.radius * draw.normal(1, 0.05)
@@ -68,7 +68,7 @@ def draw_cell(patient: Patient, draw: np.random.Generator) -> NDArray[np.uint8]:
 
 
 def cell_files(ill: int, healthy: int, cells: int, seed: int = 0) -> Iterator[tuple[str, bytes]]:
-    """Names such as ``all/UID_3_1_2_all.bmp`` and the contents of the files, ``cells`` of every patient."""
+    """Yield names such as ``all/UID_3_1_2_all.bmp`` and the contents of the files, ``cells`` per patient."""
     draw = np.random.default_rng([seed, 1])
     for patient in draw_patients(ill, healthy, seed):
         label = "all" if patient.ill else "hem"
@@ -79,6 +79,6 @@ def cell_files(ill: int, healthy: int, cells: int, seed: int = 0) -> Iterator[tu
 
 
 def _stain(draw: np.random.Generator, hue: float, value: float) -> list[tuple[float, float, float]]:
-    """Hue, saturation and value of nucleus and cytoplasm."""
+    """Return hue, saturation and value of nucleus and cytoplasm."""
     pale = min(value * draw.uniform(1.15, 1.4), 1.0)
     return [(hue, draw.uniform(0.5, 0.85), value), (hue + draw.uniform(-0.05, 0.05), draw.uniform(0.2, 0.45), pale)]

@@ -54,7 +54,7 @@ class BackendContract:
 
     @classmethod
     def capabilities(cls) -> Capabilities:
-        """What the backend promises with these options."""
+        """Return the backend's capabilities with these options."""
         return cls.backend_class().from_options(dict(cls.options)).capabilities
 
     @classmethod
@@ -81,12 +81,12 @@ class BackendContract:
             verbose=0,
         )
 
-    # The launches, each made once per class.
+    # The launches. Each runs once per class.
 
     @pytest.fixture(scope="class")
     @classmethod
     def surroundings(cls) -> dict[str, Any]:
-        """The driver process' state before the first launch."""
+        """Return the driver process' state before the first launch."""
         return _surroundings([*GUARDED_VARIABLES, *cls.backend_class().engine.environment])
 
     @pytest.fixture(scope="class")
@@ -97,13 +97,13 @@ class BackendContract:
     @pytest.fixture(scope="class")
     @classmethod
     def reference(cls) -> FitResult:
-        """The same training in one process."""
+        """Return the same training in one process."""
         return cls.fit_classifier(Trainer("local"))
 
     @pytest.fixture(scope="class")
     @classmethod
     def failure(cls) -> tuple[WorkerError, list[Any], list[Any]]:
-        """A run whose last rank raises: (the error, the model's weights before, the weights after)."""
+        """Run a job whose last rank raises; return (the error, the model's weights before, the weights after)."""
         from dlspark.testing import toys
 
         model = toys.failing_classifier(cls.world_size() - 1)
@@ -115,7 +115,7 @@ class BackendContract:
     @pytest.fixture(scope="class")
     @classmethod
     def cut(cls, failure: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[WorkerError, Path, Any]:
-        """A run that fails in its last epoch, after the failure: (the error, the store, the callback that did it)."""
+        """Run a job that fails in its last epoch; return (the error, the store, the callback that caused it)."""
         folder = tmp_path_factory.mktemp("cut")
         strays = cls.capabilities().synchronous_gradients and cls.world_size() > 1
         callback = (_strays if strays else _cuts)(str(folder / "happened"), EPOCHS - 1)
@@ -126,7 +126,7 @@ class BackendContract:
     @pytest.fixture(scope="class")
     @classmethod
     def resumed(cls, result: FitResult, cut: tuple[WorkerError, Path, Any]) -> FitResult:
-        """The first fit once more, after the failures, in the store of the run that was cut."""
+        """Resume the run of `cut` with the same fit in its store."""
         _, store, callback = cut
         return cls.fit_classifier(cls.trainer(store=store), callbacks=[callback])
 
@@ -168,7 +168,7 @@ class BackendContract:
         assert result.history["seen_once"] == [rows, rows]
         assert result.history["val_seen_once"] == [validation_rows, validation_rows]
         assert sum(worker.rows for worker in result.workers) == 2 * rows
-        assert np.abs(result.model.layers[1].get_weights()[2]).max() > 0, "batch-norm statistics come back"
+        assert np.abs(result.model.layers[1].get_weights()[2]).max() > 0, "batch-norm statistics are returned"
 
     def test_clause_4_steps_per_epoch(self, result: FitResult) -> None:
         assert int(result.model.optimizer.iterations) == EPOCHS * num_steps(ROWS, BATCH_SIZE)
@@ -183,9 +183,9 @@ class BackendContract:
             assert result.history["loss"][-1] < min(STATED_LOSS, result.history["loss"][0])
 
     def test_clause_6_weights_are_equal_on_all_ranks(self, request: pytest.FixtureRequest) -> None:
-        """The loop compares the ranks' weights after every epoch; it must notice weights that one rank changed."""
+        """The loop compares the ranks' weights after every epoch, and must detect a rank that changed its own."""
         if not self.capabilities().synchronous_gradients or self.world_size() == 1:
-            return  # nothing to compare: the one model is the driver's
+            return  # nothing to compare: there is one model, the driver's
         assert "weights on ranks" in str(request.getfixturevalue("cut")[0])
 
     def test_clause_7_worker_error(self, failure: tuple[WorkerError, list[Any], list[Any]]) -> None:
@@ -206,7 +206,7 @@ class BackendContract:
         started = time.monotonic()
         with pytest.raises(ConfigError, match=str(workers)):
             self.trainer(num_workers=workers).fit(toys.dense_classifier(), toys.separable(2000), batch_size=1000, verbose=0)
-        assert time.monotonic() - started < REFUSAL_SECONDS * 2, "a refusal comes before any work"
+        assert time.monotonic() - started < REFUSAL_SECONDS * 2, "the job is rejected before any work"
 
     def test_clause_9_imports_nothing_heavy(self) -> None:
         module = self.backend_class().__module__.partition(".")[0]

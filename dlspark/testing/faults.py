@@ -29,13 +29,13 @@ SLEEP_SECONDS = 3600.0  # longer than any test
 ACTIONS = {
     "raise": "an exception",
     "kill": "SIGKILL for the worker's process",
-    "stop": "SIGSTOP for it",
-    "freeze": "SIGSTOP for it and its guard and parents, except Spark's daemon and JVM, as if its host froze",
-    "hang": "Python code that does not end",
-    "slow": "this and every later step takes ``seconds`` more",
-    "nan": "the loss of this step is NaN here",
+    "stop": "SIGSTOP for the worker's process",
+    "freeze": "SIGSTOP for the process, its guard and its parents except Spark's daemon and JVM, as if the host froze",
+    "hang": "Python code that never returns",
+    "slow": "this and every later step takes ``seconds`` longer",
+    "nan": "the loss of this step is NaN on this rank",
     "memory": "an allocation beyond the process' memory limit",
-    "oom kill": "the kernel kills the process for memory, in the control group ``cgroup``",
+    "oom kill": "the kernel kills the process for exceeding the memory limit of ``cgroup``",
     "reset": "the TCP connections are reset, except those to the driver",
     "kill executor": "SIGKILL for the JVM above the process",
     "end driver": "SIGTERM for ``driver``, within a step of ``seconds``",
@@ -70,19 +70,19 @@ class Fault:
             raise ValueError(f"Expected action as one of {', '.join(ACTIONS)}; got {self.action!r}.")
 
     def happened_at(self) -> float | None:
-        """Return the ``time.time()`` at which it happened; None if it did not."""
+        """Return the ``time.time()`` of the fault; None if it has not happened."""
         try:
             return os.stat(self.marker).st_mtime
         except FileNotFoundError:
             return None
 
     def prevent(self) -> Fault:
-        """Create the marker, so that it never happens, and return this fault: for an undisturbed run of the same model."""
+        """Create the marker, so that the fault never happens, and return this fault: for an undisturbed run."""
         open(self.marker, "a").close()
         return self
 
 
-_steps_done = 0  # training steps of this process; jobs that share a process continue the count
+_steps_done = 0  # training steps in this process, over all its jobs
 
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
@@ -156,7 +156,7 @@ def _freeze() -> None:
     worker = psutil.Process()
     parents = worker.parents()
     jvm = next(i for i, process in enumerate(parents) if "java" in process.name())
-    for process in [*worker.children(recursive=True), *parents[: jvm - 1]]:  # not the daemon, which other workers need
+    for process in [*worker.children(recursive=True), *parents[: jvm - 1]]:  # except the daemon, which other workers need
         process.suspend()
     worker.suspend()
 

@@ -1,7 +1,7 @@
-"""What a test must not leave behind: processes, listening ports, threads of dlspark's and its temporary files.
+"""A check that a test leaves no process, listening port, dlspark thread or temporary file of dlspark behind.
 
-Spark's own belong to its session and stay: the JVM with its ports, the daemon that forks Python workers, and those
-workers, which Spark uses again. What such a worker has started or listens on does not.
+Spark's session may keep its own: the JVM with its ports, the daemon that forks Python workers, and these workers, which
+Spark reuses. Processes that a worker has started, and ports that it listens on, count as leaks.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 import psutil
 
-SETTLE_SECONDS = 10.0  # Spark ends the Python worker of a cancelled task after two, and threads end when they notice
+SETTLE_SECONDS = 10.0  # Spark ends the Python worker of a cancelled task after 2 s; threads poll
 _POLL_SECONDS = 0.1
 _OWN = "dlspark"
 
@@ -26,12 +26,12 @@ def no_leaks(settle_seconds: float = SETTLE_SECONDS, *, worker_ports: bool = Tru
     """Fail if the block leaves a process, port, thread or temporary file behind.
 
     Args:
-        settle_seconds: how long things may take to end after the block.
-        worker_ports: look at ports of Spark's Python workers too. TensorFlow cannot stop the server of its collectives:
-            it listens until its process ends, and Spark ends Python workers that were idle for a minute.
+        settle_seconds: grace period after the block.
+        worker_ports: also check the ports of Spark's Python workers. TensorFlow cannot stop the server of its collectives:
+            it listens until its process ends. Spark ends Python workers that have been idle for a minute.
 
     Raises:
-        AssertionError: names all of them.
+        AssertionError: something is left; the message lists all of it.
     """
     before = set(_there(worker_ports))
     yield
@@ -50,7 +50,7 @@ def _there(worker_ports: bool) -> Iterator[str]:
             kind = _spark_kind(process)
             if kind is None:
                 yield f"process {process.pid}: {' '.join(process.cmdline())[:200] or process.name()}"
-            if kind is None or (kind == "worker" and worker_ports):  # the JVM and its daemon listen for each other
+            if kind is None or (kind == "worker" and worker_ports):  # the JVM and the daemon listen to each other
                 yield from (f"port {port}" for port in _ports(process))
         except psutil.NoSuchProcess:
             continue
@@ -63,10 +63,10 @@ def _there(worker_ports: bool) -> Iterator[str]:
 
 
 def _spark_kind(process: psutil.Process) -> str | None:
-    """What of Spark's it is, "jvm", "daemon" or "worker"; None for anything else, a zombie not being there at all.
+    """Return "jvm", "daemon" or "worker" for a process of Spark; None for any other process.
 
     Raises:
-        psutil.NoSuchProcess: it has ended.
+        psutil.NoSuchProcess: the process has ended or is a zombie.
     """
     if process.status() == psutil.STATUS_ZOMBIE:
         raise psutil.NoSuchProcess(process.pid)
@@ -75,7 +75,7 @@ def _spark_kind(process: psutil.Process) -> str | None:
         return "jvm"
     if command[1:3] != ["-m", "pyspark.daemon"]:
         return None
-    # The daemon's workers are its forks, of the same command line. What a worker forks has it too, and is not Spark's.
+    # The daemon's workers are its forks, with the same command line. A worker's own forks have it too, but are not Spark's.
     parent = process.parent()
     above = _spark_kind(parent) if parent else None
     return {"jvm": "daemon", "daemon": "worker"}.get(above or "")

@@ -15,13 +15,13 @@ Arrays = tuple[NDArray[Any], NDArray[Any]]
 
 
 def separable(rows: int, seed: int = 0) -> Arrays:
-    """Points of shape (rows, 8), float32, in three classes (int32) that a small network tells apart."""
+    """Points of shape (rows, 8), float32, in three classes (int32) that a small network can separate."""
     x = np.random.default_rng(seed).normal(size=(rows, 8)).astype(np.float32)
     return x, x[:, :3].argmax(axis=1).astype(np.int32)
 
 
 def dense_classifier(optimizer: Any = None, **compile_options: Any) -> Any:
-    """A network without batch statistics or random layers, regularised, for the data of ``separable``."""
+    """Return a regularised network for the data of ``separable``, without batch statistics or random layers."""
     keras.utils.set_random_seed(1)
     model = keras.Sequential(
         [
@@ -42,7 +42,7 @@ def dense_classifier(optimizer: Any = None, **compile_options: Any) -> Any:
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
 class SeenOnce(keras.metrics.Metric):
-    """How many row ids were seen exactly once in a pass, minus 1,000 for every id seen more often.
+    """The number of row ids seen exactly once in a pass, minus 1,000 for every id seen more often.
 
     The targets are the ids. The state is one count per id: a sum over rows, so it merges over workers.
     """
@@ -68,9 +68,9 @@ class SeenOnce(keras.metrics.Metric):
 
 
 def counting_model(ids: int) -> Any:
-    """A model whose metric ``seen_once`` counts the row ids (its targets) that were seen exactly once.
+    """Return a model whose metric ``seen_once`` counts the row ids (its targets) seen exactly once.
 
-    It has the parts that make workers differ: batch statistics and dropout.
+    It includes batch statistics and dropout, which differ between workers.
     """
     keras.utils.set_random_seed(1)
     layers = [keras.layers.Dense(4), keras.layers.BatchNormalization(), keras.layers.Dropout(0.5), keras.layers.Dense(1)]
@@ -80,14 +80,14 @@ def counting_model(ids: int) -> Any:
 
 
 def row_ids(rows: int) -> Arrays:
-    """``rows`` rows whose targets are their ids."""
+    """Return ``rows`` rows whose targets are their ids."""
     ids = np.arange(rows, dtype=np.float32)
     return ids[:, None] / rows, ids
 
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
 def class_of_id(y_true: Any, y_pred: Any) -> Any:
-    """Crossentropy for the class that a row has by its id, the target; one value per row."""
+    """Return the crossentropy of each row, whose class is its id (the target) modulo 3."""
     classes = keras.ops.mod(keras.ops.cast(y_true, "int32"), 3)
     return keras.losses.sparse_categorical_crossentropy(classes, y_pred)
 
