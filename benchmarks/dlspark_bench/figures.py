@@ -180,7 +180,7 @@ class Run:
         for losses in by_task.values():
             if learned_less(max(losses.values()), min(losses.values())):
                 said = ", ".join(f"{name} {loss:.3f}" for name, loss in losses.items())
-                found.append(f"Not all learned alike from the same images and batches; loss at the end: {said}.")
+                found.append(f"Final losses differ for equal images and batches: {said}.")
         return found
 
     def _rates(self, name: str) -> NDArray[np.float64]:

@@ -82,7 +82,7 @@ def test_a_subject_that_learned_less_is_reported(recorded: Run, rewrite: Rewrite
                 worker["logs"]["loss"] = 2.3
 
     warnings = Run(rewrite(recorded.path, forgetful)).warnings()
-    assert any("Not all learned alike from the same images" in text for text in warnings)
+    assert any("Final losses differ for equal images" in text for text in warnings)
 
 
 def test_the_page_needs_no_network(recorded: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
