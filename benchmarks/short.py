@@ -80,7 +80,7 @@ def table(runs: Sequence[Run]) -> str:
     )
     warnings = [f"{run.scenario.name}: {text}" for run in runs for text in run.warnings() if "leaves open" not in text]
     if warnings:
-        lines += ["", "What the harness warned of:", "", *(f"- {text}" for text in warnings)]
+        lines += ["", "Warnings:", "", *(f"- {text}" for text in warnings)]
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""Read results: medians with their spread, ratios with an interval; impossible results are refused."""
+"""Read results: medians with their spread, ratios with an interval. Impossible results are rejected."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from dlspark import DataError
 from dlspark_bench.scenario import Figure, Scenario, Subject
 
 LIMIT = 1.1
-"""A result above this multiple of the measured peak is refused. The peak is a measurement, so 1 is too strict."""
+"""A result above this multiple of the measured peak is rejected. The peak is itself a measurement, so 1 is too strict."""
 
 NOISY = 0.1
-"""If a quarter of the turns are further than this from the median, the machine was busy."""
+"""If a quarter of the turns deviate from the median by more than this, the machine was busy."""
 
 _RESAMPLES = 2000
 
@@ -49,26 +49,26 @@ class SubjectResult:
 
     Attributes:
         subject: its name, workers and threads.
-        rows: images of an epoch, over all workers.
+        rows: images per epoch, over all workers.
         epoch_seconds: a steady epoch of each turn, in the order of the repeats, including work after the last step.
-        steps_seconds: the part of it until the last step.
+        steps_seconds: the part of each until the end of the last step.
         first_epoch_seconds: the first epoch, which traces the model.
         images_per_second: over all workers, in the steps of steady epochs.
-        launch_seconds: from the call of ``fit`` to the first step of all workers; the first launch of its processes.
-        warm_launch_seconds: the same for later ones in the same Spark session.
+        launch_seconds: from the call of ``fit`` to the first step of all workers, in the first launch.
+        warm_launch_seconds: the same for later launches in the same Spark session.
         input_share: fraction of an epoch that the slowest worker waits for batches; None if not measured.
-        communication_share: fraction of an epoch that disappears when the same workers do not exchange gradients; None if
-            that was not measured. The rest of an epoch is compute.
-        all_reduced_bytes: bytes that a worker sends, and receives, in an epoch of ring all-reduces (Patarasuk and Yuan,
+        communication_share: fraction of an epoch that is saved when the same workers do not exchange gradients; None if
+            not measured. The rest of an epoch is compute.
+        all_reduced_bytes: bytes that a worker sends, and receives, per epoch of ring all-reduces (Patarasuk and Yuan,
             2009); 0 if gradients are not summed in every step.
-        gradient_bytes: per step and worker.
+        gradient_bytes: bytes of the gradients, per step and worker.
         flops_per_second: over all workers; None if the model's operations are unknown.
-        share_of_peak: flops_per_second as a fraction of a matrix product on the same cores.
+        share_of_peak: flops_per_second as a fraction of the peak of matrix products on the same cores.
         peak_memory_bytes: largest resident set of a worker.
-        driver_memory_bytes: the driver's Python and its JVM; None if the driver is the worker.
+        driver_memory_bytes: largest resident set of the driver's Python and JVM; None if the driver is the worker.
         logs: loss and metrics of the last epoch.
         task: images per epoch and per step of one model. Final losses are comparable only between equal tasks.
-        noisy: whether a quarter of the turns are more than `NOISY` from the median.
+        noisy: whether a quarter of the turns deviate from the median by more than `NOISY`.
     """
 
     subject: Subject
@@ -94,7 +94,7 @@ class SubjectResult:
 
 @dataclass(frozen=True)
 class FigureResult:
-    """A figure, measured."""
+    """A figure and its measured value."""
 
     figure: Figure
     value: Spread
@@ -115,8 +115,8 @@ class Run:
     """A results file.
 
     Raises:
-        DataError: no such file, or not one of `measure`'s.
-        ImpossibleError: a subject did more than `LIMIT` times the machine's measured peak.
+        DataError: the file does not exist or was not written by `measure`.
+        ImpossibleError: a subject exceeded `LIMIT` times the machine's measured peak.
     """
 
     def __init__(self, path: Path) -> None:
@@ -124,20 +124,20 @@ class Run:
             lines = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
             self.about: dict[str, Any] = next(line for line in lines if line["kind"] == "run")
         except (OSError, ValueError, KeyError, StopIteration) as error:
-            raise DataError(f"Expected a file of results at {str(path)!r}: {error}.") from error
+            raise DataError(f"Expected results in {str(path)!r}; got an error: {error}. Check the path.") from error
         self.path = Path(path)
         self.scenario = Scenario.from_dict(self.about["scenario"])
         self._lines = lines
         self.peaks = {line["threads"]: float(line["flops"]) for line in lines if line["kind"] == "peak"}
-        # What every model of the run has in common, from the first process that had one.
+        # The model's properties are equal for all subjects, so take the first report.
         self._model: dict[str, Any] = next((line for line in lines if "flops_per_image" in line), {})
         self.results = {name: self._result(Subject.parse(name)) for name in self.scenario.subjects}
         for result in self.results.values():
             fastest = (result.share_of_peak or 0) * float(np.median(result.steps_seconds)) / min(result.steps_seconds)
             if fastest > LIMIT:
                 raise ImpossibleError(
-                    f"{result.subject} in {str(path)!r} computed as much as {fastest:.2f} times what its cores have shown "
-                    f"they can. The measurement is wrong: nothing is reported. Look at its clock, and run it again."
+                    f"Expected {result.subject} in {str(path)!r} to stay below its cores' measured peak; got {fastest:.2f} "
+                    f"times the peak. The measurement is wrong: nothing is reported. Check the clock and measure again."
                 )
 
     @property
@@ -148,11 +148,11 @@ class Run:
         return {name for name in names if Subject.parse(name).cores > there and self.scenario.device == "cpu"}
 
     def figures(self) -> list[FigureResult]:
-        """The scenario's figures, each from the repeats of both subjects, pair by pair."""
+        """Return the scenario's figures, each from paired repeats of its subjects."""
         return [FigureResult(figure, self._figure(figure)) for figure in self.scenario.figures]
 
     def ratio(self, of: str, over: str) -> Spread:
-        """Images a second of one subject over those of another, by pairs of the same repeat."""
+        """Return the ratio of the subjects' images per second, from paired repeats."""
         return spread(self._rates(of) / self._rates(over))
 
     def warnings(self) -> list[str]:
@@ -164,7 +164,7 @@ class Run:
                 f"A quarter of the turns of {', '.join(noisy)} are over {NOISY:.0%} off the median: the machine was busy."
             )
         found += [
-            f"{name} has more threads than there are cores, so its workers wait for each other."
+            f"{name} has more threads than the machine has cores, so its workers wait for each other."
             for name in sorted(self.oversubscribed)
         ]
         found += [
@@ -172,7 +172,7 @@ class Run:
             for each in self.figures()
             if not each.decided and each.value.count > 1
         ]
-        found += [f"{name} was slowed down by {delay} s a step, on purpose." for name, delay in self.about["delays"].items()]
+        found += [f"{name} was deliberately slowed by {delay} s per step." for name, delay in self.about["delays"].items()]
         by_task: dict[tuple[int, int], dict[str, float]] = {}
         for name, result in self.results.items():
             if "loss" in result.logs:
@@ -180,7 +180,7 @@ class Run:
         for losses in by_task.values():
             if learned_less(max(losses.values()), min(losses.values())):
                 said = ", ".join(f"{name} {loss:.3f}" for name, loss in losses.items())
-                found.append(f"Not all learned alike from the same images and batches; loss at the end: {said}.")
+                found.append(f"Final losses differ for equal images and batches: {said}.")
         return found
 
     def _rates(self, name: str) -> NDArray[np.float64]:
@@ -204,7 +204,7 @@ class Run:
         turns = sorted(self._of_kind("turn", subject), key=lambda line: line["turn"])
         told = self._of_kind("process", subject)
         if len(turns) < 2 or not told:
-            raise DataError(f"Expected steady turns of {subject} in {str(self.path)!r}: there are none.")
+            raise DataError(f"Expected steady turns of {subject} in {str(self.path)!r}; got none. Measure it again.")
         steps = np.array([line["steps_seconds"] for line in turns[1:]])
         rows = self.scenario.rows(subject)
         models = subject.processes
@@ -232,21 +232,21 @@ class Run:
             share_of_peak=None if flops is None or not peak else flops / (peak * subject.workers),
             peak_memory_bytes=max(worker["peak_memory_bytes"] for worker in self._workers(workers, told)),
             driver_memory_bytes=None if subject.alone else max(map(_driver_bytes, told)),
-            # Of dlspark's workers they are equal; of the others each has those of its own rows.
+            # Equal on all of dlspark's workers; other workers report the logs of their own rows.
             logs={name: float(np.mean([each["logs"][name] for each in workers])) for name in workers[0]["logs"]},
             task=(rows // models, self.scenario.batch_size(subject) // models),
             noisy=float(np.quantile(np.abs(steps / np.median(steps) - 1), 0.75)) > NOISY,
         )
 
     def _launch_seconds(self, subject: Subject, told: list[dict[str, Any]]) -> list[float]:
-        """Return the first launch, then the warm ones. Elephas sees no step: ``fit`` reports it, bare Elephas nothing."""
+        """Return the first launch, then the warm ones. Elephas reports no step, so ``fit`` does; bare Elephas has none."""
         seen = [line["seconds_to_first_step"] for line in self._of_kind("launch", subject)]
         if None in seen:
             return [fit["time_to_first_step_seconds"] for fit in told[0]["fits"]]
         return [float(seconds) for seconds in seen]
 
     def _workers(self, reports: list[dict[str, Any]], told: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Return the reports that hold a worker's memory: ``fit``'s under dlspark, else those of the turn."""
+        """Return the reports with the workers' memory: those of ``fit`` under dlspark, else those of the turn."""
         return [worker for each in told for fit in each["fits"][:1] for worker in fit["workers"]] or reports
 
     def _input_share(self, told: list[dict[str, Any]], epoch_seconds: float) -> float | None:
@@ -254,7 +254,7 @@ class Run:
         return max(waited) / self.scenario.all_epochs / epoch_seconds if waited else None
 
     def _communication_share(self, subject: Subject, epoch_seconds: tuple[float, ...]) -> float | None:
-        """Return the fraction of an epoch saved when the same workers skip the reduction, repeat by repeat."""
+        """Return the fraction of an epoch saved when the same workers skip the all-reduce."""
         silent = str(Subject("local", subject.workers, subject.threads))
         if subject.alone or subject.name.startswith("bare-") or silent not in self.scenario.subjects:
             return None
@@ -272,7 +272,7 @@ class Run:
 def _launches(result: SubjectResult, figure: Figure) -> NDArray[np.float64]:
     found = [result.launch_seconds] if figure.quantity == "launch_seconds" else list(result.warm_launch_seconds)
     if not found or None in found:
-        raise DataError(f"Figure {figure.id!r} needs {figure.quantity} of {result.subject}: the run has none.")
+        raise DataError(f"Expected {figure.quantity} of {result.subject} for {figure.id!r}; got none. Remove the figure.")
     return np.array(found, np.float64)
 
 
@@ -281,7 +281,7 @@ def _driver_bytes(told: dict[str, Any]) -> int:
 
 
 def spread(values: Sequence[float] | NDArray[np.float64]) -> Spread:
-    """The median of repeats and its 95 % interval."""
+    """Return the median of repeats and its 95 % interval."""
     array = np.asarray(values, np.float64)
     draw = np.random.default_rng(0)
     medians = np.median(draw.choice(array, (_RESAMPLES, len(array))), axis=1)
@@ -290,10 +290,10 @@ def spread(values: Sequence[float] | NDArray[np.float64]) -> Spread:
 
 
 def learned_less(loss: float, other: float) -> bool:
-    """Whether a final loss is too much worse than another for a speed comparison."""
+    """Return whether a final loss is too much worse than another for a speed comparison."""
     return loss > 1.25 * other + 0.05
 
 
 def differ(ratio: Spread) -> bool:
-    """Whether two subjects differ: the interval of their ratio excludes 1."""
+    """Return whether two subjects differ: the interval of their ratio excludes 1."""
     return not ratio.low <= 1 <= ratio.high

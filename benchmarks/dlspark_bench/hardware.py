@@ -14,11 +14,11 @@ import psutil
 from dlspark import ConfigError, available_backends, load_backend
 
 _FRAMEWORKS = ("dlspark", "keras", "tensorflow", "jax", "torch", "numpy")
-_FLAGS = ("avx2", "fma", "avx512f", "avx512_bf16", "amx_bf16")  # they decide the speed of a matrix product
+_FLAGS = ("avx2", "fma", "avx512f", "avx512_bf16", "amx_bf16")  # they determine the speed of a matrix product
 
 
 def hardware() -> dict[str, Any]:
-    """Plain data: ``cpu``, ``cpu_flags``, ``cores`` that this process may use, ``memory_bytes``, ``gpus``."""
+    """Return plain data: ``cpu``, ``cpu_flags``, ``cores`` that this process may use, ``memory_bytes``, ``gpus``."""
     return {
         "cpu": _cpu_field("model name") or platform.processor() or platform.machine(),
         "cpu_flags": [flag for flag in _FLAGS if flag in _cpu_field("flags").split()],
@@ -29,7 +29,7 @@ def hardware() -> dict[str, Any]:
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -52,7 +52,7 @@ def devices(wanted: str) -> list[str]:
     """
     import keras
 
-    if keras.backend.backend() == "torch":  # for which Keras cannot list them
+    if keras.backend.backend() == "torch":  # Keras cannot list torch's devices
         import torch
 
         found = [f"cuda:{number}" for number in range(torch.cuda.device_count())] or ["cpu:0"]
@@ -60,8 +60,8 @@ def devices(wanted: str) -> list[str]:
         found = [str(name) for name in keras.distribution.list_devices()]
     if wanted == "gpu" and not any(name.startswith(("gpu", "cuda")) for name in found):
         raise ConfigError(
-            f"Expected a GPU: {keras.backend.backend()} sees {', '.join(found)}. Install a build with GPU support and its "
-            "driver, or measure with --device cpu."
+            f"Expected a GPU; got {', '.join(found)} from {keras.backend.backend()}. Install a build with GPU support and "
+            "its driver, or use --device cpu."
         )
     return found
 

@@ -1,4 +1,4 @@
-"""Pace: the clock of turns as a Keras callback."""
+"""Pace: the clock of turns, as a Keras callback."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dlspark_bench.turns import Clock
 
 
 class Pace(keras.callbacks.Callback):
-    """Takes turns as `Clock` says, inside of Keras' ``fit``."""
+    """Takes the turns of a `Clock` inside Keras' ``fit``."""
 
     def __init__(self, clock: Clock) -> None:
         super().__init__()
@@ -21,7 +21,7 @@ class Pace(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         if batch in (0, (self.params or {}).get("steps", 0) - 1) and logs:
-            float(logs["loss"])  # frameworks return from a step before it has been computed
+            float(logs["loss"])  # wait for the step: frameworks return before it is computed
         self._clock.step_ended()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:

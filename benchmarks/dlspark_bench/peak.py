@@ -1,4 +1,4 @@
-"""The most floating-point operations a second that this machine has shown: no result can be above it."""
+"""Measure this machine's peak in floating-point operations per second. No result can exceed it."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ REPEATS = 12
 
 
 def measured_peak(dtype: str, threads: int, device: str) -> float:
-    """FLOP/s of the best of several products of square matrices, by the framework that trains, in this process.
+    """Return the best FLOP/s of several square matrix products, computed in this process by the framework that trains.
 
     Args:
-        dtype: the compute dtype of a policy: "float32", "bfloat16" or "float16".
-        threads: to compute with; without effect on a GPU.
+        dtype: the compute dtype of the policy: "float32", "bfloat16" or "float16".
+        threads: number of threads; no effect on a GPU.
         device: "cpu" or "gpu".
     """
     from dlspark_bench.cores import own_threads
@@ -33,7 +33,7 @@ def measured_peak(dtype: str, threads: int, device: str) -> float:
     best = 0.0
     for _ in range(REPEATS):
         started = time.perf_counter()
-        # Back on the host, a number: frameworks return before they have computed.
+        # Copy a number to the host, because frameworks return before they have computed.
         float(keras.ops.convert_to_numpy(keras.ops.cast(keras.ops.matmul(one, one)[0, 0], "float32")))
         best = max(best, 2 * size**3 / (time.perf_counter() - started))
     return best

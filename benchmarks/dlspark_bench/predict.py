@@ -32,17 +32,17 @@ def measured(runs: Sequence[Run], backend: str, threads: int = 1) -> list[Measur
     """Return the measured configurations of ``backend``; one `local` worker counts as its single worker.
 
     Args:
-        runs: of one model, in one fine-tuning mode.
+        runs: runs of one model, in one fine-tuning mode.
         backend: a subject's name.
         threads: per worker.
 
     Raises:
-        ConfigError: there is none, or the runs measured different work.
+        ConfigError: no configuration matches, or the runs measured different work.
     """
     found = []
     for run in runs:
         if run.scenario.work != runs[0].scenario.work:
-            raise ConfigError(f"Expected runs of the same work: {run.path.name} is of {run.scenario.work}.")
+            raise ConfigError(f"Expected runs of equal work; got {run.scenario.work} in {run.path.name}. Leave it out.")
         for name, result in run.results.items():
             subject = result.subject
             if subject.threads != threads or (subject.name, subject.workers == 1) not in {
@@ -62,13 +62,13 @@ def measured(runs: Sequence[Run], backend: str, threads: int = 1) -> list[Measur
                 )
             )
     if not any(each.workers > 1 for each in found) and backend != "local":
-        raise ConfigError(f"Expected runs of {backend!r} with {threads} threads a worker: there are none in these results.")
+        raise ConfigError(f"Expected runs of {backend!r} with {threads} threads per worker; got none. Measure them first.")
     return found
 
 
 @dataclass(frozen=True)
 class LeftOut:
-    """The largest worker count, its median epoch, what fewer workers predict, and predicted / measured − 1."""
+    """The largest worker count, its median epoch, the prediction from fewer workers, and predicted / measured − 1."""
 
     workers: int
     measured_seconds: float
@@ -78,9 +78,9 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class BreakEven:
-    """The fewest workers whose epoch lasts no longer than the GPU's, with a 90 % interval.
+    """The fewest workers whose epoch takes no longer than the GPU's, with a 90 % interval.
 
-    None: no number up to the most allowed gets there. So ``high`` is None when more than one draw in twenty never does.
+    None: no allowed number of workers suffices. ``high`` is None if that is so in more than one draw in twenty.
     """
 
     workers: int | None
@@ -90,9 +90,9 @@ class BreakEven:
 
 
 def check(measured: Sequence[Measured], *, seed: int = 0) -> tuple[LeftOut | None, str]:
-    """Predict the runs with the most workers from those with fewer: the worst of them, and what to say about it.
+    """Predict the runs with the most workers from those with fewer; return the worst prediction and a description.
 
-    None, and the reason, when the runs that are not oversubscribed have but one worker count. ConfigError as in `fit`.
+    Returns None and the reason if the runs that are not oversubscribed have only one worker count. ConfigError as in `fit`.
     """
     kept = comparable(measured)
     largest = max(run.workers for run in kept)
@@ -124,8 +124,8 @@ def break_even(
 ) -> BreakEven:
     """Return the fewest workers that match the GPU's median epoch over the same ``rows``.
 
-    Give ``batch_size`` to hold the batch, so that more workers change nothing in the training, or ``batch_size_per_worker``
-    to let it grow with them: fewer, larger steps, which need not learn as well. ConfigError for both or neither.
+    ``batch_size`` keeps the batch constant, so the number of workers does not affect training. ``batch_size_per_worker``
+    makes it grow with the workers: fewer, larger steps, which may learn less. ConfigError for both or neither.
     """
     batches = (batch_size, batch_size_per_worker)
     expect(batches.count(None) == 1, "batch_size or batch_size_per_worker", batches, "Give one of them.")
@@ -138,7 +138,7 @@ def break_even(
     expect_shares(1, rows, batch(1))
     counts = np.array([n for n in range(1, max_workers + 1) if n <= fewest_rows(rows, batch(n))])
     epochs = model.draws @ np.array([epoch_terms(n, rows, batch(n), model.gradient_bytes) for n in counts.tolist()]).T
-    # Another seed than the fit's: the GPU's repeats were not drawn together with the workers'.
+    # Not the fit's seed, because the GPU's repeats are independent of the workers'.
     met = epochs <= resampled_medians(gpu_epoch_seconds, np.random.default_rng(seed + 1))[:, None]
     fewest = np.sort(np.where(met.any(axis=1), counts[met.argmax(axis=1)], max_workers + 1)).tolist()
     low, high = (fewest[round(at * (DRAWS - 1))] for at in INTERVAL)

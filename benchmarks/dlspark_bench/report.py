@@ -1,4 +1,4 @@
-"""Results as tables, pictures and one offline page."""
+"""Write results as tables, pictures and one offline page."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ WORK = [
 FIGURES = ["figure", "what", "result", "95 %", "goal", "reached"]
 COMPARISON = ["run", "subject", "batch", "dtype", "images/s", "ratio", "95 %", "loss", "verdict"]
 NOTES = (
-    "Images a second are medians over the steps of steady epochs; an epoch's seconds also hold what follows its last step. "
-    "Intervals hold the median with 95 % confidence. The turns of all subjects interleave, and a figure is a ratio of two "
-    "of them, repeat by repeat. Input, communication and compute are shares of an epoch: waiting for batches, what an epoch "
-    "of the same workers lasts longer than without exchanging gradients, and the rest. All-reduced MB are those that a "
-    "worker sends in an epoch. A peak is that of a product of matrices on the same cores."
+    "Images per second are medians over the steps of steady epochs; an epoch's seconds also include the work after its last "
+    "step. Intervals are 95 % confidence intervals of the median. The turns of all subjects interleave, and a figure is a "
+    "ratio of two subjects, from paired repeats. Input, communication and compute are shares of an epoch: waiting for "
+    "batches, the extra time over an epoch without gradient exchange, and the rest. All-reduced MB are sent per worker and "
+    "epoch. The peak is that of matrix products on the same cores."
 )
 
 
@@ -81,16 +81,16 @@ def about(run: Run) -> dict[str, str]:
         "versions": ", ".join(f"{name} {versions[name]}" for name in versions if name not in others),
         "commit": run.about["commit"] or "unknown",
         "measured": f"{run.about['started']}, {scenario.repeats} repeats of {scenario.epochs} epochs, "
-        f"{run.about['seconds']:.0f} s in all",
+        f"{run.about['seconds']:.0f} s in total",
     }
 
 
 def comparison(runs: Sequence[Run], prices: dict[str, float]) -> tuple[list[str], list[list[Any]]]:
-    """Return columns and rows: each subject of each run against the first subject of the first run.
+    """Return columns and rows that compare each subject with the first subject of the first run.
 
     Args:
         runs: the runs to compare.
-        prices: per machine hour, by the run's name; adds a column with the cost of the first subject's epoch.
+        prices: price of a machine hour, by run id; adds a column with the cost of the first subject's epoch.
 
     Raises:
         ConfigError: the runs measured different work.
@@ -100,7 +100,7 @@ def comparison(runs: Sequence[Run], prices: dict[str, float]) -> tuple[list[str]
         differing = [name for name, value in work.items() if run.scenario.work[name] != value]
         if differing:
             told = "; ".join(f"{name}: {work[name]!r} and {run.scenario.work[name]!r}" for name in differing)
-            raise ConfigError(f"Expected runs of the same work: {runs[0].path.name} and {run.path.name} differ. {told}.")
+            raise ConfigError(f"Expected runs of equal work; got {runs[0].path.name} and {run.path.name}: {told}. Drop one.")
     base = next(iter(runs[0].results.values()))
     columns = [*COMPARISON, *([f"cost of {base.rows:,} images"] if prices else [])]
     rows = []
@@ -108,7 +108,7 @@ def comparison(runs: Sequence[Run], prices: dict[str, float]) -> tuple[list[str]
         for name, result in run.results.items():
             if run is runs[0]:
                 ratio = run.ratio(name, str(base.subject))
-            else:  # not interleaved: the intervals of both sides count in full
+            else:  # not interleaved, so combine both intervals in full
                 of, over = result.images_per_second, base.images_per_second
                 ratio = Spread(of.median / over.median, of.low / over.high, of.high / over.low, min(of.count, over.count))
             told = "the base" if result is base else "" if differ(ratio) else "cannot be told apart"
@@ -142,7 +142,7 @@ def number(value: float) -> float:
 
 
 def interval(value: Spread) -> str:
-    """Format the bounds for a table; "once" for a single measurement."""
+    """Format the bounds for a table, or "once" for a single measurement."""
     if value.count == 1:
         return "once"
     return f"{number(value.low):,}{_NARROW}–{_NARROW}{number(value.high):,}"
@@ -163,7 +163,7 @@ def write(runs: Sequence[Run], out: Path) -> Path:
             page.table(FIGURES, figure_rows(found))
         page.table(SPEED, speed_rows(run))
         figure = _bars(run)
-        page.picture(figure, f"images a second of each subject, scenario {run.scenario.name}")
+        page.picture(figure, f"images per second of each subject, scenario {run.scenario.name}")
         (out / f"{run.about['id']}.png").write_bytes(png(figure))
         if work_rows(run):
             page.table(WORK, work_rows(run))
@@ -210,7 +210,7 @@ def _rounded(value: float | None, digits: int) -> float | None:
 
 
 def _bars(run: Run) -> Any:
-    """Draw images a second by subject, each turn as a dot."""
+    """Plot images per second by subject, with a dot for each turn."""
     names = list(run.results)
     figure = new_figure(8, 0.9 + 0.42 * len(names))
     axis = figure.subplots()
@@ -220,5 +220,5 @@ def _bars(run: Run) -> Any:
         axis.plot(rates, [place] * len(rates), "o", markersize=3, color="#08519c")
     axis.set_yticks(range(len(names)), names)
     axis.invert_yaxis()
-    axis.set(xlabel="images/s of all workers (bar: median; dots: turns)", title=run.scenario.name)
+    axis.set(xlabel="images/s over all workers (bar: median; dots: turns)", title=run.scenario.name)
     return figure

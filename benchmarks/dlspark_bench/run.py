@@ -1,4 +1,4 @@
-"""Measure a scenario: start its subjects, give them turns, record what they report."""
+"""Measure a scenario: start its subjects, let them train in turns, and record their reports."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from dlspark_bench.scenario import Scenario, Subject
 from dlspark_bench.turns import LOOK_SECONDS, give, put
 
 LAUNCH_SECONDS = 900.0
-"""Longest time until a subject's first epoch, which traces the model, is done."""
+"""Timeout for a subject's first epoch, which traces the model."""
 
 _END_SECONDS = 120.0
 
@@ -49,7 +49,7 @@ def measure(
         say: receives each line of progress.
 
     Raises:
-        ConfigError: there is no such subject.
+        ConfigError: a subject does not exist.
         MeasurementError: a subject failed.
     """
     delays = delays or {}
@@ -87,7 +87,7 @@ def measure(
         for repeat in range(1, scenario.repeats + 1):
             round_begun = time.monotonic()
             for each in _in_turn(running, repeat):
-                # A steady epoch is shorter than the first; ten times as long is a machine that hangs.
+                # A steady epoch is shorter than the first. If it takes ten times as long, the machine hangs.
                 lines.append(each.turn(0, repeat, longest))
             took = time.monotonic() - round_begun
             say(f"repeat {repeat} of {scenario.repeats}: {took:.0f} s; {took * (scenario.repeats - repeat):.0f} s left")
@@ -115,7 +115,7 @@ def measure(
 
 
 def _in_turn(running: list[_Running], repeat: int) -> list[_Running]:
-    """A B, B A: a drift of the machine affects both alike."""
+    """Reverse the order in every second repeat (A B, B A), so that drift affects all alike."""
     return running[:: -1 if repeat % 2 == 0 else 1]
 
 
@@ -126,12 +126,12 @@ def _peaks(scenario: Scenario, subjects: list[Subject], say: Callable[[str], Non
         yield {"kind": "peak", "dtype": dtype, "threads": count, "flops": _peak(dtype, count, scenario.device)}
 
 
-@functools.cache  # the machine's, whatever the scenario: the short set asks for the same one five times
+@functools.cache  # the peak does not depend on the scenario, and benchmarks/short.py needs it five times
 def _peak(dtype: str, threads: int, device: str) -> float:
     command = [sys.executable, "-m", "dlspark_bench.peak", dtype, str(threads), device]
     done = subprocess.run(command, capture_output=True, text=True, timeout=LAUNCH_SECONDS, check=False)
     if done.returncode:
-        raise MeasurementError(f"The machine's peak could not be measured:\n{done.stderr[-2000:]}")
+        raise MeasurementError(f"Measuring the machine's peak failed:\n{done.stderr[-2000:]}")
     return float(json.loads(done.stdout.splitlines()[-1]))
 
 
@@ -164,7 +164,7 @@ class _Process:
     def _ended(self) -> str:
         code = self.handle.returncode
         if code == -signal.SIGKILL:
-            return "killed; if nobody did that, memory ran out, and the scenario has too many subjects for this machine"
+            return "killed; unless someone did that, memory ran out: use fewer subjects"
         return f"exit code {code}"
 
     def _tail(self) -> str:
@@ -225,7 +225,9 @@ class _Running:
                 firsts.append(report["first_step_at"] and report["first_step_at"] - process.launched_at(launch))
             checksums = {path.read_text() for path in place.glob("checksum-*")}
             if len(checksums) > 1:
-                raise MeasurementError(f"The workers of {self.subject} ended with weights that differ: {checksums}.")
+                raise MeasurementError(
+                    f"Expected equal weights on all workers of {self.subject}; got checksums {checksums}."
+                )
         seconds = None if None in firsts else max(first for first in firsts if first is not None)
         return {"kind": "launch", "subject": str(self.subject), "warm": launch > 0, "seconds_to_first_step": seconds}
 
@@ -262,7 +264,7 @@ def _started(scenario: Scenario, subject: Subject, folder: Path, delay_seconds: 
             with log.open("wb") as output:
                 handle = subprocess.Popen(
                     [sys.executable, "-m", "dlspark_bench.subject", str(spec)],
-                    stdin=subprocess.PIPE,  # closed when this process ends, however it ends
+                    stdin=subprocess.PIPE,  # closes however this process ends
                     stdout=output,
                     stderr=subprocess.STDOUT,
                     cwd=place,

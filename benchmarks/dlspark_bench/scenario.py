@@ -14,7 +14,7 @@ from dlspark import ConfigError, load_backend
 
 BUILT_IN = Path(__file__).parent / "scenarios"
 BARE = ("bare-elephas", "bare-horovod", "bare-mirrored")
-"""The engines without dlspark."""
+"""Subjects that are an engine without dlspark."""
 
 ALONE = {"loop", "local", "feed"}
 """Subjects whose workers are independent processes."""
@@ -24,16 +24,15 @@ _SUBJECT = re.compile(r"([a-z][a-z0-9_-]*)(?::(\d+)x(\d+))?(@[a-z0-9]+)?")
 
 @dataclass(frozen=True)
 class Subject:
-    """What trains: ``name:WORKERSxTHREADS``. An ``@label`` adds the same subject again, which shows the noise.
+    """What is measured: ``name:WORKERSxTHREADS``. An ``@label`` repeats a subject, to show the noise.
 
     Attributes:
-        name: ``loop``, a loop of Keras' ``fit`` as one writes it by hand, in as many independent processes as there are
-            workers; ``bare-horovod`` or ``bare-mirrored``, the engine without dlspark; ``feed``, reading without a model;
-            or a backend of dlspark. ``local`` with several workers is as many independent runs: the same loop with the
-            reduction switched off.
-        workers: processes that train.
+        name: ``loop``, a hand-written loop with Keras' ``fit``, one independent process per worker; ``bare-elephas``,
+            ``bare-horovod`` or ``bare-mirrored``, the engine without dlspark; ``feed``, which reads without a model; or a
+            backend of dlspark. ``local`` with several workers runs independently: a worker's loop without the all-reduce.
+        workers: number of training processes.
         threads: per worker.
-        label: with its ``@``.
+        label: the label, including the ``@``.
     """
 
     name: str
@@ -61,7 +60,7 @@ class Subject:
 
     @property
     def told_by_driver(self) -> bool:
-        """Whether the driver reports its epochs, without steps: Elephas' rounds."""
+        """Whether the driver reports its epochs, without steps (Elephas)."""
         return self.name.endswith("elephas")
 
     @property
@@ -73,15 +72,15 @@ class Subject:
         """Reject an unknown name or a backend that is not installed.
 
         Raises:
-            ConfigError: there is no such subject.
-            MissingDependencyError: the backend's distribution, or one that it needs, is not installed.
+            ConfigError: the subject does not exist.
+            MissingDependencyError: the backend's distribution or a dependency is not installed.
         """
         if self.name not in {"loop", "feed", *BARE}:
             load_backend(self.name)
 
     @classmethod
     def parse(cls, text: str) -> Subject:
-        """Parse the text that ``str`` gives; without numbers, one worker with one thread."""
+        """Parse the text of ``str(subject)``; the numbers default to one worker with one thread."""
         match = _SUBJECT.fullmatch(text)
         if match is None or "0" in match.groups()[1:3]:
             raise ConfigError(f"Expected a subject as NAME:WORKERSxTHREADS, such as 'horovod:2x1'; got {text!r}.")
@@ -97,11 +96,11 @@ class Figure:
         id: its short name, such as "P2".
         title: a short description.
         of: the numerator.
-        over: the denominator; None takes the quantity of ``of`` alone.
-        quantity: "images_per_second", "step_seconds", or "launch_seconds" and "warm_launch_seconds". For
-            launches the figure is the difference in seconds.
-        goal: the number to reach.
-        at_least: whether the goal is a lower bound; else an upper one.
+        over: the denominator; with None, the figure is the quantity of ``of``.
+        quantity: "images_per_second", "step_seconds", "launch_seconds" or "warm_launch_seconds". For launches, the
+            figure is the difference in seconds.
+        goal: the target value.
+        at_least: whether the goal is a lower bound; otherwise it is an upper bound.
     """
 
     id: str
@@ -118,22 +117,22 @@ class Scenario:
     """One measurement. Work grows with a subject's cores, so that all subjects take the same number of steps.
 
     Attributes:
-        name: of the scenario; results of equal scenarios can be compared.
+        name: name of the scenario; results of equal scenarios are comparable.
         model: "small_cnn", or a backbone of `dlspark.build_classifier`, with random weights and ten classes.
-        image_size: pixels of a side.
-        rows_per_core: images of an epoch, for each thread of each worker.
-        batch_per_core: images of a step, for each thread of each worker.
+        image_size: side length in pixels.
+        rows_per_core: images per epoch, for each thread of each worker.
+        batch_per_core: images per step, for each thread of each worker.
         dtype: the dtype policy: "float32", "mixed_bfloat16" or "mixed_float16".
-        fine_tune: as `dlspark.build_classifier` takes it.
-        jit_compile: as Keras' ``compile`` takes it: "auto", true or false. True is XLA, and torch.compile under torch.
-        device: "cpu" hides GPUs; "gpu" demands one.
+        fine_tune: as in `dlspark.build_classifier`.
+        jit_compile: as in Keras' ``compile``: "auto", true or false. True means XLA, or torch.compile under torch.
+        device: "cpu" hides GPUs; "gpu" requires one.
         epochs: per turn; reported seconds are per epoch.
         repeats: measured turns per subject, after a first epoch that traces the model.
         warm_launches: further launches of one epoch in the same Spark session, for engines that report steps.
-        seed: of images and weights.
-        data: folder or URI of a prepared dataset, the first of whose training images take the place of generated ones.
-        subjects: in the order of the first turn.
-        figures: to compute from the results.
+        seed: seed of images and weights.
+        data: folder or URI of a prepared dataset, whose first training images replace generated ones.
+        subjects: the subjects, in the order of the first turn.
+        figures: figures to compute from the results.
     """
 
     name: str
@@ -162,19 +161,21 @@ class Scenario:
                 raise ConfigError(f"Expected {name} as one of {', '.join(known)}; got {getattr(self, name)!r}.")
         names = [str(Subject.parse(text)) for text in self.subjects]
         if len(set(names)) < len(names) or not names:
-            raise ConfigError(f"Expected at least one subject, each of them once; got {', '.join(names) or 'none'}.")
+            raise ConfigError(
+                f"Expected at least one subject, each of them once; got {', '.join(names) or 'none'}. Add @labels."
+            )
         object.__setattr__(self, "subjects", tuple(names))
         for figure in self.figures:
             for subject in (figure.of, figure.over):
                 if subject is not None and subject not in names:
-                    raise ConfigError(f"Figure {figure.id!r} needs the subject {subject!r}, which is not in the scenario.")
+                    raise ConfigError(f"Expected subject {subject!r} for figure {figure.id!r}; got none. Add it.")
 
     def rows(self, subject: Subject) -> int:
-        """Images of an epoch, over all workers."""
+        """Return the images per epoch, over all workers."""
         return self.rows_per_core * subject.cores
 
     def batch_size(self, subject: Subject) -> int:
-        """Images of a step, over all workers."""
+        """Return the images per step, over all workers."""
         return self.batch_per_core * subject.cores
 
     @property
@@ -184,16 +185,18 @@ class Scenario:
 
     @property
     def work(self) -> dict[str, Any]:
-        """Settings that must be equal for two results to be comparable; batches and dtypes may differ."""
+        """Settings that must be equal in comparable results; batches and dtypes may differ."""
         return {name: getattr(self, name) for name in ("model", "image_size", "fine_tune")}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Scenario:
-        """Build a scenario from plain data, as in a file."""
+        """Build a scenario from plain data, such as a parsed file."""
         known = {field.name for field in dataclasses.fields(cls)}
         unknown = set(values) - known
         if unknown:
-            raise ConfigError(f"Unknown in a scenario: {', '.join(sorted(unknown))}. Known: {', '.join(sorted(known))}.")
+            raise ConfigError(
+                f"Expected settings among {', '.join(sorted(known))}; got {', '.join(sorted(unknown))}. Remove it."
+            )
         figures = tuple(Figure(**figure) for figure in values.get("figures", ()))
         return cls(**{**values, "subjects": tuple(values.get("subjects", cls.subjects)), "figures": figures})
 
@@ -202,7 +205,7 @@ def find(name_or_file: str) -> Scenario:
     """Return a built-in scenario by name, or read one from a TOML file.
 
     Raises:
-        ConfigError: it does not exist or is not valid.
+        ConfigError: the scenario does not exist or is invalid.
     """
     path = Path(name_or_file)
     if path.suffix != ".toml":
@@ -211,10 +214,10 @@ def find(name_or_file: str) -> Scenario:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(
-            f"Unknown scenario {name_or_file!r}. Known: {', '.join(built_in())}; or give a .toml file."
+            f"Expected a built-in scenario or a .toml file; got {name_or_file!r}. Known: {', '.join(built_in())}."
         ) from None
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"Expected TOML in {str(path)!r}: {error}.") from error
+        raise ConfigError(f"Expected TOML in {str(path)!r}; got an error: {error}. Fix the file.") from error
     return Scenario.from_dict({"name": path.stem, **values})
 
 

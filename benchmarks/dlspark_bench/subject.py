@@ -1,4 +1,4 @@
-"""One process of one subject: ``python -m dlspark_bench.subject SPEC.json``. The timed training runs here, in turns."""
+"""One process of one subject: ``python -m dlspark_bench.subject SPEC.json``. It runs the timed training, in turns."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def main() -> None:
 
 
 def _end_with_the_harness() -> None:
-    """Exit when the harness does: its end of the pipe on stdin closes."""
-    os.read(0, 1)  # not sys.stdin, whose lock a process that is forked meanwhile, as Horovod does, would wait for
+    """Exit when the harness does, which closes the pipe on stdin."""
+    os.read(0, 1)  # sys.stdin has a lock, on which a fork (Horovod's, for example) would block
     os._exit(1)
 
 
@@ -105,7 +105,7 @@ def _prepared(
 def _loop(model: Any, x: Any, y: Any, *, batch_size: int, **options: Any) -> None:
     """Train with a hand-written loop: ``fit`` on arrays, without two known slow-downs.
 
-    A slow baseline would flatter the subjects that are compared with it.
+    A slow baseline would make the other subjects look better.
     """
     if os.environ.get("KERAS_BACKEND", "tensorflow") != "tensorflow":
         model.fit(x, y, batch_size=batch_size, **options)
@@ -129,7 +129,7 @@ def _loop(model: Any, x: Any, y: Any, *, batch_size: int, **options: Any) -> Non
 
 
 def _jvm_peak_memory_bytes() -> int | None:
-    """Return the peak resident memory of the driver's JVM, a child of this process; None without Spark or /proc."""
+    """Return the peak resident memory of this process' JVM; None without Spark or /proc."""
     for child in psutil.Process().children(recursive=True):
         if child.name() == "java":
             try:

@@ -2,7 +2,7 @@
 
 Launching and tracing happen once, and the turns interleave, so a slow minute of the machine affects all subjects. A turn is
 a file that holds its start time. Frequent polling would take time from the subject that trains, and rare polling would
-start the workers of one subject apart; so workers poll rarely, and a turn starts after all of them must have seen it.
+start a subject's workers at different times. So workers poll rarely, and a turn starts once all of them have seen its file.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 LOOK_SECONDS = 0.05
 WAIT_SECONDS = 3600.0
-"""Longest wait for a turn, which may follow the turns of all other subjects."""
+"""Timeout for a turn, which may follow the turns of all other subjects."""
 
 _BEGIN_SECONDS = 3 * LOOK_SECONDS
 
@@ -27,9 +27,9 @@ class Clock:
     """Wait for a worker's turns and report their durations. Turn 0 is the first epoch only.
 
     Args:
-        folder: holds the files of the turns.
-        epochs: per later turn.
-        delay_seconds: sleep in every step; a known delay that tests the harness.
+        folder: folder of the turns' files.
+        epochs: epochs per later turn.
+        delay_seconds: sleep in every step, to test the harness with a known delay.
     """
 
     def __init__(self, folder: str, *, epochs: int = 1, delay_seconds: float = 0.0) -> None:
@@ -56,10 +56,10 @@ class Clock:
         self._last_step = time.perf_counter()
 
     def epoch_ended(self, epoch: int, logs: Mapping[str, Any]) -> None:
-        """Report, if this was the last epoch of a turn."""
+        """Write the report if this was the last epoch of a turn."""
         turn, place = self._turn(epoch)
         now = time.perf_counter()
-        # Where nobody sees steps (Elephas' rounds report on the driver) an epoch is all steps.
+        # Without reported steps (Elephas' driver reports rounds), the whole epoch counts as steps.
         self._steps_seconds += (self._last_step if self._last_step > self._epoch_began else now) - self._epoch_began
         epochs = self._epochs if turn else 1
         if place + 1 < epochs:
@@ -74,16 +74,16 @@ class Clock:
         put(Path(self._folder, f"done-{turn}-{os.getpid()}.json"), json.dumps(report))
 
     def training_ended(self) -> None:
-        """Wait, so that ending does not disturb subjects that are still measured."""
+        """Wait for the end of all turns, so that ending does not disturb other subjects."""
         wait(Path(self._folder, "end"))
 
     def _turn(self, epoch: int) -> tuple[int, int]:
-        """Return the turn of an epoch, and the epoch's place in it."""
+        """Return the turn of an epoch, and the epoch's index in it."""
         return (0, 0) if epoch == 0 else (1 + (epoch - 1) // self._epochs, (epoch - 1) % self._epochs)
 
 
 def give(path: Path) -> None:
-    """Start a turn in a moment."""
+    """Start a turn after `_BEGIN_SECONDS`."""
     put(path, repr(time.time() + _BEGIN_SECONDS))
 
 
@@ -96,7 +96,9 @@ def wait(path: Path) -> None:
     deadline = time.monotonic() + WAIT_SECONDS
     while not path.exists():
         if time.monotonic() > deadline:
-            raise TimeoutError(f"Expected the turn {path.name!r} within {WAIT_SECONDS:.0f} s; got none.")
+            raise TimeoutError(
+                f"Expected the turn {path.name!r} within {WAIT_SECONDS:.0f} s; got none. Use fewer subjects or epochs."
+            )
         time.sleep(LOOK_SECONDS)
     time.sleep(max(0.0, float(path.read_text()) - time.time()))
 

@@ -1,4 +1,4 @@
-"""The model and images of a scenario, equal for every subject and on every machine."""
+"""The model and images of a scenario, equal for all subjects and machines."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CLASSES = 10
 
 
 def images(scenario: Scenario, rows: int) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
-    """Return uint8 (rows, size, size, 3) and int32 (rows,): the scenario's dataset, or noise with a tint for each class.
+    """Return uint8 (rows, size, size, 3) and int32 (rows,): the scenario's dataset, or noise with a tint per class.
 
     Raises:
         ConfigError: the dataset has too few images, or images of another size.
@@ -35,7 +35,7 @@ def _prepared(scenario: Scenario, rows: int) -> tuple[NDArray[np.uint8], NDArray
     size = (scenario.image_size, scenario.image_size)
     if train is None or train.rows < rows or dataset.image_size != size:
         raise ConfigError(
-            f"Expected at least {rows:,} training images of {size} in {scenario.data!r}: there are "
+            f"Expected at least {rows:,} training images of {size} in {scenario.data!r}; got "
             f"{train.rows if train else 0:,} of {dataset.image_size}. Change rows_per_core or image_size."
         )
     x = np.empty((rows, *size, 3), np.uint8)
@@ -80,11 +80,11 @@ def gradient_bytes(built: Any) -> int:
 
 
 def flops_per_image(built: Any) -> int:
-    """Floating-point operations of one training step, per image.
+    """Return the floating-point operations of one training step, per image.
 
-    A multiply-add counts two. Forward: convolutions and dense layers, which are all but a few percent of it. Backward: as
-    much again for the gradient of the input, wherever something below is trained, and as much again for that of the
-    kernel where it is trained (Griewank and Walther, Evaluating Derivatives, 2008, chapter 3).
+    A multiply-add counts as two. The forward pass counts convolutions and dense layers, which are all but a few percent. In
+    the backward pass, the gradient of a layer's input costs as much as its forward pass, if a layer below is trained; so
+    does the gradient of its kernel, if it is trained (Griewank and Walther, Evaluating Derivatives, 2008, chapter 3).
     """
     total, trained_below = 0, False
     for layer in _leaves(built):
@@ -106,7 +106,7 @@ def _forward(layer: Any) -> int:
 
 
 def _places(layer: Any) -> int:
-    """Return how often a kernel is applied to one image: the pixels of its output, or 1 for a dense layer."""
+    """Return how often a kernel is applied per image: the number of output pixels, or 1 for a dense layer."""
     return prod(layer.output.shape[1:-1])
 
 

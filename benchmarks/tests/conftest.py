@@ -1,4 +1,4 @@
-"""Recorded results, a file that `measure` wrote: reading and judging results needs no training."""
+"""Recorded results of `measure`, so that tests of reading and judging results need no training."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ Rewrite = Callable[[Path, Callable[[dict[str, Any]], None]], Path]
 
 @pytest.fixture
 def recorded() -> Run:
-    """Every engine on two workers, with dlspark and without, measured once on two cores."""
+    """Return a run of every engine on two workers, with and without dlspark, measured on two cores."""
     return Run(DATA / "recorded.jsonl")
 
 
 @pytest.fixture
 def rewrite(tmp_path: Path) -> Rewrite:
-    """Write a copy of a results file with each line edited, and return its path."""
+    """Return a function that writes an edited copy of a results file and returns its path."""
 
     def write(source: Path, edit: Callable[[dict[str, Any]], None]) -> Path:
         lines = [json.loads(line) for line in source.read_text().splitlines()]

@@ -1,4 +1,4 @@
-"""Every engine with dlspark and without, measured by the harness. Slow, so only in `make test-all`."""
+"""Every engine, with and without dlspark, measured by the harness. Slow, so only in `make test-all`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ENGINES = [name for name in ("mirrored", "horovod", "elephas") if name in availa
 @pytest.mark.spark
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.skipif(len(ENGINES) < 3, reason=f"not all engines are installed: {', '.join(ENGINES) or 'none'}")
+@pytest.mark.skipif(len(ENGINES) < 3, reason=f"needs all three engines; installed: {', '.join(ENGINES) or 'none'}")
 def test_every_engine_trains_with_dlspark_and_bare(tmp_path: Path) -> None:
     scenario = Scenario(
         name="engines",

@@ -1,4 +1,4 @@
-"""Measuring: one run as a user starts it, a subject that fails, and interruptions."""
+"""Measuring: a run from the command line, a failing subject, and interruptions."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_a_real_delay_of_a_tenth_inside_the_step_is_found(tmp_path: Path) -> Non
     for attempt in range(3):
         run = Run(measure(scenario, tmp_path / str(attempt), delays={slowed: step / 10}))
         ratio = run.ratio(slowed, base)
-        if differ(ratio):  # on a busy machine the spread is wider
+        if differ(ratio):  # on a busy machine the spread can hide the delay
             break
     assert differ(ratio), ratio
     assert 0.75 < ratio.median < 0.97, ratio
@@ -80,7 +80,7 @@ def test_a_subject_that_fails_says_why_and_leaves_no_file(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_an_interrupted_run_leaves_no_process_and_no_file(number: int, tmp_path: Path) -> None:
-    # A feed has no model: it starts in seconds. Every subject ends the same way.
+    # A feed has no model, so it starts within seconds. All subjects end the same way.
     flags = ["--image-size", "8", "--rows-per-core", "64", "--subjects", "feed:2x1", "--out", str(tmp_path)]
     with subprocess.Popen([*COMMAND, *flags, "--repeats", "100000"], stderr=subprocess.PIPE, text=True) as command:
         assert command.stderr is not None

@@ -1,4 +1,4 @@
-"""The cost model against synthetic runs of a known truth, which is written out here a second time."""
+"""The cost model on synthetic runs of a known truth, whose formula is implemented here independently."""
 
 import math
 
@@ -16,7 +16,7 @@ ALL_TERMS = [*THREE_COUNTS, (1, 32), (4, 128)]
 
 
 def truth(workers: int, batch_size: int, *, step: float, row: float, hop: float, byte: float) -> float:
-    """Seconds of an epoch, for batch sizes that divide 6,400 and workers that divide them."""
+    """Return the seconds of an epoch, for batch sizes that divide 6,400 and workers that divide the batch size."""
     exchange = 2 * (workers - 1) * (hop + byte * GRADIENTS / workers)
     return ROWS / batch_size * (step + row * batch_size / workers + exchange)
 
@@ -85,7 +85,7 @@ class TestFit:
         assert model.seconds["byte"] == model.seconds["hop"] == 0
 
     def test_a_relative_error_counts_alike_in_long_and_in_short_epochs(self):
-        # Two of three agree; absolute errors would let the one long epoch, twice too slow, decide.
+        # Two of three runs agree. With absolute errors, the long epoch, twice too slow, would dominate.
         odd = [run(1, 64, epoch_seconds=(value,), rows=rows) for rows, value in ((6400, 400.0), (640, 20.0), (1280, 40.0))]
         assert fit(odd).seconds["row"] < 0.05
 
@@ -156,7 +156,7 @@ class TestPredict:
 
     def test_the_slowest_worker_sets_the_pace(self):
         model = fit(runs([(1, 64), (1, 32)]))
-        # 640 steps of 10 rows: one of 4 workers takes 3 of them.
+        # 640 steps of 10 rows: the slowest of 4 workers takes 3 rows.
         assert model.predict(4, rows=ROWS, batch_size=10).epoch_seconds == pytest.approx(640 * (0.05 + 0.03 * 3))
 
     def test_launch_is_a_constant_and_a_slope(self):
@@ -238,7 +238,7 @@ class TestBreakEven:
         assert found.high is None
 
     def test_a_number_of_workers_that_leaves_one_without_a_row_is_passed_over(self):
-        # 11 rows in steps of at most 6 are 5 and 6 rows: too few for 6 workers, and so on to 10.
+        # 11 rows in steps of at most 6 make steps of 5 and 6 rows: too few for 6 workers, and likewise up to 10.
         assert break_even(fit(runs(ALL_TERMS)), (0.6,), rows=11, batch_size_per_worker=1).workers == 11
 
     def test_it_stops_at_the_most_workers_allowed(self):

@@ -1,4 +1,4 @@
-"""Reading, judging, comparing and predicting from recorded results."""
+"""Reading, checking, comparing and predicting from recorded results."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_a_run_reports_each_subject(recorded: Run) -> None:
         assert result.images_per_second.low <= result.images_per_second.median <= result.images_per_second.high
         assert 0 < (result.share_of_peak or 0) < figures.LIMIT
         assert result.peak_memory_bytes > 50e6
-        assert 0 < result.logs["loss"] < 2.3  # guessing among ten classes: log 10
+        assert 0 < result.logs["loss"] < 2.3  # guessing among ten classes has a loss of log 10
         assert (result.driver_memory_bytes is None) == result.subject.alone, name
 
 
@@ -41,7 +41,7 @@ def test_a_subject_slower_by_a_tenth_is_told_apart(recorded: Run, rewrite: Rewri
     run = Run(rewrite(recorded.path, slow))
     assert differ(run.ratio(SLOWER, BASE))
     assert 0.88 < run.ratio(SLOWER, BASE).median < 0.94
-    assert f"{SLOWER} was slowed down by 0.006 s a step, on purpose." in run.warnings()
+    assert f"{SLOWER} was deliberately slowed by 0.006 s per step." in run.warnings()
 
 
 def test_a_result_above_the_physical_limit_is_refused(
@@ -82,7 +82,7 @@ def test_a_subject_that_learned_less_is_reported(recorded: Run, rewrite: Rewrite
                 worker["logs"]["loss"] = 2.3
 
     warnings = Run(rewrite(recorded.path, forgetful)).warnings()
-    assert any("Not all learned alike from the same images" in text for text in warnings)
+    assert any("Final losses differ for equal images" in text for text in warnings)
 
 
 def test_the_page_needs_no_network(recorded: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -99,7 +99,7 @@ def test_prices_make_costs(recorded: Run, capsys: pytest.CaptureFixture[str]) ->
     name = recorded.about["id"]
     assert main(["compare", str(recorded.path), "--price", f"{name}=3.6", "--format", "json"]) == 0
     first = json.loads(capsys.readouterr().out)[0]
-    # 3.6 an hour is 0.001 a second.
+    # 3.6 per hour is 0.001 per second.
     assert first["cost of 1,536 images"] == pytest.approx(1.536 / first["images/s"], rel=0.01)
     assert main(["compare", str(recorded.path), "--price", "other=1"]) == 2
     assert "--price RUN=PER_HOUR" in capsys.readouterr().err
@@ -126,7 +126,7 @@ def test_the_tables_hold_every_subject(recorded: Run) -> None:
 
 
 def test_more_workers_are_predicted(recorded: Run, rewrite: Rewrite, capsys: pytest.CaptureFixture[str]) -> None:
-    def faster(line: dict[str, Any]) -> None:  # a GPU: a tenth of the seconds, and a peak to match
+    def faster(line: dict[str, Any]) -> None:  # imitate a GPU: a tenth of the seconds, ten times the peak
         if line["kind"] == "turn":
             line["seconds"] /= 10
             line["steps_seconds"] /= 10

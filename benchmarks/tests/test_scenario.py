@@ -1,4 +1,4 @@
-"""Scenarios as plain data: what is read, and what is refused before anything runs."""
+"""Scenarios as plain data: parsing, and rejecting invalid settings before anything runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def test_what_comes_with_the_harness_is_valid(name: str) -> None:
     assert scenario.name == name
     assert scenario.repeats >= 5
     for subject in map(Subject.parse, scenario.subjects):
-        assert scenario.rows(subject) % scenario.batch_size(subject) == 0, "a short step would be traced once more"
+        assert scenario.rows(subject) % scenario.batch_size(subject) == 0, "a shorter last step would be traced again"
 
 
 @pytest.mark.parametrize("text", ["horovod:2x1", "loop:1x2@again", "bare-mirrored:16x4"])
@@ -34,7 +34,7 @@ def test_a_subject_reads_what_it_writes(text: str) -> None:
         ("repeats = 0", "at least 1"),
         ('dtype = "int8"', "mixed_bfloat16"),
         ("model = [", "TOML"),
-        ('[[figures]]\nid = "P9"\ntitle = "t"\nof = "horovod:2x1"\ngoal = 1.0', "not in the scenario"),
+        ('[[figures]]\nid = "P9"\ntitle = "t"\nof = "horovod:2x1"\ngoal = 1.0', "Expected subject 'horovod:2x1'"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(text: str, told: str, tmp_path: Path) -> None:
