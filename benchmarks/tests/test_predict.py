@@ -124,7 +124,7 @@ class TestBandwidthGiven:
     def test_runs_that_cannot_tell_are_taken_to_have_had_it(self):
         model = fit([run(4, 64, step=0.0, hop=0.0)], bandwidth_bytes_per_second=1e9)
         assert model.seconds["row"] == pytest.approx(TRUTH["row"])
-        assert says(model, "taken to have had it too")
+        assert says(model, "assumed to have had it too")
 
     def test_a_fixed_cost_lost_with_the_measured_bandwidth_is_said(self):
         assert says(fit(runs(THREE_COUNTS), bandwidth_bytes_per_second=1e9), "removed part of it")
