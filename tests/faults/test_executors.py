@@ -17,7 +17,7 @@ SCRIPT = """
 import os, sys
 from pyspark.sql import SparkSession
 from dlspark import Trainer
-from dlspark.spark import find_java
+from dlspark.spark.java import find_java
 from dlspark.testing import toys
 from dlspark.testing.faults import Fault, disturbed_classifier
 

@@ -29,7 +29,7 @@ def test_it_trains_as_the_arrays_do(spark: Any) -> None:
 
 
 def test_labels_outside_the_classes_are_refused(spark: Any) -> None:
-    with pytest.raises(DataError, match="class indices from 0 to 2, as the model has 3 outputs; they run from 0 to 3"):
+    with pytest.raises(DataError, match="class indices from 0 to 2, as the model has 3 outputs; got labels from 0 to 3"):
         Trainer("local").fit(toys.dense_classifier(), frame(spark, np.where(Y == 2, 3, Y)), verbose=0)
 
 
