@@ -218,7 +218,9 @@ def test_what_is_kept_is_not_computed_again(
     frozen.set_weights([weight + 1 for weight in frozen.get_weights()])
     cache_features(changed, replace(dataset, test=None), tmp_path, spark=spark)
     assert len(jobs) == 5
-    monkeypatch.setattr("dlspark.storage.steps.installed_version", {"keras": "0.0", "tensorflow": "0", "dlspark": "0"}.__getitem__)
+    monkeypatch.setattr(
+        "dlspark.storage.steps.installed_version", {"keras": "0.0", "tensorflow": "0", "dlspark": "0"}.__getitem__
+    )
     cache_features(changed, replace(dataset, validation=None, test=None), tmp_path, spark=spark)
     assert len(jobs) == 6
 
