@@ -25,6 +25,8 @@ from dlspark.worker import build, check_mergeable, give_back, load_trained, save
 
 logger = logging.getLogger(__name__)
 
+_POLL_SECONDS = 0.5
+
 
 class Trainer:
     """Trains Keras 3 models on the workers of a backend.
@@ -288,6 +290,3 @@ def _prepare_model(settings: JobSettings, store: Store, model: Any, rows: Sharde
         build(model, rows)
     if settings.from_builder:
         save_initial_weights(store, model)
-
-
-_POLL_SECONDS = 0.5

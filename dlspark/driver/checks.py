@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from dlspark._require import whole_number
-from dlspark.data import ShardedRows, fewest_rows, num_steps
+from dlspark.data import ShardedRows, fewest_rows, num_steps, quoted
 from dlspark.errors import ConfigError, DataError
 
 
@@ -69,7 +69,7 @@ def dataframe_labels(name: str, data: Any, model: Any) -> None:
         return
     from pyspark.sql import functions as F
 
-    column = F.col("`" + label.replace("`", "``") + "`")
+    column = F.col(quoted(label))
     low, high = data.agg(F.min(column), F.max(column)).first()
     if low is not None and not 0 <= low <= high < units:
         raise DataError(_outside(name, units, low, high))

@@ -109,7 +109,7 @@ class ElephasBackend(Backend):
                 "Backend 'elephas' needs every task to run once, but spark.speculation=true starts slow tasks twice. Start "
                 "the session without it."
             )
-        check_cluster(settings, uri, backend=self.name, barrier=False, packages=self.engine.packages)
+        check_cluster(settings, uri, backend=self.name, barrier=self.engine.barrier, packages=self.engine.packages)
 
     def fit(self, job: TrainJob) -> FitResult:
         spark = get_session(job.num_workers)

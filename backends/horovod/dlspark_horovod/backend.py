@@ -92,7 +92,7 @@ class HorovodBackend(LaunchBackend):
                 "Backend 'horovod' needs Horovod, which is not installed. Run: python tools/build_horovod.py in a checkout "
                 "of dlspark; it needs a C++ compiler."
             )
-        check_cluster(settings, uri, backend=self.name, barrier=True, packages=self.engine.packages)
+        check_cluster(settings, uri, backend=self.name, barrier=self.engine.barrier, packages=self.engine.packages)
 
     def driver_host(self) -> str:
         return driver_host(get_session())

@@ -72,7 +72,7 @@ class MirroredBackend(LaunchBackend):
     capabilities = Capabilities(synchronous_gradients=True, exact_rows=True, deterministic=True, resumable=True)
 
     def check(self, settings: JobSettings, uri: str) -> None:
-        check_cluster(settings, uri, backend=self.name, barrier=True, packages=self.engine.packages)
+        check_cluster(settings, uri, backend=self.name, barrier=self.engine.barrier, packages=self.engine.packages)
 
     def driver_host(self) -> str:
         return driver_host(get_session())
