@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -47,9 +48,12 @@ def own_temporary_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
 
 @pytest.fixture(scope="session")
 def spark() -> Iterator[Any]:
-    """The one session of this test process."""
+    """The one session of this test process. Its Python workers begin with Keras imported (tests/preloaded.py)."""
     from dlspark.spark import get_session
 
-    session = get_session(2, app_name="dlspark-tests")
+    with pytest.MonkeyPatch.context() as patch:  # Spark reads both when it starts
+        patch.setenv("PYSPARK_SUBMIT_ARGS", "--conf spark.python.daemon.module=preloaded pyspark-shell")
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent / "tests"), prepend=os.pathsep)
+        session = get_session(2, app_name="dlspark-tests")
     yield session
     session.stop()

@@ -15,6 +15,8 @@ from dlspark.wire import HEARTBEAT_SECONDS, messages
 SLOW_RATIO = 3.0
 SLOW_SECONDS = 5.0
 SLOW_STEPS = 5
+# A sum that breaks is noticed by the ranks that wait in it, perhaps before the driver hears of the rank that broke it.
+CAUSE_SECONDS = 1.0
 
 
 @dataclass
@@ -106,6 +108,7 @@ class Watch:
         self._first_at: float | None = None  # when the first rank of this launch connected
         self._back: set[int] = set()  # ranks that worked in an earlier launch
         self._warned: set[int] = set()
+        self._broken: tuple[float, Failure] | None = None  # a sum that broke: when, and as whom it was reported
 
     def launching(self) -> None:
         """The engine launches all workers, perhaps again: none is expected to be connected yet."""
@@ -152,8 +155,10 @@ class Watch:
             case messages.Left() | messages.Interrupted():
                 rank.left, rank.left_at = True, now
             case messages.Failed():
-                rank.left, rank.host = True, message.host
-                return _reported(message)
+                rank.left, rank.left_at, rank.host = True, now, message.host
+                if not message.waits:
+                    return _reported(message)
+                self._broken = self._broken or (now, _reported(message))
             case messages.Lost() if not rank.left:
                 rank.lost = True
                 return self._death(rank, message)
@@ -179,8 +184,10 @@ class Watch:
         return Failure(message.rank, host, text, complete=ended is not None, **_place(rank))
 
     def verdict(self) -> Failure | None:
-        """The failure of a time limit, if one has passed."""
+        """The failure of a time limit, or of a sum that no other rank explains, if the time for it has passed."""
         limits, now = self._timeouts, self._clock()
+        if self._broken and now - self._broken[0] > CAUSE_SECONDS:
+            return self._broken[1]
         missing = [number for number in range(self._num_workers) if number not in self._ranks]
         if missing and now - self._launched_at > limits.launch_seconds:
             ranks = ", ".join(map(str, missing))

@@ -73,11 +73,14 @@ def _spark_kind(process: psutil.Process) -> str | None:
     command = process.cmdline()
     if command and Path(command[0]).name == "java" and any(each.startswith("org.apache.spark.") for each in command):
         return "jvm"
-    if command[1:3] != ["-m", "pyspark.daemon"]:
+    if command[1:2] != ["-m"]:
         return None
-    # The daemon's workers are its forks, with the same command line. A worker's own forks have it too, but are not Spark's.
+    # What the JVM starts is the daemon; its module is a setting of Spark. The daemon's workers are its forks, with the same
+    # command line. A worker's own forks have it too, but are not Spark's.
     parent = process.parent()
     above = _spark_kind(parent) if parent else None
+    if above == "daemon" and parent and parent.cmdline() != command:
+        return None
     return {"jvm": "daemon", "daemon": "worker"}.get(above or "")
 
 

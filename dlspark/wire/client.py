@@ -91,7 +91,9 @@ class Endpoint(Protocol):
     def connect(self, rank: int) -> Reporter: ...
 
 
-def failed(rank: int, error: BaseException, *, epoch: int | None = None, step: int | None = None) -> Failed:
+def failed(
+    rank: int, error: BaseException, *, epoch: int | None = None, step: int | None = None, waits: bool = False
+) -> Failed:
     """The report of ``error`` on ``rank``, its traceback shortened in the middle if it is long."""
     text = "".join(traceback.format_exception(error))
     if len(text) > MAX_TRACEBACK_CHARACTERS:
@@ -106,6 +108,7 @@ def failed(rank: int, error: BaseException, *, epoch: int | None = None, step: i
         retryable=not isinstance(error, ConfigError | DataError | MissingDependencyError | NonFiniteLossError),
         epoch=epoch,
         step=step,
+        waits=waits,
     )
 
 

@@ -145,6 +145,7 @@ class Failed(FromWorker):
         retryable: a restart may succeed.
         epoch: where it happened; None before the first epoch.
         step: complete steps of that epoch; None before the first epoch.
+        waits: this rank waited for the other ranks, so that the cause may be theirs.
     """
 
     kind = "failed"
@@ -155,6 +156,7 @@ class Failed(FromWorker):
     retryable: bool
     epoch: int | None = None
     step: int | None = None
+    waits: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

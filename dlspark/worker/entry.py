@@ -72,7 +72,8 @@ def reporting(endpoint: Endpoint, rank: int, status: WorkerStatus) -> Iterator[R
         raise
     except BaseException as error:
         step = None if status.epoch is None else status.step
-        reporter.send(failed(rank, error, epoch=status.epoch, step=step))
+        waits = status.phase == "step" and status.waits()
+        reporter.send(failed(rank, error, epoch=status.epoch, step=step, waits=waits))
         raise
     finally:
         reporter.close()

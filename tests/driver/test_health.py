@@ -269,6 +269,30 @@ class TestDeaths:
         assert failure is not None
         assert failure.message.startswith("rank 1 on an unknown host, before it connected: its process (pid 101)")
 
+    def broken(self, case: Case, rank: int) -> Failure | None:
+        report = messages.Failed(
+            rank=rank, connection=rank, host="h", error="UnavailableError", message="", traceback="", retryable=True, waits=True
+        )
+        return case.watch.note(report)
+
+    def test_the_rank_that_died_is_blamed_though_the_sum_that_it_broke_was_heard_of_first(self, case: Case) -> None:
+        case.connect(0, 1)
+        assert self.broken(case, 0) is None
+        assert case.verdict(1.0) is None
+        failure = case.lose(1)
+        assert failure is not None
+        assert failure.rank == 1
+
+    def test_a_sum_that_breaks_while_all_live_is_told_as_the_first_rank_saw_it(self, case: Case) -> None:
+        case.connect(0, 1)
+        assert self.broken(case, 1) is None
+        assert case.verdict(0.5) is None
+        assert self.broken(case, 0) is None
+        failure = case.verdict(0.6)
+        assert failure is not None
+        assert failure.rank == 1
+        assert failure.message.startswith("UnavailableError on rank 1")
+
     def test_who_has_left_does_not_die(self, case: Case) -> None:
         case.connect(0, 1)
         case.leave(1)

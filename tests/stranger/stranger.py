@@ -31,7 +31,7 @@ class ProcessesBackend(LaunchBackend):
     )
 
     def launch(self, function: WorkerFunction, num_workers: int) -> list[WorkerResult]:
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context("forkserver")
         with context.Manager() as manager, ProcessPoolExecutor(num_workers, mp_context=context) as pool:
             shared = (num_workers, manager.list([None] * num_workers), manager.Barrier(num_workers))
             return [f.result() for f in [pool.submit(work, function, rank, *shared) for rank in range(num_workers)]]
