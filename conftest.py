@@ -14,10 +14,10 @@ import pytest
 # is imported, and inherited by every process that a test starts.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
-pytest.register_assert_rewrite("dlspark.testing.contract")
+pytest.register_assert_rewrite("dlspark.testing.contract", "tests.faults.disturbed")
 
 
-LONGEST = ("tests/faults/test_processes", "tests/faults/", "tests/study/", "benchmarks/", "backends/")
+LONGEST = ("tests/faults/test_deaths", "tests/faults/", "tests/study/", "benchmarks/", "backends/")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -270,10 +270,8 @@ class TestDeaths:
         assert failure.message.startswith("rank 1 on an unknown host, before it connected: its process (pid 101)")
 
     def broken(self, case: Case, rank: int) -> Failure | None:
-        report = messages.Failed(
-            rank=rank, connection=rank, host="h", error="UnavailableError", message="", traceback="", retryable=True, waits=True
-        )
-        return case.watch.note(report)
+        words = {"host": "there", "error": "UnavailableError", "message": "", "traceback": ""}
+        return case.watch.note(messages.Failed(rank=rank, connection=rank, retryable=True, waits=True, **words))
 
     def test_the_rank_that_died_is_blamed_though_the_sum_that_it_broke_was_heard_of_first(self, case: Case) -> None:
         case.connect(0, 1)

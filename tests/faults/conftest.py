@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 
 import pytest
 
+from dlspark.testing.faults import Fault
 from dlspark.testing.leaks import no_leaks
 
 ENGINES = {"mirrored": "spark_tensorflow_distributor", "horovod": "horovod", "elephas": "elephas"}
@@ -31,6 +32,12 @@ def stranger(own_temporary_folder: None) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(Path(__file__).parents[1] / "stranger"))
         yield
+
+
+@pytest.fixture
+def fault(tmp_path: Path) -> Callable[..., Fault]:
+    """Makes a fault that happens once in this test."""
+    return lambda action, **where: Fault(action=action, marker=str(tmp_path / "happened"), **where)
 
 
 @pytest.fixture(params=ENGINES)
