@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
+from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,15 @@ def own_temporary_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
         patch.setitem(os.environ, "TMPDIR", folder)
         patch.setattr(tempfile, "tempdir", folder)
         yield
+
+
+@pytest.fixture(scope="session")
+def forks(own_temporary_folder: None) -> None:
+    """Start the server of multiprocessing's "forkserver": what it forks has Keras imported."""
+    # Here and not in a test, which would seem to leave them behind.
+    resource_tracker.ensure_running()
+    forkserver.set_forkserver_preload(["keras"])
+    forkserver.ensure_running()
 
 
 @pytest.fixture(scope="session")

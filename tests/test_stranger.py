@@ -17,7 +17,7 @@ PLUGIN = str(Path(__file__).parent / "stranger")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def installed() -> Iterator[None]:
+def installed(forks: None) -> Iterator[None]:
     """Put the plug-in's folder on the path, as an installation does."""
     sys.path.append(PLUGIN)
     yield

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Iterator
-from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 
 import pytest
@@ -23,12 +22,8 @@ def nothing_left_behind(own_temporary_folder: None, request: pytest.FixtureReque
 
 
 @pytest.fixture(scope="session", autouse=True)
-def stranger(own_temporary_folder: None) -> Iterator[None]:
+def stranger(forks: None) -> Iterator[None]:
     """Backend "processes", a real launcher without a JVM: what does not depend on the engine is tested on it."""
-    # One process each, started here and not in a test. Workers are forks of the second, which has imported Keras.
-    resource_tracker.ensure_running()
-    forkserver.set_forkserver_preload(["keras"])
-    forkserver.ensure_running()
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(Path(__file__).parents[1] / "stranger"))
         yield

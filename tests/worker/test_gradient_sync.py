@@ -34,12 +34,12 @@ Fit = Callable[..., list[attach_cases.Trained]]
 
 
 @pytest.fixture(scope="module")
-def fit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fit]:
+def fit(forks: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fit]:
     """``fit(case, world_size)`` returns the result of every rank. The processes start once."""
     store = Store(tmp_path_factory.mktemp("rows"))
     rows = write_rows(store, "train", *toys.separable(103))
     validation = write_rows(store, "val", *toys.separable(41, seed=5))
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
     with context.Manager() as manager, ProcessPoolExecutor(WORLD, mp_context=context) as pool:
 
         def fit(case: str, world_size: int, **options: Any) -> list[attach_cases.Trained]:
