@@ -125,7 +125,7 @@ def number(name: str, value: Any, expected: str, accept: Callable[[float], bool]
     Args:
         name: what the number is.
         value: the number.
-        expected: the range in words: ``"above 0"``.
+        expected: what it must be: ``"as a number above 0"``.
         accept: whether a finite number is in that range.
         advice: the end of the message.
 
@@ -133,7 +133,7 @@ def number(name: str, value: Any, expected: str, accept: Callable[[float], bool]
         ConfigError: not a number, not finite, or out of the range.
     """
     if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value) or not accept(float(value)):
-        raise ConfigError(f"Expected {name} as a number {expected}; got {value!r}. {advice}".rstrip())
+        raise ConfigError(f"Expected {name} {expected}; got {value!r}. {advice}".rstrip())
     return float(value)
 
 
