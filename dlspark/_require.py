@@ -87,9 +87,10 @@ class Registered(Mapping[str, Any]):
             ConfigError: an unknown name; the message lists the known ones and ends with ``advice``.
             Exception: the import fails: the module's own error.
         """
-        if name not in self:
-            raise ConfigError(f"Unknown {self.kind} {name!r}. {did_you_mean(str(name), self)} {advice}".rstrip())
-        return self[name]
+        points = self.points()
+        if name not in points:
+            raise ConfigError(f"Unknown {self.kind} {name!r}. {did_you_mean(str(name), points)} {advice}".rstrip())
+        return points[name].load()
 
     def __getitem__(self, name: str) -> Any:
         return self.points()[name].load()
