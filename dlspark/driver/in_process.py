@@ -26,7 +26,7 @@ class InProcess:
 
 class _CallReporter:
     def __init__(self, receive: Callable[[messages.FromWorker], None], asked_to_end: Callable[[], bool], rank: int) -> None:
-        self.interruption = _HaltAtOnce(asked_to_end)
+        self.must_stop = asked_to_end
         self._receive = receive
         self._rank = rank
 
@@ -35,8 +35,3 @@ class _CallReporter:
 
     def close(self) -> None:
         self.send(messages.Left(rank=self._rank))
-
-
-class _HaltAtOnce:
-    def __init__(self, reached: Callable[[], bool]) -> None:
-        self.reached = reached
