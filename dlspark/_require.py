@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 import operator
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from importlib import metadata
 from numbers import Real
 from types import ModuleType
@@ -109,14 +109,14 @@ class Registered(Mapping[str, Any]):
 LAYOUTS = Registered("dlspark.layouts", "layout")  # here, because importing dlspark.images imports NumPy
 
 
-def whole_number(name: str, value: Any, least: int = 1, advice: str = "") -> int:
+def whole_number(name: str, value: Any, least: int = 1) -> int:
     """``value`` as a Python int; NumPy integers are accepted.
 
     Raises:
-        ConfigError: not an integer, or below ``least``; the message ends with ``advice``.
+        ConfigError: not an integer, or below ``least``.
     """
     if isinstance(value, bool) or not hasattr(value, "__index__") or operator.index(value) < least:
-        raise ConfigError(f"Expected {name} as a whole number of at least {least}; got {value!r}. {advice}".rstrip())
+        raise ConfigError(f"Expected {name} as a whole number of at least {least}; got {value!r}.")
     return operator.index(value)
 
 
@@ -136,6 +136,16 @@ def number(name: str, value: Any, expected: str, accept: Callable[[float], bool]
     if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value) or not accept(float(value)):
         raise ConfigError(f"Expected {name} {expected}; got {value!r}. {advice}".rstrip())
     return float(value)
+
+
+def known(what: str, name: str, names: Collection[str]) -> None:
+    """Check that ``name`` is one of ``names``.
+
+    Raises:
+        ConfigError: it is not; the message says ``what`` is expected, names the nearest and lists all.
+    """
+    if name not in names:
+        raise ConfigError(f"Expected {what}; got {name!r}. {did_you_mean(name, names)}")
 
 
 def choice(name: str, value: Any, allowed: Iterable[Any]) -> None:

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from math import floor
 from typing import TYPE_CHECKING, Any
 
+from dlspark._require import known
 from dlspark.data.columns import empty, quoted
-from dlspark.errors import ConfigError, DataError, did_you_mean
+from dlspark.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame
@@ -102,8 +103,8 @@ def assign(df: DataFrame, split: Split, *, id_column: str = "id", label_column: 
 
     needed = [split.group, split.column or (label_column if split.stratify else None), id_column]
     for name in needed:
-        if name is not None and name not in df.columns:
-            raise ConfigError(f"Expected a column to split by; got {name!r}. {did_you_mean(name, df.columns)}")
+        if name is not None:
+            known("a column to split by", name, df.columns)
     if split.group is not None:
         missing = df.filter(empty(split.group)).select(quoted(id_column)).first()
         if missing is not None:
@@ -117,18 +118,18 @@ def assign(df: DataFrame, split: Split, *, id_column: str = "id", label_column: 
     return _by_row(df, split, stratum, id_column)
 
 
-def undersampled(parted: DataFrame, *, seed: int, id_column: str = "id", label_column: str = "label") -> DataFrame:
+def undersampled(parted: DataFrame, *, seed: int) -> DataFrame:
     """Drop training rows until every label has as many as the rarest one in training; other parts are unchanged.
 
-    The choice depends only on the seed and the ids.
+    The choice depends only on the seed and the ids. The columns are ``part``, ``label`` and ``id``.
     """
     from pyspark.sql import Window
     from pyspark.sql import functions as F
 
     training = F.col("part") == "train"
-    counts = parted.filter(training).groupBy(quoted(label_column)).count()
+    counts = parted.filter(training).groupBy("label").count()
     fewest = counts.agg(F.min("count")).collect()[0][0]
-    drawn = Window.partitionBy("part", quoted(label_column)).orderBy(_draw(seed, id_column), F.col(quoted(id_column)))
+    drawn = Window.partitionBy("part", "label").orderBy(_draw(seed, "id"), F.col("id"))
     return (
         parted.withColumn("__place", F.row_number().over(drawn))
         .filter(~training | (F.col("__place") <= fewest))
