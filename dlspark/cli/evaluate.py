@@ -153,7 +153,7 @@ def _written(
     import pyarrow.parquet as pq
 
     from dlspark.evaluation import evaluation_page, figures_of
-    from dlspark.report import png
+    from dlspark.report import write_page
     from dlspark.storage import Store
 
     out, names = Store(options.out), found.classes
@@ -166,11 +166,8 @@ def _written(
     with out.open_writer(PREDICTIONS) as path:
         pq.write_table(pa.table(columns), path)
     figures = figures_of(evaluation)
-    for name, figure in figures.items():
-        out.write_bytes(f"{name}.png", png(figure))
     title = f"Evaluation of {options.model}"
-    page = evaluation_page(title, evaluation, figures, facts=facts, first=options.first)
-    out.write_bytes(PAGE, page.render().encode())
+    write_page(out, PAGE, evaluation_page(title, evaluation, figures, facts=facts, first=options.first), figures)
     return f"{out.uri}/{PAGE}"
 
 
