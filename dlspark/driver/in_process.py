@@ -9,7 +9,7 @@ from dlspark.wire import Reporter, messages
 
 
 class InProcess:
-    """What the only worker connects to when it runs in the driver's process.
+    """The endpoint of the only worker.
 
     Args:
         receive: called with every message.
