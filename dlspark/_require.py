@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 import operator
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from importlib import metadata
 from numbers import Real
 from types import ModuleType
@@ -87,9 +87,10 @@ class Registered(Mapping[str, Any]):
             ConfigError: an unknown name; the message lists the known ones and ends with ``advice``.
             Exception: the import fails: the module's own error.
         """
-        if name not in self:
-            raise ConfigError(f"Unknown {self.kind} {name!r}. {did_you_mean(str(name), self)} {advice}".rstrip())
-        return self[name]
+        points = self.points()
+        if name not in points:
+            raise ConfigError(f"Unknown {self.kind} {name!r}. {did_you_mean(str(name), points)} {advice}".rstrip())
+        return points[name].load()
 
     def __getitem__(self, name: str) -> Any:
         return self.points()[name].load()
@@ -108,14 +109,14 @@ class Registered(Mapping[str, Any]):
 LAYOUTS = Registered("dlspark.layouts", "layout")  # here, because importing dlspark.images imports NumPy
 
 
-def whole_number(name: str, value: Any, least: int = 1, advice: str = "") -> int:
+def whole_number(name: str, value: Any, least: int = 1) -> int:
     """``value`` as a Python int; NumPy integers are accepted.
 
     Raises:
-        ConfigError: not an integer, or below ``least``; the message ends with ``advice``.
+        ConfigError: not an integer, or below ``least``.
     """
     if isinstance(value, bool) or not hasattr(value, "__index__") or operator.index(value) < least:
-        raise ConfigError(f"Expected {name} as a whole number of at least {least}; got {value!r}. {advice}".rstrip())
+        raise ConfigError(f"Expected {name} as a whole number of at least {least}; got {value!r}.")
     return operator.index(value)
 
 
@@ -125,7 +126,7 @@ def number(name: str, value: Any, expected: str, accept: Callable[[float], bool]
     Args:
         name: what the number is.
         value: the number.
-        expected: the range in words: ``"above 0"``.
+        expected: what it must be: ``"as a number above 0"``.
         accept: whether a finite number is in that range.
         advice: the end of the message.
 
@@ -133,8 +134,18 @@ def number(name: str, value: Any, expected: str, accept: Callable[[float], bool]
         ConfigError: not a number, not finite, or out of the range.
     """
     if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value) or not accept(float(value)):
-        raise ConfigError(f"Expected {name} as a number {expected}; got {value!r}. {advice}".rstrip())
+        raise ConfigError(f"Expected {name} {expected}; got {value!r}. {advice}".rstrip())
     return float(value)
+
+
+def known(what: str, name: str, names: Collection[str]) -> None:
+    """Check that ``name`` is one of ``names``.
+
+    Raises:
+        ConfigError: it is not; the message says ``what`` is expected, names the nearest and lists all.
+    """
+    if name not in names:
+        raise ConfigError(f"Expected {what}; got {name!r}. {did_you_mean(name, names)}")
 
 
 def choice(name: str, value: Any, allowed: Iterable[Any]) -> None:

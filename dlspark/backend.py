@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 from dlspark.driver import RunMonitor
 from dlspark.errors import ConfigError, did_you_mean
 from dlspark.job import FitResult, JobSettings, TrainJob, WorkerResult
+from dlspark.spark import cancellable, check_cluster, driver_host, get_session
 from dlspark.worker import WorkerSession, run_worker
 
 WorkerFunction = Callable[[WorkerSession], WorkerResult]
@@ -173,3 +174,18 @@ class LaunchBackend(Backend):
             with monitor.explaining_failures(), monitor.launched():
                 results = self.launch(partial(run_worker, job.uri, monitor.endpoint), job.num_workers)
             return monitor.result(results)
+
+
+class SparkLaunchBackend(LaunchBackend):
+    """A `LaunchBackend` whose engine runs its processes in the tasks of Spark jobs."""
+
+    def check(self, settings: JobSettings, uri: str) -> None:
+        check_cluster(settings, uri, backend=self.name, barrier=self.engine.barrier, packages=self.engine.packages)
+
+    def driver_host(self) -> str:
+        return driver_host(get_session())
+
+    @contextmanager
+    def abortable(self) -> Iterator[Callable[[], None] | None]:
+        with cancellable(get_session()) as cancel:
+            yield cancel

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dlspark.backend import Backend, Capabilities, Engine, LaunchBackend, WorkerFunction, watched
+from dlspark.backend import Backend, Capabilities, Engine, LaunchBackend, SparkLaunchBackend, WorkerFunction, watched
 from dlspark.data import Feed, num_steps
 from dlspark.driver import RunMonitor
 from dlspark.errors import ConfigError, MissingDependencyError, WorkerError
@@ -66,6 +66,7 @@ __all__ = [
     "RunMonitor",
     "Server",
     "SocketEndpoint",
+    "SparkLaunchBackend",
     "Store",
     "TrainJob",
     "WorkerError",

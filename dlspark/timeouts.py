@@ -42,7 +42,7 @@ class Timeouts:
             number(
                 f"the timeout {field.name}",
                 getattr(self, field.name),
-                "of seconds above 0",
+                "as a number of seconds above 0",
                 lambda seconds: seconds > 0,
                 "Every wait has a bound: give a large number to wait long.",
             )

@@ -275,14 +275,7 @@ def _resumed_job(settings: JobSettings, store: Store, model: Any) -> TrainJob:
     latest = Checkpoints(store).latest(weight_shapes(model))
     if latest:
         logger.warning("Resuming the run in %s from checkpoint %s.", store.uri, latest)
-    return TrainJob(
-        **vars(settings),
-        uri=store.uri,
-        train=before.train,
-        validation=before.validation,
-        optimizer_built=before.optimizer_built,
-        resume_from=latest,
-    )
+    return dataclasses.replace(before, **vars(settings), uri=store.uri, resume_from=latest)
 
 
 def _prepare_model(settings: JobSettings, store: Store, model: Any, rows: ShardedRows) -> None:

@@ -12,7 +12,6 @@ from typing import Any, NoReturn
 
 from dlspark.errors import ConfigError, did_you_mean
 
-FORMATS = ("table", "json")
 _READ = {"integer": int, "number": float, "string": str}
 _BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
@@ -39,20 +38,14 @@ class Parser(argparse.ArgumentParser):
                 raise ConfigError(f"{self.prog!r} has no option {name!r}. {did_you_mean(name, known)}")
 
 
-def shared() -> argparse.ArgumentParser:
-    """The options that every command has."""
-    parser = argparse.ArgumentParser(add_help=False)
-    group = parser.add_argument_group("output")
-    group.add_argument("--format", choices=FORMATS, default="table", help="format of the output (default: table)")
-    group.add_argument("--debug", action="store_true", help="log more, and show tracebacks")
-    return parser
-
-
 def add_command(commands: Any, name: str, *, summary: str, example: str, run: Any) -> Parser:
-    """Add a command: its line in ``dlspark --help``, the example in its own help, and the function that runs it."""
+    """Add a command with the options that all have: its line in ``dlspark --help``, an example, and the function to run."""
     sentence = summary[0].upper() + summary[1:] + "."
     epilog = "\n".join(["example:", *(f"  {line}" for line in example.strip().splitlines())])
-    parser: Parser = commands.add_parser(name, help=summary, description=sentence, epilog=epilog, parents=[shared()])
+    parser: Parser = commands.add_parser(name, help=summary, description=sentence, epilog=epilog)
+    group = parser.add_argument_group("output")
+    group.add_argument("--format", choices=("table", "json"), default="table", help="format of the output (default: table)")
+    group.add_argument("--debug", action="store_true", help="log more, and show tracebacks")
     parser.set_defaults(run=run, command=name)
     return parser
 

@@ -33,11 +33,15 @@ def run(options: argparse.Namespace) -> Report:
     """List the backends."""
     found = describe_backends()
     rows = [[each["name"], each["status"], _workers(each["capabilities"]), _kept(each["capabilities"])] for each in found]
-    versions = [[each["name"], _versions(each)] for each in found if each["versions"]]
+    versions = [
+        [each["name"], ", ".join(f"{package} {version}" for package, version in each["versions"].items())]
+        for each in found
+        if each["versions"]
+    ]
     blocks: list[Block] = [Table(["backend", "status", "workers", "promises"], rows)]
     blocks.append(Table(["backend", "with"], versions))
     settable = [
-        [each["name"], name, option["type"], _text(option["default"])]
+        [each["name"], name, option["type"], "none" if option["default"] is None else option["default"]]
         for each in found
         for name, option in each["options"].items()
     ]
@@ -121,9 +125,7 @@ def _options(options_type: type) -> dict[str, dict[str, Any]]:
     hints = typing.get_type_hints(options_type)
     return {
         field.name: {
-            "type": getattr(hints[field.name], "__name__", None)
-            if isinstance(hints[field.name], type)
-            else str(hints[field.name]),
+            "type": hint.__name__ if isinstance(hint := hints[field.name], type) else str(hint),
             "default": None if field.default is dataclasses.MISSING else field.default,
         }
         for field in dataclasses.fields(options_type)
@@ -137,11 +139,3 @@ def _workers(capabilities: dict[str, Any]) -> Any:
 def _kept(capabilities: dict[str, Any]) -> Any:
     """The optional clauses of the contract that it keeps."""
     return [name.replace("_", " ") for name, value in capabilities.items() if value is True] or None
-
-
-def _text(default: Any) -> Any:
-    return "none" if default is None else default  # as --option accepts it
-
-
-def _versions(each: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {found}" for name, found in each["versions"].items())

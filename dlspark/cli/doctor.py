@@ -13,8 +13,6 @@ from dlspark.cli.output import Block, Report, Table
 from dlspark.errors import ConfigError, DlsparkError
 
 if TYPE_CHECKING:
-    from pyspark.sql import SparkSession
-
     from dlspark.cli.checks import Check
 
 _EXAMPLE = """
@@ -59,12 +57,21 @@ def diagnose(workers: int | None, store: str | None) -> Iterator[Check]:
     from dlspark.cli import checks
     from dlspark.cli.checks import Check
     from dlspark.registry import installed_engines
-    from dlspark.spark import PACKAGES, ask_executors, available_slots, cause, describe_process, is_local
+    from dlspark.spark import (
+        PACKAGES,
+        ask_executors,
+        available_slots,
+        cause,
+        describe_process,
+        get_session,
+        is_local,
+        local_cores,
+    )
 
     yield checks.python()
     yield checks.backends()
     try:
-        spark = _session(workers)
+        spark = get_session(workers or local_cores())
     except Exception as error:  # dlspark's own, or any of the JVM
         told = isinstance(error, DlsparkError)
         cure = str(error) if told else "Start a session with pyspark alone to see all of Spark's messages."
@@ -90,9 +97,3 @@ def diagnose(workers: int | None, store: str | None) -> Iterator[Check]:
         yield checks.store(spark, tasks, store)
     elif not is_local(spark):
         yield Check("store", None, "not checked", "Give --store URI to check that executors reach it.")
-
-
-def _session(workers: int | None) -> SparkSession:
-    from dlspark.spark import get_session, local_cores
-
-    return get_session(workers or local_cores())

@@ -7,9 +7,10 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from dlspark._require import known, require, whole_number
 from dlspark.cli.arguments import add_command, banded_columns, words
 from dlspark.cli.output import Block, Facts, Report, Table
-from dlspark.errors import ConfigError, DataError, did_you_mean
+from dlspark.errors import ConfigError, DataError
 from dlspark.mends.tensorflow_start_up import without_noise
 
 if TYPE_CHECKING:
@@ -70,8 +71,7 @@ def run(options: argparse.Namespace) -> Report:
         parts = ", ".join(part for part in _PARTS if getattr(dataset, part) is not None)
         raise DataError(f"Expected a part of {dataset.uri!r}; got {options.part!r}. Choose one with --part: {parts}.")
     for name in options.first:
-        if name not in dataset.classes:
-            raise ConfigError(f"Expected classes after --first; got {name!r}. {did_you_mean(name, dataset.classes)}")
+        known("classes after --first", name, dataset.classes)
     group = _group(dataset, options.group)
     columns = _columns(dataset, rows, options, group)
     _check_early(options)
@@ -99,7 +99,6 @@ def run(options: argparse.Namespace) -> Report:
 
 def _check_early(options: argparse.Namespace) -> None:
     """Check numbers and packages that are needed only after the predictions, which take long."""
-    from dlspark._require import require, whole_number
     from dlspark.evaluation import scores
     from dlspark.report import page
 
@@ -154,7 +153,7 @@ def _written(
     import pyarrow.parquet as pq
 
     from dlspark.evaluation import evaluation_page, figures_of
-    from dlspark.report import png
+    from dlspark.report import write_page
     from dlspark.storage import Store
 
     out, names = Store(options.out), found.classes
@@ -167,11 +166,8 @@ def _written(
     with out.open_writer(PREDICTIONS) as path:
         pq.write_table(pa.table(columns), path)
     figures = figures_of(evaluation)
-    for name, figure in figures.items():
-        out.write_bytes(f"{name}.png", png(figure))
     title = f"Evaluation of {options.model}"
-    page = evaluation_page(title, evaluation, figures, facts=facts, first=options.first)
-    out.write_bytes(PAGE, page.render().encode())
+    write_page(out, PAGE, evaluation_page(title, evaluation, figures, facts=facts, first=options.first), figures)
     return f"{out.uri}/{PAGE}"
 
 
@@ -203,6 +199,5 @@ def _columns(
 def _known(dataset: ImageDataset, names: Sequence[str], flag: str) -> list[str]:
     offered = [name for name in dataset.manifest["columns"] if name not in {"image", "label"}]
     for name in names:
-        if name not in offered:
-            raise ConfigError(f"Expected a column of the dataset after {flag}; got {name!r}. {did_you_mean(name, offered)}")
+        known(f"a column of the dataset after {flag}", name, offered)
     return list(names)

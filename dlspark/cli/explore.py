@@ -38,7 +38,7 @@ def add_parser(commands: Any) -> None:
 def run(options: argparse.Namespace) -> Report:
     """Count, and draw if ``--out`` is given."""
     from dlspark.images import ImageDataset, explore, rows_of
-    from dlspark.report import png
+    from dlspark.report import write_page
     from dlspark.storage import Store
 
     dataset = ImageDataset.open(options.data)
@@ -53,9 +53,7 @@ def run(options: argparse.Namespace) -> Report:
     if options.out is not None:
         out = Store(options.out)
         figures = found.figures()
-        out.write_bytes(PAGE, found.page(figures).render().encode())
-        for name, figure in figures.items():
-            out.write_bytes(f"{name}.png", png(figure))
+        write_page(out, PAGE, found.page(figures), figures)
         facts["page"] = f"{out.uri}/{PAGE}"
     for number, warning in enumerate(found.warnings(), start=1):
         facts[f"warning {number}"] = warning

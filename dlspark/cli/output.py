@@ -92,7 +92,8 @@ def _write_tables(blocks: Sequence[Block], stream: TextIO) -> None:
             if block.title:
                 console.print(Text(block.title, style="bold"))
             grid = table.Table(box=box.SIMPLE_HEAD if terminal else None, pad_edge=False, padding=(0, 2, 0, 0))
-            for column, cells in zip(block.columns, _columns(block), strict=True):
+            for place, column in enumerate(block.columns):
+                cells = [row[place] for row in block.rows]
                 numbers = all(isinstance(cell, int | float | None) and not isinstance(cell, bool) for cell in cells)
                 grid.add_column(Text(column), justify="right" if numbers and cells else "left", overflow="fold")
             for row in block.rows:
@@ -101,10 +102,6 @@ def _write_tables(blocks: Sequence[Block], stream: TextIO) -> None:
             console.print(grid)
         # rich pads lines with blanks, which programs would have to strip.
         stream.write("".join(line.rstrip() + "\n" for line in capture.get().splitlines()))
-
-
-def _columns(block: Table) -> list[list[Any]]:
-    return [[row[number] for row in block.rows] for number in range(len(block.columns))]
 
 
 def _text(value: Any) -> str:

@@ -9,7 +9,7 @@ from dlspark.data.sharding import fewest_rows, num_steps, step_range
 from dlspark.data.shards import ShardedRows
 from dlspark.data.split import PARTS, Split, assign, undersampled
 from dlspark.data.split_report import leak_warning, split_report
-from dlspark.data.structure import Structure, columns_of
+from dlspark.data.structure import Structure, columns_of, with_tuples
 
 __all__ = [
     "PARTS",
@@ -29,5 +29,6 @@ __all__ = [
     "split_report",
     "step_range",
     "undersampled",
+    "with_tuples",
     "write_rows",
 ]

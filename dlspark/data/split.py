@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from math import floor
 from typing import TYPE_CHECKING, Any
 
+from dlspark._require import known
 from dlspark.data.columns import empty, quoted
-from dlspark.errors import ConfigError, DataError, did_you_mean
+from dlspark.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame
@@ -77,7 +78,7 @@ class Split:
         return [cls(test=1 / k, fold=(i, k), **settings) for i in range(k)]
 
 
-def assign(df: DataFrame, split: Split, *, id_column: str = "id", label_column: str = "label") -> DataFrame:
+def assign(df: DataFrame, split: Split) -> DataFrame:
     """Assign each row to a part; `undersampled` does the rest.
 
     Rows are ordered by SHA-256 of ``"<seed>:<id>"``. Of n rows the first round(n * test) are ``test``, the next
@@ -85,10 +86,9 @@ def assign(df: DataFrame, split: Split, *, id_column: str = "id", label_column: 
     ordered by the hash of their name; the position of its middle row decides the part of a group.
 
     Args:
-        df: one row per example; ids are unique.
+        df: one row per example. The column ``id`` has unique values of a type that casts to string; ``label`` is the column
+            to stratify by.
         split: the split.
-        id_column: the column with the ids, of a type that casts to string.
-        label_column: the column to stratify by.
 
     Returns:
         ``df`` with the column ``part``, added or replaced: "train", "validation" or "test".
@@ -100,35 +100,35 @@ def assign(df: DataFrame, split: Split, *, id_column: str = "id", label_column: 
     """
     from pyspark.sql import functions as F
 
-    needed = [split.group, split.column or (label_column if split.stratify else None), id_column]
+    needed = [split.group, split.column or ("label" if split.stratify else None), "id"]
     for name in needed:
-        if name is not None and name not in df.columns:
-            raise ConfigError(f"Expected a column to split by; got {name!r}. {did_you_mean(name, df.columns)}")
+        if name is not None:
+            known("a column to split by", name, df.columns)
     if split.group is not None:
-        missing = df.filter(empty(split.group)).select(quoted(id_column)).first()
+        missing = df.filter(empty(split.group)).select("id").first()
         if missing is not None:
             raise DataError(f"Expected a {split.group} in every row, to split by; got none in row {missing[0]!r}.")
     if split.column is not None:
         return _given(df, split, split.column)
     df = df.drop("part")  # Split.column was not set, so a column of that name has no meaning
-    stratum = F.col(quoted(label_column)) if split.stratify else F.lit(0)
+    stratum = F.col("label") if split.stratify else F.lit(0)
     if split.group is not None:
         return _by_group(df, split, split.group, stratum)
-    return _by_row(df, split, stratum, id_column)
+    return _by_row(df, split, stratum)
 
 
-def undersampled(parted: DataFrame, *, seed: int, id_column: str = "id", label_column: str = "label") -> DataFrame:
+def undersampled(parted: DataFrame, *, seed: int) -> DataFrame:
     """Drop training rows until every label has as many as the rarest one in training; other parts are unchanged.
 
-    The choice depends only on the seed and the ids.
+    The choice depends only on the seed and the ids. The columns are ``part``, ``label`` and ``id``.
     """
     from pyspark.sql import Window
     from pyspark.sql import functions as F
 
     training = F.col("part") == "train"
-    counts = parted.filter(training).groupBy(quoted(label_column)).count()
+    counts = parted.filter(training).groupBy("label").count()
     fewest = counts.agg(F.min("count")).collect()[0][0]
-    drawn = Window.partitionBy("part", quoted(label_column)).orderBy(_draw(seed, id_column), F.col(quoted(id_column)))
+    drawn = Window.partitionBy("part", "label").orderBy(_draw(seed, "id"), F.col("id"))
     return (
         parted.withColumn("__place", F.row_number().over(drawn))
         .filter(~training | (F.col("__place") <= fewest))
@@ -136,13 +136,13 @@ def undersampled(parted: DataFrame, *, seed: int, id_column: str = "id", label_c
     )
 
 
-def _by_row(df: DataFrame, split: Split, stratum: Column, id_column: str) -> DataFrame:
+def _by_row(df: DataFrame, split: Split, stratum: Column) -> DataFrame:
     from pyspark.sql import Window
     from pyspark.sql import functions as F
 
     helper = df.withColumn("__stratum", stratum)
     counts = {row[0]: row[1] for row in helper.groupBy("__stratum").count().collect()}
-    drawn = [_draw(split.seed, id_column), F.col(quoted(id_column))]
+    drawn = [_draw(split.seed, "id"), F.col("id")]
     place = F.row_number().over(Window.partitionBy("__stratum").orderBy(*drawn)) - 1
     if split.fold is not None:
         number, folds = split.fold

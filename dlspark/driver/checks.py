@@ -37,6 +37,8 @@ def rows(name: str, data: Any, model: Any, batch_size: int, num_workers: int) ->
     """Reject data that is empty, does not fit the model, has labels outside its classes or too few rows per worker."""
     if is_dataframe(data):
         return  # checked when its executors have written and counted its rows
+    import keras
+
     if isinstance(data, ShardedRows):
         count, classes = data.rows, data.num_classes
         units = _classes_of(model)
@@ -47,7 +49,7 @@ def rows(name: str, data: Any, model: Any, batch_size: int, num_workers: int) ->
             )
         if count:
             with data.open() as reader:
-                x, _, _ = _unpack(reader.batch(np.arange(1)))
+                x, _, _ = keras.utils.unpack_x_y_sample_weight(reader.batch(np.arange(1)))
             _shapes(name, x, model)
     else:
         count = _arrays(name, data, model)
@@ -97,10 +99,6 @@ def class_weight(value: Mapping[int, float] | None, model: Any) -> None:
             )
 
 
-def _unpack(batch: tuple[Any, ...]) -> tuple[Any, Any, Any]:
-    return (*batch, *(None,) * (3 - len(batch)))
-
-
 def _arrays(name: str, data: Any, model: Any) -> int:
     """Check ``(x, y)`` or ``(x, y, sample_weight)`` of arrays; returns the number of rows."""
     import keras
@@ -110,7 +108,7 @@ def _arrays(name: str, data: Any, model: Any) -> int:
             f"Expected {name} as a part of an ImageDataset, a tuple (x, y) of NumPy arrays or a Spark DataFrame; got a "
             f"{type(data).__name__}."
         )
-    x, y, _ = _unpack(tuple(data))
+    x, y, _ = keras.utils.unpack_x_y_sample_weight(data)
     leaves = [leaf for leaf in keras.tree.flatten(tuple(data)) if leaf is not None]
     for leaf in leaves:
         if not isinstance(leaf, np.ndarray) or leaf.ndim == 0 or leaf.dtype.kind not in "fiub":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import Protocol
 
 from rich.console import Console
 from rich.live import Live
@@ -17,14 +16,17 @@ from dlspark.job import TrainJob
 from dlspark.wire import messages
 
 
-class Display(Protocol):
-    """Shows messages as they arrive."""
+class Display:
+    """Shows messages as they arrive; this one shows nothing."""
 
-    def start(self) -> None: ...
+    def start(self) -> None:
+        """Begin."""
 
-    def update(self, message: messages.FromWorker) -> None: ...
+    def update(self, message: messages.FromWorker) -> None:
+        """Show ``message``."""
 
-    def stop(self) -> None: ...
+    def stop(self) -> None:
+        """End."""
 
 
 def open_display(job: TrainJob, backend: str) -> Display:
@@ -34,7 +36,7 @@ def open_display(job: TrainJob, backend: str) -> Display:
     if verbose == "auto":
         verbose = 1 if console.is_terminal else 2
     if verbose == 0:
-        return _Silent()
+        return Display()
     return _LiveDisplay(job, backend, console) if verbose == 1 and console.is_terminal else _Lines(job, backend, console)
 
 
@@ -45,18 +47,7 @@ def epoch_line(epoch: messages.EpochEnded, epochs: int, rows: int) -> str:
     return f"epoch {epoch.epoch + 1}/{epochs}  {epoch.seconds:.1f} s  {rate:.0f} rows/s  {metrics}"
 
 
-class _Silent:
-    def start(self) -> None:
-        """Nothing to show."""
-
-    def update(self, message: messages.FromWorker) -> None:
-        """Nothing to show."""
-
-    def stop(self) -> None:
-        """Nothing to show."""
-
-
-class _Lines:
+class _Lines(Display):
     """One line for each event that belongs in a log file."""
 
     def __init__(self, job: TrainJob, backend: str, console: Console) -> None:
@@ -80,14 +71,11 @@ class _Lines:
             case messages.Failed():
                 self._say(f"rank {message.rank} on {message.host} failed: {message.error}: {message.message}")
 
-    def stop(self) -> None:
-        """Nothing to do."""
-
     def _say(self, text: str) -> None:
         self._console.print(f"[{self._backend}] {text}", markup=False, highlight=False, soft_wrap=True)
 
 
-class _LiveDisplay:
+class _LiveDisplay(Display):
     """A progress bar for the epoch and a line for each worker, below the complete epochs."""
 
     def __init__(self, job: TrainJob, backend: str, console: Console) -> None:

@@ -38,7 +38,7 @@ class EventLog:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._lock = threading.RLock()
-        self._folder: Path | None = None
+        self._folder: Path  # since `open`
         self._file: IO[str] | None = None
         self._scalars: Any = None
         self._complained = False
@@ -92,7 +92,7 @@ class EventLog:
                 file.close()
         self._epochs.put(None)
         self._thread.join(CLOSE_SECONDS)
-        if not self._store.is_local and self._folder is not None:
+        if not self._store.is_local:
             shutil.rmtree(self._folder, ignore_errors=self._thread.is_alive())
 
     def _follow(self) -> None:
@@ -113,7 +113,7 @@ class EventLog:
         if self._scalars is None:
             from tensorboard.summary import Writer
 
-            self._scalars = Writer(str(self._path / TENSORBOARD_FOLDER))
+            self._scalars = Writer(str(self._folder / TENSORBOARD_FOLDER))
         for name, value in {**epoch.logs, "epoch_seconds": epoch.seconds}.items():
             self._scalars.add_scalar(name, value, step=epoch.epoch)
         self._scalars.flush()
@@ -128,13 +128,9 @@ class EventLog:
                 self._complained = True
                 logger.warning("The events of the run cannot be written: %s", error)
 
-    @property
-    def _path(self) -> Path:
-        return self._folder or Path(self._store.uri)
-
     def _publish(self) -> None:
         """Upload the files to a remote store."""
         if self._store.is_local:
             return
-        for path in [self._path / EVENTS_FILE, *sorted(self._path.glob(f"{TENSORBOARD_FOLDER}/*"))]:
-            self._store.write_bytes(str(path.relative_to(self._path)), path.read_bytes())
+        for path in [self._folder / EVENTS_FILE, *sorted(self._folder.glob(f"{TENSORBOARD_FOLDER}/*"))]:
+            self._store.write_bytes(str(path.relative_to(self._folder)), path.read_bytes())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -295,7 +295,7 @@ def _reported(message: messages.Failed) -> Failure:
     where = f"rank {message.rank} on {message.host}"
     if message.epoch is not None:
         where += f", epoch {message.epoch + 1}, after step {message.step}"
-    memory = "out of memory: " if _is_about_memory(message.error, (message.message,)) else ""
+    memory = "out of memory: " if _is_about_memory(message) else ""
     return Failure(
         message.rank,
         message.host,
@@ -307,8 +307,8 @@ def _reported(message: messages.Failed) -> Failure:
     )
 
 
-def _is_about_memory(error: str, messages: Iterable[str]) -> bool:
+def _is_about_memory(failed: messages.Failed) -> bool:
     """Whether an exception means that memory ran out. Each framework words it differently."""
-    if error in ("MemoryError", "ResourceExhaustedError", "OutOfMemoryError"):
+    if failed.error in ("MemoryError", "ResourceExhaustedError", "OutOfMemoryError"):
         return True
-    return any("RESOURCE_EXHAUSTED" in text or "out of memory" in text.lower() for text in messages)
+    return "RESOURCE_EXHAUSTED" in failed.message or "out of memory" in failed.message.lower()

@@ -9,7 +9,7 @@ from typing import Any
 
 import cloudpickle
 
-from dlspark.data import ShardedRows
+from dlspark.data import ShardedRows, write_rows
 from dlspark.driver import checks
 from dlspark.errors import ConfigError, DataError
 from dlspark.job import MODEL_FILE, Payload
@@ -102,22 +102,15 @@ def as_rows(name: str, data: Any, store: Store, part: str, model: Any, *, batch_
     """
     if isinstance(data, ShardedRows):
         return data
-    if isinstance(data, tuple | list):
-        from dlspark.data import write_rows
-
+    if not checks.is_dataframe(data):
         return write_rows(store.child("data"), part, *data)
-    if checks.is_dataframe(data):
-        from dlspark.spark import write_dataframe
+    from dlspark.spark import write_dataframe
 
-        *features, label = data.columns
-        if not features:
-            raise DataError(f"Expected feature columns in {name} and the label column last; got {data.columns}.")
-        checks.dataframe_labels(name, data, model)
-        columns = features[0] if len(features) == 1 else features
-        rows = write_dataframe(store.child("data"), part, data, features=columns, label=label)
-        checks.rows(name, rows, model, batch_size, num_workers)
-        return rows
-    raise DataError(
-        f"Expected {name} as a part of an ImageDataset, a tuple (x, y) of NumPy arrays or a Spark DataFrame; got a "
-        f"{type(data).__name__}."
-    )
+    *features, label = data.columns
+    if not features:
+        raise DataError(f"Expected feature columns in {name} and the label column last; got {data.columns}.")
+    checks.dataframe_labels(name, data, model)
+    columns = features[0] if len(features) == 1 else features
+    rows = write_dataframe(store.child("data"), part, data, features=columns, label=label)
+    checks.rows(name, rows, model, batch_size, num_workers)
+    return rows

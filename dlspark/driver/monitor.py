@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
 import queue
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from types import TracebackType
 
 from dlspark.driver.display import Display, open_display
 from dlspark.driver.events import EventLog
 from dlspark.driver.health import Failure, Watch
+from dlspark.driver.in_process import InProcess
 from dlspark.errors import DlsparkError, RunInterruptedError, WorkerError
 from dlspark.job import FitResult, TrainJob, WorkerResult
 from dlspark.storage import Store
-from dlspark.wire import MAX_STRANGERS, Reporter, ReportServer, SocketEndpoint, messages
+from dlspark.wire import MAX_STRANGERS, ReportServer, SocketEndpoint, messages
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +71,7 @@ class RunMonitor:
         self._sent_sigint = False
         self._watcher = threading.Thread(target=self._watch_over, name="dlspark-watch", daemon=True)
         self._main = threading.current_thread() is threading.main_thread()
-        self._in_process: InProcess | None = None if host is not None else InProcess(self)
+        self._in_process = None if host is not None else InProcess(self.receive, lambda: self._asked_to_end)
 
     def __enter__(self) -> RunMonitor:
         with contextlib.ExitStack() as opened:
@@ -91,7 +90,7 @@ class RunMonitor:
             self._opened = opened.pop_all()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self._opened.close()
 
     def _stop_watching(self) -> None:
@@ -152,17 +151,12 @@ class RunMonitor:
         self._asked_to_end = True
         self._woken.put(None)  # SimpleQueue.put is reentrant
 
-    @property
-    def asked_to_end(self) -> bool:
-        """Whether `interrupt` was called."""
-        return self._asked_to_end
-
     def _begin_interruption(self) -> None:
         with self._changed:
             self._interrupted_at = time.monotonic()
         self.receive(messages.Note(rank=0, text="asked to end" + ": writing a checkpoint" * self._pausable))
         if self._in_process is not None:
-            return  # the worker checks `asked_to_end`
+            return  # the worker checks `_asked_to_end`
         if self._server is not None and self._pausable:
             self._server.order(messages.Hold())
         else:
@@ -290,36 +284,3 @@ class RunMonitor:
             versions=first.versions,
             workers=[result.report for result in results],
         )
-
-
-class InProcess:
-    """The endpoint of a worker in the driver's own process: a message is a call."""
-
-    def __init__(self, monitor: RunMonitor) -> None:
-        self._monitor = monitor
-
-    def connect(self, rank: int) -> Reporter:
-        return _CallReporter(self._monitor, rank)
-
-
-class _CallReporter:
-    def __init__(self, monitor: RunMonitor, rank: int) -> None:
-        self.interruption = _HaltAtOnce(monitor)
-        self._monitor = monitor
-        self._rank = rank
-
-    def send(self, message: messages.FromWorker) -> None:
-        self._monitor.receive(dataclasses.replace(message, connection=0))
-
-    def close(self) -> None:
-        self.send(messages.Left(rank=self._rank))
-
-
-class _HaltAtOnce:
-    """Stops the only worker after its current step: it need not agree with others."""
-
-    def __init__(self, monitor: RunMonitor) -> None:
-        self._monitor = monitor
-
-    def reached(self) -> bool:
-        return self._monitor.asked_to_end

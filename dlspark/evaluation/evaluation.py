@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dlspark._require import whole_number
-from dlspark.errors import ConfigError, DataError, did_you_mean
+from dlspark._require import known, whole_number
+from dlspark.errors import DataError
 from dlspark.evaluation.bootstrap import Floats, interval, resampled_scores
 from dlspark.evaluation.predictions import checked_probabilities, class_indices, in_order, unit_numbers, value_texts
 from dlspark.evaluation.scores import OF_CLASSES, Curve, confusion_matrix, curves_of, scores_of
@@ -105,8 +105,7 @@ class Evaluation:
             ConfigError: an unknown class.
         """
         for name in first:
-            if name not in self.classes:
-                raise ConfigError(f"Expected a class to put first; got {name!r}. {did_you_mean(name, self.classes)}")
+            known("a class to put first", name, self.classes)
         place = [self.classes.index(name) for name in dict.fromkeys([*first, *self.classes])]
         classes = tuple(self.classes[i] for i in place)
 

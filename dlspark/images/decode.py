@@ -39,15 +39,13 @@ _UPRIGHT = {  # the inverse of each orientation in EXIF 2.3, section 4.6.4
 }
 
 
-def decode(
-    data: bytes, image_size: tuple[int, int], *, resize: str = "fit", max_pixels: int = MAX_PIXELS
-) -> NDArray[np.uint8]:
+def decode(data: bytes, image_size: tuple[int, int], *, resize: str = "fit") -> NDArray[np.uint8]:
     """The pixels of `decode_measured`."""
-    return decode_measured(data, image_size, resize=resize, max_pixels=max_pixels)[0]
+    return decode_measured(data, image_size, resize=resize)[0]
 
 
 def decode_measured(
-    data: bytes, image_size: tuple[int, int], *, resize: str = "fit", max_pixels: int = MAX_PIXELS
+    data: bytes, image_size: tuple[int, int], *, resize: str = "fit"
 ) -> tuple[NDArray[np.uint8], tuple[int, int]]:
     """Decode an image file and scale it to ``image_size``.
 
@@ -59,7 +57,6 @@ def decode_measured(
         image_size: (height, width) in pixels.
         resize: one of `RESIZES`: ``"fit"`` keeps the whole image and distorts it; ``"crop"`` keeps the aspect ratio and the
             largest centered window.
-        max_pixels: the most pixels that an image may have, by its header.
 
     Returns:
         (uint8 of shape (height, width, 3), RGB; the original (height, width), upright).
@@ -74,8 +71,8 @@ def decode_measured(
     height, width = image_size
     try:
         image: Any = Image.open(io.BytesIO(data), formats=FORMATS)
-        if image.width * image.height > max_pixels:
-            raise DataError(f"{image.width} x {image.height} pixels are more than the {max_pixels:,} allowed")
+        if image.width * image.height > MAX_PIXELS:
+            raise DataError(f"{image.width} x {image.height} pixels are more than the {MAX_PIXELS:,} allowed")
         found = image.size
         if image.format == "JPEG":
             image.draft("RGB", (height, width) if _orientation(image) in _TURNED else (width, height))
@@ -93,7 +90,7 @@ def decode_measured(
     except UnidentifiedImageError as error:
         raise DataError(f"not a {', '.join(FORMATS)} image; it starts with {data[:16]!r}") from error
     except Image.DecompressionBombError as error:
-        raise DataError(f"more than the {max_pixels:,} pixels allowed: {error}") from error
+        raise DataError(f"more than the {MAX_PIXELS:,} pixels allowed: {error}") from error
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, ValueError, …
         raise DataError(f"cannot be decoded: {error}") from error
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dlspark._require import known
 from dlspark.data import PARTS, ShardedRows, leak_warning
-from dlspark.errors import ConfigError, did_you_mean
 from dlspark.images.counts import MOST_VALUES, ColumnCounts, bars, by_value, rows_of
 from dlspark.images.dataset import ImageDataset
 from dlspark.images.write import SOURCE_SIZE
@@ -132,14 +132,13 @@ def explore(dataset: ImageDataset, *, columns: Sequence[str] | None = None, samp
     Raises:
         ConfigError: a column is missing.
     """
-    known = [name for name in dataset.manifest["columns"] if name not in {"image", "label"}]
-    offered = [name for name in known if name not in SOURCE_SIZE]
+    there = [name for name in dataset.manifest["columns"] if name not in {"image", "label"}]
+    offered = [name for name in there if name not in SOURCE_SIZE]
     for name in columns or ():
-        if name not in offered:
-            raise ConfigError(f"Expected a column of the dataset to count by; got {name!r}. {did_you_mean(name, offered)}")
+        known("a column of the dataset to count by", name, offered)
     chosen = [name for name in offered if name not in _IDENTIFIERS] if columns is None else list(columns)
     parts = {part: rows for part in PARTS if (rows := getattr(dataset, part)) is not None}
-    groups = ["group"] if "group" in known else []
+    groups = ["group"] if "group" in there else []
     table = _columns(parts, list(dict.fromkeys(["label", "id", *groups, *SOURCE_SIZE, *chosen])))
     if columns is None and groups:  # a layout may keep its group column
         chosen = [name for name in chosen if not np.array_equal(table[name], table["group"])]

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import fsspec
 
-from dlspark._require import LAYOUTS
+from dlspark._require import LAYOUTS, known
 from dlspark.data import quoted
 from dlspark.errors import ConfigError, DataError, did_you_mean
 from dlspark.images.source import is_image, read_csv, walk
@@ -138,10 +138,8 @@ class CsvLayout:
         root = Store(source)
         table = read_csv(root.child(*PurePosixPath(self.csv).parts).uri, spark)
         for column in (self.image_column, self.label_column, self.group_column):
-            if column is not None and column not in table.columns:
-                raise ConfigError(
-                    f"Expected a column of {self.csv!r}; got {column!r}. {did_you_mean(column, table.columns)}"
-                )
+            if column is not None:
+                known(f"a column of {self.csv!r}", column, table.columns)
         folder = root.child(*PurePosixPath(self.folder).parts).uri
         path = F.concat(F.lit(f"{folder}/"), F.trim(_column(self.image_column)), F.lit(self.extension))
         columns = [
@@ -179,8 +177,7 @@ class KnownLayout:
 
         rows = find_layout(self.layout)(source, spark)
         for column in self.columns:
-            if column not in rows.columns:
-                raise ConfigError(f"Expected a column of the layout; got {column!r}. {did_you_mean(column, rows.columns)}")
+            known("a column of the layout", column, rows.columns)
         problems = [F.col("problem")] if "problem" in rows.columns else []
         for column in self.columns:
             text = F.lower(F.trim(_column(column).cast("string")))

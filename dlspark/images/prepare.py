@@ -207,7 +207,7 @@ def _checked(image_size: Any, max_rejected_fraction: float) -> tuple[int, int]:
         height = width = 0
     if height < 1 or width < 1:
         raise ConfigError(f"Expected image_size as (height, width) in pixels; got {image_size!r}.")
-    number("max_rejected_fraction", max_rejected_fraction, "from 0 to 1", lambda fraction: 0 <= fraction <= 1)
+    number("max_rejected_fraction", max_rejected_fraction, "as a number from 0 to 1", lambda fraction: 0 <= fraction <= 1)
     return height, width
 
 

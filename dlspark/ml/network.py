@@ -8,7 +8,7 @@ import tempfile
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,14 +39,17 @@ class Network:
 
     Attributes:
         data: the file.
-        digest: of ``data``, SHA-256 in hexadecimal.
         input_shape: of one row; None for a variable size.
     """
 
     data: bytes = field(repr=False)
-    digest: str
     input_shape: tuple[int | None, ...]
     _shipped: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def digest(self) -> str:
+        """The SHA-256 of ``data`` in hexadecimal."""
+        return hashlib.sha256(self.data).hexdigest()
 
     @classmethod
     def of(cls, model: Any, output: Any = None) -> Network:
@@ -76,7 +79,7 @@ class Network:
     @classmethod
     def from_bytes(cls, data: bytes) -> Network:
         """The network of the content of a ``.keras`` file, checked as by `dlspark.model_files.load_model`."""
-        return cls(data, _digest(data), _input_shape(_load(data)))
+        return cls(data, _input_shape(_load(data)))
 
     def model(self) -> keras.Model:
         """A new, uncompiled Keras model of this network."""
@@ -101,7 +104,7 @@ class Network:
             # Reject here what executors would reject: Lambda layers and unregistered classes.
             check_model_file(path, model.name, registered=keras.saving.get_custom_objects())
             data = path.read_bytes()
-        return cls(data, _digest(data), _input_shape(model))
+        return cls(data, _input_shape(model))
 
     def shipped(self, context: SparkContext) -> Broadcast[Predict]:
         """A broadcast whose value in an executor is the network's `Predict`. Each Spark context has one."""
@@ -244,7 +247,3 @@ def predicting(model: Any, output: Any = None) -> keras.Model:
 
 def _input_shape(model: keras.Model) -> tuple[int | None, ...]:
     return tuple(model.inputs[0].shape[1:])
-
-
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()

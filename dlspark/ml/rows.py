@@ -11,7 +11,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from dlspark.errors import ConfigError, DataError, did_you_mean
+from dlspark._require import known
+from dlspark.errors import DataError
 from dlspark.images import READ_AT_ONCE, decode, read_files, scale
 
 NULL = "the value is null"
@@ -23,8 +24,7 @@ def check_column(param: str, name: str, columns: Sequence[str]) -> None:
     Raises:
         ConfigError: it is not among ``columns``.
     """
-    if name not in columns:
-        raise ConfigError(f"Expected {param} to be a column; got {name!r}. {did_you_mean(name, columns)}")
+    known(f"{param} to be a column", name, columns)
 
 
 class ImageStruct(NamedTuple):

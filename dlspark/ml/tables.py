@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -71,34 +72,9 @@ def read_local(store: Store, table: Mapping[str, Any]) -> pa.Table:
 
 def dataset_rows(spark: SparkSession, dataset: ImageDataset) -> DataFrame:
     """A prepared dataset without its pixels: id, part, label and all further columns. An empty text is a null."""
-    return _rows(spark, dataset, images=False)
-
-
-def dataset_images(
-    spark: SparkSession, dataset: ImageDataset, parts: Sequence[str] = PARTS, *, by_shard: bool = False
-) -> DataFrame:
-    """The images of a dataset: id, label, and image as from ``spark.read.format("image")``. The driver reads no images.
-
-    Args:
-        spark: the session.
-        dataset: of the images.
-        parts: names of its parts.
-        by_shard: one partition for each shard, so equal on all clusters. Otherwise fewer partitions, which is faster.
-    """
-    return _rows(spark, dataset, images=True, parts=parts, by_shard=by_shard)
-
-
-def _rows(
-    spark: SparkSession, dataset: ImageDataset, *, images: bool, parts: Sequence[str] = PARTS, by_shard: bool = False
-) -> DataFrame:
     from pyspark.sql import functions as F
 
-    found = [(part, rows) for part in parts if (rows := getattr(dataset, part)) is not None]
-    shards = [(part, _single(rows, number)) for part, rows in found for number in range(len(rows.files))]
-    if images:
-        # A task costs some 0.4 s in two Python workers; several tasks for each slot, as slots are not equally fast.
-        table = _numbers(spark, len(shards), per_slot=len(shards) if by_shard else 4)
-        return table.mapInArrow(partial(_read_images, shards=shards), f"id string, label int, image {_IMAGE}")
+    shards = _shards(dataset, PARTS)
     columns = [name for name in dataset.manifest["columns"] if name not in ("image", "label", "id")]
     first = shards[0][1]
     with first.open() as reader:
@@ -112,6 +88,29 @@ def _rows(
     return df
 
 
+def dataset_images(
+    spark: SparkSession, dataset: ImageDataset, parts: Sequence[str] = PARTS, *, by_shard: bool = False
+) -> DataFrame:
+    """The images of a dataset: id, label, and image as from ``spark.read.format("image")``. The driver reads no images.
+
+    Args:
+        spark: the session.
+        dataset: of the images.
+        parts: names of its parts.
+        by_shard: one partition for each shard, so equal on all clusters. Otherwise fewer partitions, which is faster.
+    """
+    shards = _shards(dataset, parts)
+    # A task costs some 0.4 s in two Python workers; several tasks for each slot, as slots are not equally fast.
+    table = _numbers(spark, len(shards), per_slot=len(shards) if by_shard else 4)
+    return table.mapInArrow(partial(_read_images, shards=shards), f"id string, label int, image {_IMAGE}")
+
+
+def _shards(dataset: ImageDataset, parts: Sequence[str]) -> list[tuple[str, ShardedRows]]:
+    """The part and the rows of each file."""
+    found = [(part, rows) for part in parts if (rows := getattr(dataset, part)) is not None]
+    return [(part, _single(rows, number)) for part, rows in found for number in range(len(rows.files))]
+
+
 def _numbers(spark: SparkSession, count: int, *, per_slot: int = 1) -> DataFrame:
     """0 … count - 1, in ``per_slot`` partitions for each slot; in ``count`` partitions while no executor is registered."""
     slots = available_slots(spark)
@@ -120,14 +119,8 @@ def _numbers(spark: SparkSession, count: int, *, per_slot: int = 1) -> DataFrame
 
 def _single(rows: ShardedRows, number: int) -> ShardedRows:
     """The rows of one file."""
-    return ShardedRows(
-        uri=rows.uri,
-        files=(rows.files[number],),
-        rows_per_file=(rows.rows_per_file[number],),
-        x=rows.x,
-        y=rows.y,
-        crc32=rows.crc32[number : number + 1],
-    )
+    one = slice(number, number + 1)
+    return replace(rows, files=rows.files[one], rows_per_file=rows.rows_per_file[one], crc32=rows.crc32[one])
 
 
 def _spark_type(dtype: np.dtype[Any]) -> str:

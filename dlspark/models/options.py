@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import operator
 import os
 import re
@@ -12,7 +11,7 @@ from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from dlspark._require import choice, whole_number
+from dlspark._require import choice, number, whole_number
 from dlspark.errors import ConfigError
 from dlspark.models.augment import AUGMENTATIONS, check_augment
 from dlspark.models.backbones import BACKBONES, Backbone, find_backbone
@@ -73,11 +72,8 @@ def by_schema(name: str, value: Any, schema: Schema) -> Any:
             raise ConfigError(f"Expected {name} to be a text like {schema.get('pattern', 'a name')}; got {value!r}.")
         return value
     bounds = [(word, schema[key], holds) for key, (word, holds) in _BOUNDS.items() if key in schema]
-    number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-    if not number or not all(holds(value, limit) for _, limit, holds in bounds):
-        expected = " and ".join(f"{word} {limit}" for word, limit, _ in bounds)
-        raise ConfigError(f"Expected {name} to be {expected or 'a finite number'}; got {value!r}.")
-    return float(value)
+    expected = " and ".join(f"{word} {limit}" for word, limit, _ in bounds) or "a finite number"
+    return number(name, value, f"to be {expected}", lambda found: all(holds(found, limit) for _, limit, holds in bounds))
 
 
 def _check_backbone(name: str, value: Any, schema: Schema) -> Backbone:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dlspark.report.page import Page, new_figure, png
+from dlspark.report.page import Page, new_figure, png, write_page
 
 __all__ = [
     "Page",
     "new_figure",
     "png",
+    "write_page",
 ]

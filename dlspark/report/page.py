@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from dlspark._require import require
+from dlspark.storage import Store
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -66,6 +67,13 @@ def png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH)
     return buffer.getvalue()
+
+
+def write_page(store: Store, name: str, page: Page, figures: Mapping[str, Figure]) -> None:
+    """Write each figure as a PNG file of its name, and then the page, whose file has the given name."""
+    for caption, figure in figures.items():
+        store.write_bytes(f"{caption}.png", png(figure))
+    store.write_bytes(name, page.render().encode())
 
 
 def new_figure(width: float, height: float) -> Figure:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from dlspark.errors import ConfigError
 from dlspark.job import JobSettings
-from dlspark.spark.executors import TIMEOUT_SECONDS
 from dlspark.spark.preflight import check_executors
 from dlspark.spark.session import get_session, is_local, session_master
 from dlspark.spark.slots import require_slots, running_dynamic_allocation
@@ -102,15 +101,7 @@ def cancellable(spark: SparkSession) -> Iterator[Callable[[], None]]:
         context.removeJobTag(tag)
 
 
-def check_cluster(
-    settings: JobSettings,
-    uri: str,
-    *,
-    backend: str,
-    barrier: bool,
-    packages: Sequence[str] = (),
-    timeout_seconds: float = TIMEOUT_SECONDS,
-) -> SparkSession:
+def check_cluster(settings: JobSettings, uri: str, *, backend: str, barrier: bool, packages: Sequence[str] = ()) -> None:
     """Check that this cluster can run a job; starts a local session if there is none.
 
     Checks in the driver run first and take milliseconds; then one short job asks the executors.
@@ -121,7 +112,6 @@ def check_cluster(
         backend: name of the backend, for messages.
         barrier: whether the engine needs all its tasks at the same time.
         packages: the engine's distributions; executors must have the driver's versions.
-        timeout_seconds: how long executors may take to answer.
 
     Raises:
         ConfigError: another Keras backend than TensorFlow, dynamic allocation with a barrier, too few slots, an unreachable
@@ -150,8 +140,7 @@ def check_cluster(
         if not resources.gpus:
             raise
         raise ConfigError(f"{error} A slot needs a GPU too: see spark.task.resource.gpu.amount.") from error
-    check_executors(spark, Store(uri), settings.num_workers, packages=packages, timeout_seconds=timeout_seconds)
-    return spark
+    check_executors(spark, Store(uri), settings.num_workers, packages=packages)
 
 
 def _is_temporary(uri: str) -> bool:

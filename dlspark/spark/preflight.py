@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dlspark.errors import ConfigError
-from dlspark.spark.executors import TIMEOUT_SECONDS, on_executors
+from dlspark.spark.executors import on_executors
 from dlspark.spark.session import is_local
 from dlspark.storage import Store
 
@@ -27,14 +27,7 @@ UNKNOWN = "of unknown version"
 _DRIVER_FILE = "driver"
 
 
-def check_executors(
-    spark: SparkSession,
-    store: Store,
-    num_workers: int,
-    *,
-    packages: Sequence[str] = (),
-    timeout_seconds: float = TIMEOUT_SECONDS,
-) -> None:
+def check_executors(spark: SparkSession, store: Store, num_workers: int, *, packages: Sequence[str] = ()) -> None:
     """Check that executors have the driver's packages and reach its store, by one short job of ``num_workers`` tasks.
 
     The job is skipped if tasks run in the driver's JVM and its Python, where nothing can differ. There it would be the
@@ -46,7 +39,6 @@ def check_executors(
         store: the folder of the run. Files written as a test are removed, and so are new folders.
         num_workers: the number of tasks. Spark spreads them over the executors.
         packages: distributions of the engine that must have the same version on both sides, besides `PACKAGES`.
-        timeout_seconds: after that the job is cancelled.
 
     Raises:
         ConfigError: packages differ, the store is not shared, or no executor answered in time.
@@ -56,7 +48,7 @@ def check_executors(
     names = (*PACKAGES, *packages)
     here = describe_process(names)
     with probing(store) as folder:
-        answers = ask_executors(spark, num_workers, names, folder, timeout_seconds=timeout_seconds)
+        answers = ask_executors(spark, num_workers, names, folder)
         wrong = differences(here, answers)
         if wrong:
             raise ConfigError(
@@ -85,7 +77,6 @@ def ask_executors(
     folder: Store | None = None,
     *,
     at_once: bool = False,
-    timeout_seconds: float = TIMEOUT_SECONDS,
 ) -> list[dict[str, Any]]:
     """Describe ``tasks`` executor processes, each as `describe_process` does, in no order.
 
@@ -96,13 +87,12 @@ def ask_executors(
         folder: the folder of `probing`. Each process reads the driver's file in it and writes another; ``store`` in its
             answer is the error, empty if there was none.
         at_once: see `on_executors`.
-        timeout_seconds: see `on_executors`.
 
     Raises:
         ConfigError: see `on_executors`.
     """
     ask = _question(tuple(packages), folder)
-    return on_executors(spark, tasks, lambda task: ask(task), at_once=at_once, timeout_seconds=timeout_seconds)
+    return on_executors(spark, tasks, lambda task: ask(task), at_once=at_once)
 
 
 def differences(here: Mapping[str, Any], answers: Sequence[Mapping[str, Any]]) -> list[str]:

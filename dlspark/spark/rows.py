@@ -14,9 +14,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from dlspark._require import require
-from dlspark.data import SHARD_BYTES, ShardedRows, ShardWriter, Structure, columns_of, quoted
-from dlspark.errors import ConfigError, DataError, did_you_mean
+from dlspark._require import known, require
+from dlspark.data import SHARD_BYTES, ShardedRows, ShardWriter, Structure, columns_of, quoted, with_tuples
+from dlspark.errors import ConfigError, DataError
 from dlspark.storage import Store
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def write_dataframe(
             folder is removed.
     """
     require("pandas", install="dlspark[spark]", purpose="Reading a Spark DataFrame")
-    structures = tuple(_tuples(structure) for structure in (features, label, sample_weight))
+    structures = tuple(with_tuples(structure) for structure in (features, label, sample_weight))
     names = tuple(dict.fromkeys(column for structure in structures for column in columns_of(structure)))
     # By number: mapInArrow reads a name with a dot as a field of a struct.
     selected = df.select(*[_plain(df, column).alias(f"c{number}") for number, column in enumerate(names)])
@@ -121,8 +121,7 @@ def _plain(df: DataFrame, name: str) -> Any:
     from pyspark.sql import functions as F
     from pyspark.sql.types import ArrayType, BooleanType, NumericType
 
-    if name not in df.columns:
-        raise ConfigError(f"Expected a column of the DataFrame; got {name!r}. {did_you_mean(name, df.columns)}")
+    known("a column of the DataFrame", name, df.columns)
     column = F.col(quoted(name))
     kind: DataType = df.schema[name].dataType
     if isinstance(kind, VectorUDT):
@@ -146,22 +145,12 @@ def _write_partition(batches: Iterable[pa.RecordBatch], *, read: Read, uri: str,
     number = context.partitionId()
     # Each attempt of a task writes its own file; only the file of the successful attempt is used.
     name = f"part-{number:05d}-{run}-{context.taskAttemptId()}.arrow"
-    summary: dict[str, Any] = {
-        "partition": number,
-        "file": None,
-        "rows": 0,
-        "size_bytes": 0,
-        "columns": None,
-        "error": None,
-    }
     try:
-        written = _write_batches(Store(uri), name, (part for batch in batches if batch.num_rows for part in read(batch)))
+        found = _write_batches(Store(uri), name, (part for batch in batches if batch.num_rows for part in read(batch)))
     except DataError as error:  # returned, because Spark would retry a task that raises
-        summary["error"] = str(error)
-    else:
-        summary.update(written or {})
-    if summary["file"] or summary["error"]:
-        yield pa.RecordBatch.from_pylist([summary], schema=_summary_schema())
+        found = {"error": str(error)}
+    if found is not None:
+        yield pa.RecordBatch.from_pylist([{"partition": number, **found}], schema=_summary_schema())
 
 
 def _write_batches(store: Store, name: str, parts: Iterator[Columns]) -> dict[str, Any] | None:
@@ -236,9 +225,3 @@ def _check(folder: Store, summaries: Sequence[Any]) -> None:
 def _summary_schema() -> pa.Schema:
     kinds: Mapping[str, pa.DataType] = {"int": pa.int32(), "long": pa.int64(), "string": pa.string()}
     return pa.schema([(key, kinds[kind]) for key, kind in (part.split() for part in _SUMMARY.split(", "))])
-
-
-def _tuples(structure: Any) -> Any:
-    if isinstance(structure, dict):
-        return {key: _tuples(part) for key, part in structure.items()}
-    return tuple(_tuples(part) for part in structure) if isinstance(structure, (list, tuple)) else structure

@@ -14,7 +14,7 @@ import re
 import tempfile
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,7 +96,7 @@ class Store:
 
     def write_bytes(self, name: str, data: bytes) -> None:
         """Write the file ``name`` atomically: readers see the old content or the new."""
-        with self._publishing(name, f"write {len(data):,} bytes to") as path:
+        with self.open_writer(name, size=len(data)) as path:
             path.write_bytes(data)
 
     def read_json(self, name: str) -> Any:
@@ -131,7 +131,8 @@ class Store:
             if name.startswith(_TEMPORARY):
                 self.delete(name, missing_ok=True)
 
-    def open_writer(self, name: str, *, size: int | None = None) -> AbstractContextManager[Path]:
+    @contextmanager
+    def open_writer(self, name: str, *, size: int | None = None) -> Iterator[Path]:
         """Yield a local path to write to. On success it is published atomically as ``name``, otherwise removed.
 
         The content is synced to disk before it gets its name, so a crash leaves the old file or the new one.
@@ -140,12 +141,8 @@ class Store:
             name: the file.
             size: the approximate size in bytes, for the error message.
         """
-        return self._publishing(name, "write" if size is None else f"write {size:,} bytes to")
-
-    @contextmanager
-    def _publishing(self, name: str, verb: str) -> Iterator[Path]:
         address = self._address(name)
-        with self._explained(verb, name):
+        with self._explained("write" if size is None else f"write {size:,} bytes to", name):
             folder = Path(address).parent if self.is_local else Path(tempfile.gettempdir())
             folder.mkdir(parents=True, exist_ok=True)
             # Keep the suffix: some writers choose the format by it.

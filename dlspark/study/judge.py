@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from dlspark._require import known
 from dlspark.errors import ConfigError, DataError, did_you_mean
 from dlspark.evaluation import Evaluation, ScoreTable, evaluate_predictions, figures_of, score_tables, value_texts
 from dlspark.ml.tables import read_local
@@ -38,11 +39,10 @@ def check_against_data(settings: StudySettings, prepared: Document, rows: Result
         DataError: strings in a column that must hold numbers.
     """
     table = read_local(rows.store, rows.document["table"])
-    known = [name for name in table.column_names if name not in ("id", "label", "part", "fold")]
+    offered = [name for name in table.column_names if name not in ("id", "label", "part", "fold")]
     metadata, evaluate = settings.metadata, settings.evaluate
     for name in [*metadata.categorical, *metadata.numeric, *(banded(text)[0] for text in evaluate.by)]:
-        if name not in known:
-            raise ConfigError(f"Expected a column of the data; got {name!r}. {did_you_mean(name, known)}")
+        known("a column of the data", name, offered)
         if "." in name or "`" in name:
             raise ConfigError(f"Expected a column name without dots and backticks; got {name!r}. Rename it in the source.")
     for name in metadata.numeric:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +17,7 @@ from dlspark.storage import FOLDER as CHECKPOINTS
 from dlspark.storage import Document, Folder, Store
 from dlspark.study.settings import NetworkSettings, PhaseSettings, StudySettings, at_place
 from dlspark.trainer import Trainer
-from dlspark.worker import load_trained
+from dlspark.worker import dtype_policy, load_trained
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -49,7 +47,7 @@ def check_networks(settings: StudySettings, dataset: ImageDataset) -> None:
     models = {}
     for name, network in settings.networks.items():
         for phase in network.phases or [_UNTRAINED]:
-            with at_place(f"networks.{name}"), _policy(network.dtype):
+            with at_place(f"networks.{name}"), dtype_policy(network.dtype):
                 built = network if network.phases else as_it_comes(network)
                 models[name] = _build(dataset, built, phase, settings.seed, 1)
     for name, made in settings.features.items():
@@ -70,7 +68,7 @@ def train_phase(
     if dataset.train is None:
         raise DataError(f"Expected training rows; got none in the part 'train' of {dataset.uri!r}.")
     steps = phase.epochs * math.ceil(dataset.train.rows / network.batch_size)
-    with _policy(network.dtype):
+    with dtype_policy(network.dtype):
         model = _build(dataset, network, phase, seed, steps)
         before = [result for result in folder.results if result.store.exists(MODEL)]
         if before:
@@ -111,7 +109,7 @@ def as_it_comes(network: NetworkSettings) -> NetworkSettings:
 
 def keep_untrained(folder: Folder, dataset: ImageDataset, network: NetworkSettings, seed: int) -> Document:
     """Keep the ``model.keras`` of a network that is not trained."""
-    with _policy(network.dtype):
+    with dtype_policy(network.dtype):
         _save(_build(dataset, as_it_comes(network), _UNTRAINED, seed, 1), folder.store)
     return {"history": {}, "epoch_seconds": []}
 
@@ -191,16 +189,3 @@ def _finished(place: Store) -> Store | None:
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
-
-
-@contextmanager
-def _policy(name: str) -> Iterator[None]:
-    """Set the dtype policy inside a ``with`` block."""
-    import keras
-
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(name)
-    try:
-        yield
-    finally:
-        keras.config.set_dtype_policy(before)

@@ -9,7 +9,7 @@ from dlspark.data import Split, assign, leak_warning
 from dlspark.errors import DataError
 from dlspark.images import ImageDataset, KnownLayout, Layout, explore, find_layout, prepare_images
 from dlspark.ml.tables import dataset_rows, write_table
-from dlspark.report import png
+from dlspark.report import write_page
 from dlspark.storage import Document, Folder, Result
 from dlspark.study.settings import DataSettings
 
@@ -51,9 +51,7 @@ def explore_data(
     """Count values by class, and keep charts of the counts and sample images."""
     found = explore(dataset, columns=columns, samples=samples, seed=seed)
     figures = found.figures()
-    folder.store.write_bytes("explore.html", found.page(figures).render().encode())
-    for name, figure in figures.items():
-        folder.store.write_bytes(f"{name}.png", png(figure))
+    write_page(folder.store, "explore.html", found.page(figures), figures)
     return {**found.to_dict(), "pictures": [f"{name}.png" for name in figures]}
 
 

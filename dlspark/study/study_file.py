@@ -12,7 +12,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from dlspark._require import require
+from dlspark._require import known, require
 from dlspark.errors import ConfigError, did_you_mean
 from dlspark.images import LAYOUTS, find_layout
 from dlspark.models import AUGMENTATIONS, ClassifierOptions, option_schemas
@@ -88,8 +88,7 @@ def example(name: str) -> str:
     Raises:
         ConfigError: an unknown name.
     """
-    if name not in EXAMPLES:
-        raise ConfigError(f"Expected the name of an example study; got {name!r}. {did_you_mean(name, EXAMPLES)}")
+    known("the name of an example study", name, EXAMPLES)
     return files(__package__).joinpath("studies", f"{name}.yaml").read_text(encoding="utf-8")
 
 

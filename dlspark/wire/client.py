@@ -31,14 +31,6 @@ HOLD_SECONDS = 60.0  # the longest wait for `StopAfter` after `Hold`
 STOPPED_EXIT_CODE = 75  # EX_TEMPFAIL: the driver stopped this worker, or is gone
 
 
-class Halt(Protocol):
-    """How a worker learns that it must stop."""
-
-    def reached(self) -> bool:
-        """Whether to stop now. Call it after every call of the training step."""
-        ...
-
-
 class Interruption:
     """Lets all ranks stop after the same step when the driver asks for it.
 
@@ -77,8 +69,9 @@ class Interruption:
 class Reporter(Protocol):
     """A worker's connection to its driver."""
 
-    @property
-    def interruption(self) -> Halt: ...
+    def must_stop(self) -> bool:
+        """Whether to stop now. Call it after every call of the training step; it may wait for the driver."""
+        ...
 
     def send(self, message: FromWorker) -> None: ...
 
@@ -147,7 +140,7 @@ class SocketEndpoint:
 
 class _SocketReporter:
     def __init__(self, frames: Frames, rank: int) -> None:
-        self.interruption = Interruption()
+        self._interruption = Interruption()
         self._frames = frames
         self._rank = rank
         self._closing = threading.Event()
@@ -155,6 +148,9 @@ class _SocketReporter:
         frames.sock.settimeout(None)
         frames.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", SEND_SECONDS, 0))
         threading.Thread(target=self._obey, name="dlspark-channel", daemon=True).start()
+
+    def must_stop(self) -> bool:
+        return self._interruption.reached()
 
     def send(self, message: FromWorker) -> None:
         try:
@@ -179,9 +175,9 @@ class _SocketReporter:
                 break
             match message:
                 case Hold():
-                    self.send(Held(rank=self._rank, calls=self.interruption.hold()))
+                    self.send(Held(rank=self._rank, calls=self._interruption.hold()))
                 case StopAfter():
-                    self.interruption.stop_after(message.calls)
+                    self._interruption.stop_after(message.calls)
                 case Stop():
                     reason = f"the driver said stop: {message.reason}"
         if not self._closing.is_set():

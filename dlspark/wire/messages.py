@@ -101,7 +101,6 @@ class Heartbeat(FromWorker):
 
     Attributes:
         moves: a counter that grows with any progress.
-        cpu_seconds: CPU time of the process since its start.
         memory_bytes: resident memory of the process; 0 if unknown.
         phase: "loading", "step", "callbacks", "validation" or "checkpoint".
         step: complete steps of ``epoch``.
@@ -114,7 +113,6 @@ class Heartbeat(FromWorker):
 
     kind = "heartbeat"
     moves: int
-    cpu_seconds: float
     memory_bytes: int
     phase: str
     step: int

@@ -17,7 +17,7 @@ from dlspark.worker.model_state import (
     set_weights,
     weight_shapes,
 )
-from dlspark.worker.process import environment, random_states
+from dlspark.worker.process import dtype_policy, environment, random_states
 from dlspark.worker.session import WorkerSession
 from dlspark.worker.status import WorkerStatus
 
@@ -29,6 +29,7 @@ __all__ = [
     "capture",
     "check_mergeable",
     "describe_device",
+    "dtype_policy",
     "environment",
     "give_back",
     "load_model",

@@ -162,7 +162,7 @@ def saver_callback(
             self._step_before = status.step
 
         def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-            self._interrupted = self._interrupted or reporter.interruption.reached()
+            self._interrupted = self._interrupted or reporter.must_stop()
             step, before = status.step, self._step_before
             self._step_before = step
             if step == feed.steps:

@@ -23,7 +23,7 @@ from dlspark.worker.gradient_sync import check_mergeable
 from dlspark.worker.heartbeat import Pulse
 from dlspark.worker.loop import train
 from dlspark.worker.model_state import load_initial_weights, restore, save_trained, set_weights
-from dlspark.worker.process import environment, random_states
+from dlspark.worker.process import dtype_policy, environment, random_states
 from dlspark.worker.session import WorkerSession
 from dlspark.worker.status import WorkerStatus
 
@@ -136,12 +136,8 @@ def load_model(job: TrainJob, payload: Payload) -> Any:
     import keras
 
     if job.from_builder:
-        before = keras.config.dtype_policy()
-        keras.config.set_dtype_policy(job.dtype_policy)
-        try:
+        with dtype_policy(job.dtype_policy):
             model = payload.builder()
-        finally:
-            keras.config.set_dtype_policy(before)
         if not model.built:
             build(model, job.train)
         load_initial_weights(Store(job.uri), model)

@@ -11,7 +11,6 @@ import sys
 import threading
 import traceback
 from importlib import resources
-from types import TracebackType
 
 from dlspark.wire import HEARTBEAT_SECONDS, Endpoint, Reporter, SocketEndpoint, messages
 from dlspark.worker.status import WorkerStatus
@@ -46,7 +45,7 @@ class Pulse:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self._ended.set()
         self._thread.join(HEARTBEAT_SECONDS * 5)
         if self._guard is not None:

@@ -39,10 +39,7 @@ def vary_random_layers(model: Any, rank: int) -> None:
 
 def save_trained(store: Store, model: Any) -> None:
     """Write weights (``w0`` …) and the optimizer's variables (``o0`` …) atomically to one npz file."""
-    arrays = {f"w{i}": storable(v) for i, v in enumerate(model.weights)}
-    arrays.update({f"o{i}": storable(v) for i, v in enumerate(model.optimizer.variables)})
-    with store.open_writer(WEIGHTS_FILE, size=sum(array.nbytes for array in arrays.values())) as path:
-        np.savez(path, **arrays)
+    _write(store, WEIGHTS_FILE, {"w": model.weights, "o": model.optimizer.variables})
 
 
 def load_trained(store: Store) -> tuple[list[NDArray[Any]], list[NDArray[Any]]]:
@@ -54,15 +51,24 @@ def load_trained(store: Store) -> tuple[list[NDArray[Any]], list[NDArray[Any]]]:
 
 def save_initial_weights(store: Store, model: Any) -> None:
     """Write the weights that a builder's model starts with, which each worker's copy of it takes."""
-    arrays = {f"w{i}": storable(v) for i, v in enumerate(model.weights)}
-    with store.open_writer(INITIAL_WEIGHTS_FILE, size=sum(array.nbytes for array in arrays.values())) as path:
-        np.savez(path, **arrays)
+    _write(store, INITIAL_WEIGHTS_FILE, {"w": model.weights})
 
 
 def load_initial_weights(store: Store, model: Any) -> None:
     """Give ``model`` what `save_initial_weights` wrote."""
     with np.load(store.local_file(INITIAL_WEIGHTS_FILE), allow_pickle=False) as file:
         set_weights(model, [file[f"w{i}"] for i in range(len(file.files))])
+
+
+def _write(store: Store, file: str, groups: Mapping[str, Sequence[Any]]) -> None:
+    arrays = {name: storable(variable) for name, variable in _numbered(groups).items()}
+    with store.open_writer(file, size=sum(array.nbytes for array in arrays.values())) as path:
+        np.savez(path, **arrays)
+
+
+def _numbered(groups: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
+    """The variables of all groups by their names in files: the letter of the group and a number."""
+    return {f"{letter}{i}": variable for letter, group in groups.items() for i, variable in enumerate(group)}
 
 
 def storable(variable: Any) -> NDArray[Any]:
@@ -156,8 +162,7 @@ def seed_variables(model_or_layer: Any) -> list[Any]:
 
 def _shared_variables(model: Any) -> dict[str, Any]:
     optimizers = [variable for optimizer in optimizers_of(model) for variable in optimizer.variables]
-    groups = {"w": model.weights, "o": optimizers, "s": seed_variables(model)}
-    return {f"{letter}{i}": variable for letter, group in groups.items() for i, variable in enumerate(group)}
+    return _numbered({"w": model.weights, "o": optimizers, "s": seed_variables(model)})
 
 
 def _local_variables(model: Any) -> list[Any]:

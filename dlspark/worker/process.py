@@ -1,4 +1,4 @@
-"""Restore the state of a process: environment variables and random states."""
+"""Restore the state of a process: environment variables, random states and the dtype policy."""
 
 from __future__ import annotations
 
@@ -30,6 +30,19 @@ def random_states() -> Iterator[None]:
     finally:
         random.setstate(python_state)
         np.random.set_state(numpy_state)
+
+
+@contextlib.contextmanager
+def dtype_policy(name: str) -> Iterator[None]:
+    """Set Keras' global dtype policy inside the block."""
+    import keras
+
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(name)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
 
 
 def _apply(values: dict[str, str | None]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -47,7 +46,6 @@ class WorkerStatus:
             own_seconds=self.own_seconds,
             steps=self.steps,
             waits=self.waits(),
-            cpu_seconds=time.process_time(),
             memory_bytes=memory_bytes,
             stack=stack,
         )

@@ -30,7 +30,7 @@ class Case:
 
     def beat(self, rank: int, *, moved: bool = False, connection: int | None = None, **changes: Any) -> Failure | None:
         self._moves += moved
-        values = {**PLACE, "moves": self._moves, "cpu_seconds": 1.0, "memory_bytes": 0, **changes}
+        values = {**PLACE, "moves": self._moves, "memory_bytes": 0, **changes}
         return self.watch.note(
             messages.Heartbeat(rank=rank, connection=rank if connection is None else connection, **values)
         )

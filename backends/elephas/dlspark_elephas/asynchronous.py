@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from elephas.enums.modes import Mode
 from elephas.spark_model import AsynchronousSparkModel, SparkModel
 from numpy.typing import NDArray
 from pyspark.rdd import RDD
@@ -36,15 +35,7 @@ class AsynchronousMaster(Master):
         return _ServingModel(self, batch_size=self._job.batch_size, frequency=self._frequency)
 
     def train_round(self, spark: Any, **config: Any) -> list[Outcome]:
-        """Let every worker train one epoch of its part while it exchanges weights with the server.
-
-        Args:
-            spark: the session.
-            config: arguments of `round_part`.
-
-        Returns:
-            One outcome per worker, in rank order.
-        """
+        """Let every worker train one epoch of its part while it exchanges weights with the server; see `Master`."""
         epoch: int = config["epoch"]
         changes = spark.sparkContext.broadcast(self._changes_by_callbacks())
         try:
@@ -77,9 +68,7 @@ class _ServingModel(AsynchronousSparkModel):  # type: ignore[misc, unused-ignore
     def __init__(self, master: Master, *, batch_size: int, frequency: str) -> None:
         # Not super().__init__: it creates Elephas' own server from the model's JSON.
         SparkModel.__init__(self, master, batch_size=batch_size)
-        self.mode = Mode.ASYNCHRONOUS
         self.frequency = frequency
-        self.parameter_server_mode = "http"
 
     def _fit(self, rdd: RDD[int], *, host: str, weights: list[NDArray[Any]], **config: Any) -> None:
         """Replaces Elephas' method, which discards the workers' results and leaks a broadcast of the weights."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from types import TracebackType
 from typing import Any
 
 from numpy.typing import NDArray
@@ -71,7 +70,7 @@ class ParameterClient:
     def __enter__(self) -> ParameterClient:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self._frames.close()
 
     def get_parameters(self) -> list[NDArray[Any]]:

@@ -9,7 +9,7 @@ from elephas.spark_model import SparkModel, average_and_subtract
 from numpy.typing import NDArray
 
 from dlspark.plugin import Endpoint, Feed, TrainJob
-from dlspark_elephas.round import Outcome, RoundWorker, evaluate_part, state_of
+from dlspark_elephas.round import Outcome, RoundWorker, evaluate_part, set_state, state_of
 
 __all__ = ["Master", "Outcome"]
 
@@ -40,8 +40,6 @@ class Master:
         return state_of(self._model)
 
     def set_weights(self, values: Sequence[NDArray[Any]]) -> None:
-        from dlspark_elephas.round import set_state
-
         set_state(self._model, values)
 
     def to_json(self) -> str:

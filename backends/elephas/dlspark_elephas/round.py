@@ -203,7 +203,7 @@ class _StepsOnly:
     """Sends `StepEnded` only. The driver reports the end of an epoch itself, after averaging."""
 
     def __init__(self, reporter: Reporter) -> None:
-        self.interruption = reporter.interruption
+        self.must_stop = reporter.must_stop
         self._reporter = reporter
 
     def send(self, message: messages.FromWorker) -> None:

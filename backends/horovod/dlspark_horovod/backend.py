@@ -22,15 +22,13 @@ from dlspark.plugin import (
     Engine,
     FitResult,
     JobSettings,
-    LaunchBackend,
     MissingDependencyError,
+    SparkLaunchBackend,
     Store,
     TrainJob,
     WorkerFunction,
     WorkerResult,
     WorkerSession,
-    check_cluster,
-    driver_host,
     ending_connections,
     environment,
     get_session,
@@ -72,7 +70,7 @@ class HorovodOptions:
             raise ConfigError(f"Expected start_timeout_seconds of at least 1; got {self.start_timeout_seconds}.")
 
 
-class HorovodBackend(LaunchBackend):
+class HorovodBackend(SparkLaunchBackend):
     """One worker per Spark task, in a fresh process beside the task's own; CPU, or one GPU each from Spark."""
 
     name: ClassVar[str] = "horovod"
@@ -92,10 +90,7 @@ class HorovodBackend(LaunchBackend):
                 "Backend 'horovod' needs Horovod, which is not installed. Run: python tools/build_horovod.py in a checkout "
                 "of dlspark; it needs a C++ compiler."
             )
-        check_cluster(settings, uri, backend=self.name, barrier=self.engine.barrier, packages=self.engine.packages)
-
-    def driver_host(self) -> str:
-        return driver_host(get_session())
+        super().check(settings, uri)
 
     def fit(self, job: TrainJob) -> FitResult:
         cycle, timeout = self.options.cycle_time_ms, self.options.start_timeout_seconds

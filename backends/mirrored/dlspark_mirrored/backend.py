@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import logging
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -16,15 +16,11 @@ from dlspark.plugin import (
     ConfigError,
     Engine,
     FitResult,
-    JobSettings,
-    LaunchBackend,
+    SparkLaunchBackend,
     TrainJob,
     WorkerError,
     WorkerFunction,
     WorkerResult,
-    cancellable,
-    check_cluster,
-    driver_host,
     get_session,
     own_threads,
     task_resources,
@@ -57,7 +53,7 @@ class MirroredOptions:
             raise ConfigError(f"Expected collective_timeout_seconds of at least 0; got {self.collective_timeout_seconds}.")
 
 
-class MirroredBackend(LaunchBackend):
+class MirroredBackend(SparkLaunchBackend):
     """One worker per Spark task of a barrier stage; CPU, or one GPU each when Spark schedules them."""
 
     name: ClassVar[str] = "mirrored"
@@ -70,17 +66,6 @@ class MirroredBackend(LaunchBackend):
     )
     options_type: ClassVar[type] = MirroredOptions
     capabilities = Capabilities(synchronous_gradients=True, exact_rows=True, deterministic=True, resumable=True)
-
-    def check(self, settings: JobSettings, uri: str) -> None:
-        check_cluster(settings, uri, backend=self.name, barrier=self.engine.barrier, packages=self.engine.packages)
-
-    def driver_host(self) -> str:
-        return driver_host(get_session())
-
-    @contextmanager
-    def abortable(self) -> Iterator[Callable[[], None]]:
-        with cancellable(get_session()) as cancel:
-            yield cancel
 
     def fit(self, job: TrainJob) -> FitResult:
         """Launch, and launch again if another process took a worker's port before TensorFlow bound it.
