@@ -6,6 +6,7 @@ import ast
 import inspect
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -24,25 +25,35 @@ SCRIPTS = sorted(EXAMPLES.glob("*.py"))
 NOTEBOOK = EXAMPLES / "first_steps.ipynb"
 PROSE = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 PROSE += [ROOT / "benchmarks" / "README.md", *sorted((ROOT / "backends").glob("*/README.md"))]
-RUN_SECONDS = 200  # on a busy machine; an idle one takes about ten
 PATH = os.pathsep.join(entry for entry in sys.path if entry)
 
 
-def run(script: str, *arguments: str, cwd: Path) -> str:
-    """Run an example and return its output. Its working folder is empty, so that files left there are found."""
+def run_alone(script: str, folder: Path) -> str:
+    """Run an example as a user does, in a process of its own, and return its output."""
+    command = [sys.executable, str(EXAMPLES / script)]
     done = subprocess.run(
-        [sys.executable, str(EXAMPLES / script), *arguments],
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": PATH},
-        capture_output=True,
-        text=True,
-        timeout=RUN_SECONDS,
-        check=False,
+        command, cwd=folder, env={**os.environ, "PYTHONPATH": PATH}, capture_output=True, text=True, timeout=100, check=False
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    left = [path.name for path in cwd.iterdir()]
-    assert not left, f"{script} leaves {left} in the current folder"
     return done.stdout
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """``run(script, *arguments)`` runs an example as the main module of this process and returns its output.
+
+    Its working folder is empty, so that files left there are found.
+    """
+
+    def running(script: str, *arguments: str) -> str:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", [script, *arguments])
+        runpy.run_path(str(EXAMPLES / script), run_name="__main__")
+        left = [path.name for path in tmp_path.iterdir()]
+        assert not left, f"{script} leaves {left} in the current folder"
+        return capsys.readouterr().out
+
+    return running
 
 
 def number(pattern: str, text: str) -> float:
@@ -52,23 +63,20 @@ def number(pattern: str, text: str) -> float:
     return float(found[1])
 
 
-@pytest.mark.timeout(RUN_SECONDS + 10)
 def test_numpy_arrays(tmp_path: Path) -> None:
-    printed = run("numpy_arrays.py", cwd=tmp_path)
+    printed = run_alone("numpy_arrays.py", tmp_path)
     assert number(r"validation accuracy ([\d.]+)", printed) > 0.8
     assert number(r"on new rows ([\d.]+)", printed) > 0.8
 
 
-@pytest.mark.timeout(RUN_SECONDS + 10)
-def test_custom_metric(tmp_path: Path) -> None:
-    printed = run("custom_metric.py", cwd=tmp_path)
+def test_custom_metric(run: Any) -> None:
+    printed = run("custom_metric.py")
     assert 0.8 < number(r"mean_recall ([\d.]+)", printed) <= 1
     assert 0.8 < number(r"accuracy ([\d.]+)", printed) <= 1
 
 
-@pytest.mark.timeout(RUN_SECONDS + 10)
-def test_callbacks(tmp_path: Path) -> None:
-    printed = run("callbacks.py", cwd=tmp_path)
+def test_callbacks(run: Any) -> None:
+    printed = run("callbacks.py")
     epochs = int(number(r"stopped after (\d+) of 40 epochs", printed))
     assert 3 <= epochs < 40
     assert len(re.findall(r"^rank 0, epoch \d+: val_accuracy", printed, re.MULTILINE)) == epochs
@@ -77,9 +85,8 @@ def test_callbacks(tmp_path: Path) -> None:
 
 @pytest.mark.spark
 @pytest.mark.slow
-@pytest.mark.timeout(RUN_SECONDS + 10)
-def test_any_backend(tmp_path: Path) -> None:
-    printed = run("any_backend.py", "mirrored", "2", cwd=tmp_path)
+def test_any_backend(spark: Any, run: Any) -> None:
+    printed = run("any_backend.py", "mirrored", "2")
     rows = [int(count) for count in re.findall(r"^rank \d on .*: (\d+) rows$", printed, re.MULTILINE)]
     assert len(rows) == 2
     assert sum(rows) == 5 * 1003
@@ -88,27 +95,24 @@ def test_any_backend(tmp_path: Path) -> None:
 
 @pytest.mark.spark
 @pytest.mark.slow
-@pytest.mark.timeout(RUN_SECONDS + 10)
-def test_spark_dataframe(tmp_path: Path) -> None:
-    printed = run("spark_dataframe.py", cwd=tmp_path)
+def test_spark_dataframe(spark: Any, run: Any) -> None:
+    printed = run("spark_dataframe.py")
     assert number(r"([\d]+) rows in 5 epochs", printed) == 5 * 800
     assert number(r"accuracy ([\d.]+)", printed) > 0.8
 
 
 @pytest.mark.spark
 @pytest.mark.slow
-@pytest.mark.timeout(RUN_SECONDS + 10)
-def test_spark_ml(tmp_path: Path) -> None:
-    printed = run("spark_ml.py", cwd=tmp_path)
+def test_spark_ml(spark: Any, run: Any) -> None:
+    printed = run("spark_ml.py")
     assert "row 3: not a JPEG" in printed
     assert number(r"accuracy ([\d.]+)", printed) > 0.8
 
 
 @pytest.mark.spark
 @pytest.mark.slow
-@pytest.mark.timeout(RUN_SECONDS + 10)
-def test_image_folder(tmp_path: Path) -> None:
-    printed = run("image_folder.py", cwd=tmp_path)
+def test_image_folder(spark: Any, run: Any) -> None:
+    printed = run("image_folder.py")
     assert "train: 60 images {'leaf': 30, 'sky': 30}" in printed
     assert "test: 20 images {'leaf': 10, 'sky': 10}" in printed
     assert "classes leaf, sky" in printed
@@ -118,7 +122,6 @@ def test_image_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(RUN_SECONDS + 10)
 def test_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import nbclient
     import nbformat
@@ -127,7 +130,7 @@ def test_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     nbformat.validate(notebook)
     nbclient.NotebookClient(
-        notebook, timeout=RUN_SECONDS, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
+        notebook, timeout=100, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
     ).execute()
     said = {cell.id: "".join(out.get("text", "") for out in cell.outputs) for cell in notebook.cells if "outputs" in cell}
     assert number(r"epoch 5: val_accuracy ([\d.]+)", said["result"]) > 0.8

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,15 @@ def fit(trainer: Trainer, fault: Fault, **settings: Any) -> FitResult:
 
 def trainer(engine: str, folder: Path, **settings: Any) -> Trainer:
     workers = 1 if engine == "local" else 2
-    return Trainer(engine, num_workers=workers, store=folder / "store", timeouts=TIMEOUTS, **settings)
+    return Trainer(engine, num_workers=workers, store=folder / "store", **{"timeouts": TIMEOUTS, **settings})
+
+
+def finished(folder: Path) -> FitResult:
+    """The result of the run that another process has finished in ``folder``."""
+    (run,) = folder.glob("store/run-*")
+    with np.load(run / "trained.npz") as arrays:
+        weights = [arrays[f"w{i}"] for i in range(sum(name.startswith("w") for name in arrays.files))]
+    return replace(FitResult.from_json((run / "result.json").read_text()), weights=weights)
 
 
 def undisturbed(engine: str) -> FitResult:

@@ -78,6 +78,7 @@ def synchronous(backend: str) -> bool:
     return load_backend(backend).capabilities.synchronous_gradients
 
 
+@pytest.mark.usually("mirrored")
 def test_f8_f9_uneven_and_empty_partitions_of_a_frame(spark: Any, engine: str) -> None:
     """Partitions of 1,001, 0 and 999 rows; for validation as many rows as workers, which is the minimum."""
     x, ids = toys.numbered(2000)

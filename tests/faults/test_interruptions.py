@@ -10,12 +10,21 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 import pytest
 
-from dlspark import FitResult, RunInterruptedError
-from tests.faults.disturbed import ENGINES, EPOCHS, assert_equal, events, fit, seconds_until_told, trainer, undisturbed
+from dlspark import RunInterruptedError
+from tests.faults.disturbed import (
+    ENGINES,
+    EPOCHS,
+    assert_equal,
+    events,
+    finished,
+    fit,
+    seconds_until_told,
+    trainer,
+    undisturbed,
+)
 
 pytestmark = [pytest.mark.timeout(180), pytest.mark.spark]
 
@@ -103,10 +112,6 @@ def test_f5_a_driver_that_is_killed(engine: str, tmp_path: Path, spark: Any) -> 
     again = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert again.returncode == 0, again.stderr[-3000:]
     assert "resumed from epoch-0001-step-000000" in again.stdout
-    result = FitResult.from_json(next(tmp_path.glob("store/run-*/result.json")).read_text())
-    assert result.history == undisturbed(engine).history
-    trained = np.load(next(tmp_path.glob("store/run-*/trained.npz")))
-    for i, expected in enumerate(undisturbed(engine).weights):
-        np.testing.assert_array_equal(trained[f"w{i}"], expected)
+    assert_equal(finished(tmp_path), undisturbed(engine))
     epochs = [event["epoch"] for event in events(tmp_path) if event["kind"] == "epoch" and event["rank"] == 0]
     assert epochs == [0, 1, 2]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import subprocess
@@ -62,8 +64,8 @@ def write_cells(folder: str, **numbers: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def finished(endpoint: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a study of images in S3, killed in training and run again; other processes do not know the bucket."""
+def finished(endpoint: str, spark: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a study of S3 images, killed in training and run again in a session that does not know the bucket."""
     folder = tmp_path_factory.mktemp("finished")
     write_cells("s3://clinic/cells", ill=4, healthy=4, cells=6)
     (folder / "cells.yaml").write_text(STUDY)
@@ -79,10 +81,10 @@ def finished(endpoint: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
         finally:
             victim.kill()
             victim.wait(30)
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=350, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
-    assert json.loads(done.stdout) == json.loads((folder / "store/study.json").read_text())
-    (folder / "resumed.json").write_text(done.stdout)
+    with contextlib.chdir(folder), contextlib.redirect_stdout(io.StringIO()) as printed:
+        assert main(command[3:]) == 0
+    assert json.loads(printed.getvalue()) == json.loads((folder / "store/study.json").read_text())
+    (folder / "resumed.json").write_text(printed.getvalue())
     return folder
 
 
