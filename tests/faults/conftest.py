@@ -16,7 +16,9 @@ ENGINES = {"mirrored": "spark_tensorflow_distributor", "horovod": "horovod", "el
 
 @pytest.fixture(autouse=True)
 def nothing_left_behind(own_temporary_folder: None, request: pytest.FixtureRequest) -> Iterator[None]:
-    """Fail a test that leaves a process, port, thread or temporary file behind."""
+    """Fail a test that leaves a process, port, thread or temporary file behind; the session of all tests is none of them."""
+    if request.node.get_closest_marker("spark"):
+        request.getfixturevalue("spark")
     with no_leaks(worker_ports="mirrored" not in request.node.name):
         yield
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Iterator
@@ -12,18 +13,31 @@ import psutil
 import pytest
 
 from dlspark import Trainer, WorkerError
-from tests.faults.disturbed import ENGINES, PROCESSES, TIMEOUTS, assert_equal, fit, seconds_until_told, trainer, undisturbed
+from tests.faults.disturbed import (
+    ENGINES,
+    PROCESSES,
+    TIMEOUTS,
+    assert_equal,
+    events,
+    fit,
+    seconds_until_told,
+    trainer,
+    undisturbed,
+)
 
 pytestmark = [pytest.mark.timeout(180), pytest.mark.spark]
 
 
 @pytest.fixture
-def thawed() -> Iterator[None]:
-    """Ends the processes below this one that are stopped: nobody else could."""
+def thawed(tmp_path: Path) -> Iterator[None]:
+    """Ends the workers with the processes above and below them that are stopped: nobody else could."""
     yield
-    for process in psutil.Process().children(recursive=True):
-        if process.status() == psutil.STATUS_STOPPED:
-            process.kill()
+    for pid in {event["pid"] for event in events(tmp_path) if event["kind"] == "started"}:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            worker = psutil.Process(pid)
+            for process in [*worker.children(recursive=True), *worker.parents(), worker]:
+                if process.status() == psutil.STATUS_STOPPED:
+                    process.kill()
 
 
 @pytest.mark.usefixtures("thawed")
