@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import importlib
 import math
-import operator
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from importlib import metadata
-from numbers import Real
+from numbers import Integral, Real
 from types import ModuleType
 from typing import Any
 
@@ -64,14 +63,14 @@ class Registered(Mapping[str, Any]):
         self.group = group
         self.kind = kind
 
-    def points(self) -> dict[str, metadata.EntryPoint]:
-        """The entry points by name, sorted.
+    def points(self, **selected: Any) -> dict[str, metadata.EntryPoint]:
+        """The entry points by name, sorted; with ``name`` or ``value``, only those of that name or value.
 
         Raises:
-            ConfigError: two distributions register different objects under one name.
+            ConfigError: two distributions register different objects under one of these names.
         """
         found: dict[str, metadata.EntryPoint] = {}
-        for point in sorted(metadata.entry_points(group=self.group), key=lambda point: point.name):
+        for point in sorted(metadata.entry_points(group=self.group, **selected), key=lambda point: point.name):
             other = found.setdefault(point.name, point)
             if other.value != point.value:
                 raise ConfigError(
@@ -87,16 +86,15 @@ class Registered(Mapping[str, Any]):
             ConfigError: an unknown name; the message lists the known ones and ends with ``advice``.
             Exception: the import fails: the module's own error.
         """
-        points = self.points()
-        if name not in points:
-            raise ConfigError(f"Unknown {self.kind} {name!r}. {did_you_mean(str(name), points)} {advice}".rstrip())
-        return points[name].load()
+        if name not in self:
+            raise ConfigError(f"Unknown {self.kind} {name!r}. {did_you_mean(name, self)} {advice}".rstrip())
+        return self[name]
 
     def __getitem__(self, name: str) -> Any:
-        return self.points()[name].load()
+        return self.points(name=name)[name].load()
 
     def __contains__(self, name: object) -> bool:
-        return name in self.points()
+        return name in self.points(name=name)
 
     def __iter__(self) -> Iterator[str]:
         # Without the check of `points`: the command line lists names, and must not fail because of two layouts.
@@ -115,9 +113,9 @@ def whole_number(name: str, value: Any, least: int = 1) -> int:
     Raises:
         ConfigError: not an integer, or below ``least``.
     """
-    if isinstance(value, bool) or not hasattr(value, "__index__") or operator.index(value) < least:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
         raise ConfigError(f"Expected {name} as a whole number of at least {least}; got {value!r}.")
-    return operator.index(value)
+    return int(value)
 
 
 def number(name: str, value: Any, expected: str, accept: Callable[[float], bool], advice: str = "") -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Any
 
 
 class DlsparkError(Exception):
@@ -83,13 +84,13 @@ class RunInterruptedError(DlsparkError, SystemExit):
         self.code = self.exit_code
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
+def did_you_mean(name: Any, known: Iterable[str]) -> str:
     """The end of an error message about an unknown ``name``: the nearest known name, then all of them."""
     known = sorted(known)
     return f"{nearest(name, known)}Known: {', '.join(known) or 'none'}."
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def nearest(name: Any, known: Iterable[str]) -> str:
     """``Did you mean 'x'? `` with the known name nearest to ``name``; empty if none is near."""
-    found = get_close_matches(name, sorted(known), n=1)
+    found = get_close_matches(str(name), sorted(known), n=1)
     return f"Did you mean {found[0]!r}? " if found else ""

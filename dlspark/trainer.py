@@ -16,7 +16,7 @@ from dlspark.backend import Backend
 from dlspark.data import ShardedRows
 from dlspark.driver import EventLog, as_rows, checks, pickled_payload, runs, save_model, take_model
 from dlspark.errors import ConfigError, WorkerError
-from dlspark.job import IDENTITY_FILE, PAYLOAD_FILE, FitResult, JobSettings, TrainJob, Verbosity, load_job
+from dlspark.job import IDENTITY_FILE, MODEL_FILE, PAYLOAD_FILE, FitResult, JobSettings, TrainJob, Verbosity, load_job
 from dlspark.registry import load_backend
 from dlspark.storage import Checkpoints, Store, lease
 from dlspark.timeouts import Timeouts
@@ -253,8 +253,6 @@ def _new_job(settings: JobSettings, store: Store, model: Any, data: Any, validat
     if validation_data is not None:
         validation = as_rows("validation_data", validation_data, store, "val", model, **limits)
     _prepare_model(settings, store, model, train)
-    if not settings.from_builder:
-        save_model(store, model)
     return TrainJob(
         **vars(settings),
         uri=store.uri,
@@ -283,3 +281,5 @@ def _prepare_model(settings: JobSettings, store: Store, model: Any, rows: Sharde
         build(model, rows)
     if settings.from_builder:
         save_initial_weights(store, model)
+    elif not store.exists(MODEL_FILE):  # it is new, or a builder began it
+        save_model(store, model)

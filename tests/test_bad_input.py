@@ -56,10 +56,17 @@ def test_two_plugins_of_one_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         load_backend("local")
 
 
-@pytest.mark.parametrize("workers", [0, -1, 1.5, "2", True])
+@pytest.mark.parametrize("workers", [0, -1, 1.5, "2", True, np.bool_(True), np.array([1, 2]), np.array(1.5)])
 def test_workers_that_are_no_number(workers: Any) -> None:
     with pytest.raises(ConfigError, match="Expected num_workers as a whole number of at least 1"):
         Trainer("local", num_workers=workers)
+
+
+def test_names_that_are_no_text() -> None:
+    with pytest.raises(ConfigError, match=r"There is no timeout 1\. Known: end_seconds"):
+        Trainer("local", timeouts={1: 2})
+    with pytest.raises(ConfigError, match="has no option 1"):
+        Trainer("local", options={1: 2})
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ class EventLog:
                 (self._folder / EVENTS_FILE).write_bytes(self._store.read_bytes(EVENTS_FILE))
         path = self._folder / EVENTS_FILE
         torn = path.exists() and path.stat().st_size and not path.read_bytes().endswith(b"\n")
-        self._file = path.open("a", encoding="utf-8")
+        self._file = path.open("a", encoding="utf-8", errors="backslashreplace")  # "\\udcff" is an escape of JSON too
         if torn:  # the driver was killed while it wrote
             self._file.write("\n")
         self._thread.start()

@@ -124,6 +124,7 @@ class Watch:
         """Extend all time limits by ``seconds``, in which the driver did not read messages."""
         self._launched_at += seconds
         self._first_at = None if self._first_at is None else self._first_at + seconds
+        self._broken = self._broken and (self._broken[0] + seconds, self._broken[1])
         for rank in self._ranks.values():
             rank.heard_at += seconds
             rank.moved_at += seconds

@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
+
 from dlspark.data import ShardedRows
 from dlspark.errors import ConfigError
 from dlspark.job import IDENTITY_FILE, JOB_FILE, RESULT_FILE, WEIGHTS_FILE, FitResult, JobSettings, versions
@@ -107,7 +109,7 @@ def identity(
     weights = settings.class_weight
     return {
         "backend": backend,
-        "options": dataclasses.asdict(options),
+        "options": json.loads(json.dumps(dataclasses.asdict(options), default=_plain)),
         "workers": settings.num_workers,
         "epochs": settings.epochs,
         "batch_size": settings.batch_size,
@@ -122,6 +124,11 @@ def identity(
         "validation_data": identity_of_data(validation_data),
         "versions": versions(),
     }
+
+
+def _plain(value: Any) -> Any:
+    """``value``, which JSON does not have, as something that it has: NumPy's numbers as Python's, the rest as text."""
+    return value.item() if isinstance(value, np.generic) else str(value)
 
 
 def identity_of_data(data: Any) -> Any:

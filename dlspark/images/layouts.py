@@ -46,11 +46,13 @@ def find_layout(layout: str | Layout, options: Mapping[str, Any] | None = None) 
     """The layout of that name, with ``options``; a layout is returned as it is.
 
     Raises:
-        ConfigError: an unknown name or option, or a missing option.
+        ConfigError: an unknown name or option, a missing option, or an entry point that is no layout.
     """
     if callable(layout):
         return layout
     found, options = LAYOUTS.find(layout, "Or give a function."), options or {}
+    if not callable(found):
+        raise ConfigError(f"Expected the entry point of layout {layout!r} to be a function or a dataclass; got {found!r}.")
     made = isinstance(found, type)  # a dataclass; anything else is the layout itself
     required = {field.name: field.default is field.default_factory is MISSING for field in fields(found)} if made else {}
     if options and not required:
@@ -71,9 +73,9 @@ def describe(layout: str | Layout) -> str:
     kind = type(layout) if is_dataclass(layout) else layout
     module, name = getattr(kind, "__module__", ""), getattr(kind, "__qualname__", type(kind).__qualname__)
     plain = not is_dataclass(layout) or all(getattr(layout, field.name) == field.default for field in fields(layout))
-    registered = [key for key, point in LAYOUTS.points().items() if point.value == f"{module}:{name}" and plain]
+    registered = LAYOUTS.points(value=f"{module}:{name}") if plain else {}
     if registered:
-        return registered[0]
+        return next(iter(registered))
     return repr(layout) if is_dataclass(layout) else f"{module}.{name}"
 
 

@@ -104,7 +104,9 @@ def _parse(text: str, name: str) -> tuple[Any, dict[Place, int]]:
         root = yaml.compose(text, Loader)
         lines = dict(_lines(root, (), name)) if root is not None else {}
         return yaml.load(text, Loader), lines
-    except yaml.YAMLError as error:
+    except ConfigError:
+        raise
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # also an impossible date, or a list within itself
         raise ConfigError(f"Expected YAML in {name!r}; got: {' '.join(str(error).split())}.") from error
 
 

@@ -336,7 +336,7 @@ def plain(message: Message) -> dict[str, Any]:
 
 def encode(message: Message) -> bytes:
     """``message`` as the payload of a frame."""
-    return json.dumps(plain(message)).encode()
+    return json.dumps(plain(message), ensure_ascii=False).encode("utf-8", "surrogatepass")
 
 
 def decode(payload: bytes, expected: type[_M]) -> _M:

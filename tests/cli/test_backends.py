@@ -17,8 +17,8 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Make these the installed plug-ins, by name and address."""
 
     def install(**plugins: str) -> None:
-        points = [metadata.EntryPoint(name, value, GROUP) for name, value in plugins.items()]
-        monkeypatch.setattr(metadata, "entry_points", lambda group: points)
+        points = metadata.EntryPoints(metadata.EntryPoint(name, value, GROUP) for name, value in plugins.items())
+        monkeypatch.setattr(metadata, "entry_points", points.select)
 
     return install
 
@@ -65,8 +65,7 @@ def test_a_requirement_that_is_missing(
         "Requires-Dist: no-such-engine==2.0\nRequires-Dist: pytest; extra == 'test'\n"
     )
     (info / "entry_points.txt").write_text(f"[{GROUP}]\nmine = dlspark.local:LocalBackend\n")
-    (point,) = metadata.PathDistribution(info).entry_points
-    monkeypatch.setattr(metadata, "entry_points", lambda group: [point])
+    monkeypatch.setattr(metadata, "entry_points", metadata.PathDistribution(info).entry_points.select)
     mine = listed(capsys)["mine"]
     assert mine["status"] == "incomplete"
     assert mine["missing"] == ["no-such-engine"]

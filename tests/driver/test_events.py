@@ -58,6 +58,13 @@ def test_an_engine_that_fails_by_itself_is_in_the_log(tmp_path: Path, monkeypatc
     assert event["message"].endswith("RuntimeError: no slots")
 
 
+def test_text_that_is_no_unicode_is_kept(tmp_path: Path) -> None:
+    """As in the name of a file whose bytes are not UTF-8."""
+    with EventLog(Store(tmp_path)) as log:
+        log.add(messages.Note(rank=0, text="größe \udcff"))
+    assert [event["text"] for event in lines((tmp_path / EVENTS_FILE).read_text())] == ["größe \udcff"]
+
+
 def test_a_remote_store_has_them_after_an_epoch_and_goes_on() -> None:
     store = Store("memory://events/run-1")
     for epoch in range(2):

@@ -291,6 +291,14 @@ class TestDeaths:
         assert failure.rank == 1
         assert failure.message.startswith("UnavailableError on rank 1")
 
+    def test_a_stopped_driver_still_waits_for_the_cause(self, case: Case) -> None:
+        case.connect(0, 1)
+        assert self.broken(case, 0) is None
+        case.now += 500
+        case.watch.forgive(500)
+        assert case.verdict(1.0) is None
+        assert case.verdict(0.1) is not None
+
     def test_who_has_left_does_not_die(self, case: Case) -> None:
         case.connect(0, 1)
         case.leave(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -16,6 +17,8 @@ import numpy as np
 import pytest
 
 from dlspark import ConfigError, DataError, FitResult, Trainer, WorkerError
+from dlspark.driver.runs import identity
+from dlspark.job import JobSettings
 from dlspark.storage.checkpoints import Checkpoints, Position
 from dlspark.storage.store import Store
 from dlspark.testing import toys
@@ -240,6 +243,37 @@ def test_a_model_without_an_input_is_resumed(tmp_path: Path) -> None:
     with pytest.raises(WorkerError, match="cut short"):
         fit([Fails()])
     assert fit([Fails()]).resumed_from == "epoch-0002-step-000000"
+
+
+@pytest.mark.parametrize("kinds", [("model", "builder"), ("builder", "model")], ids=" then ".join)
+def test_a_model_and_its_builder_resume_each_other(tmp_path: Path, kinds: tuple[str, str]) -> None:
+    import keras
+
+    def fit(kind: str) -> FitResult:
+        keras.utils.set_random_seed(0)
+        trainer = Trainer("local", store=tmp_path / "store")
+        given = toys.dense_classifier if kind == "builder" else toys.dense_classifier()
+        return trainer.fit(given, toys.separable(200), epochs=2, verbose=0, callbacks=[Fails()])
+
+    class Fails(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+            if epoch == 1 and not (tmp_path / "failed").exists():
+                (tmp_path / "failed").touch()
+                raise ArithmeticError("cut short")
+
+    with pytest.raises(WorkerError, match="cut short"):
+        fit(kinds[0])
+    assert fit(kinds[1]).resumed_from == "epoch-0001-step-000000"
+
+
+def test_options_of_types_that_json_lacks() -> None:
+    Options = dataclasses.make_dataclass("Options", ["bytes_per_pack", "seconds", "folder"])
+    settings = JobSettings(num_workers=1, epochs=1, batch_size=8, seed=0)
+    found = [
+        identity(settings, "toy", Options(*options), toys.dense_classifier(), toys.separable(20), None, [])["options"]
+        for options in ((np.int64(5), np.float32(0.5), Path("/there")), (5, 0.5, "/there"))
+    ]
+    assert found[0] == found[1] == {"bytes_per_pack": 5, "seconds": 0.5, "folder": "/there"}
 
 
 def test_another_wiring_is_another_model() -> None:

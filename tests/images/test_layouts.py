@@ -44,10 +44,16 @@ def test_two_layouts_of_one_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     folder = tmp_path / "rival-1.dist-info"
     folder.mkdir()
     (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: rival\nVersion: 1\n")
-    (folder / "entry_points.txt").write_text("[dlspark.layouts]\ncsv = rival:Rival\n")
+    (folder / "entry_points.txt").write_text("[dlspark.layouts]\ncsv = rival:Rival\npi = math:pi\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(ConfigError, match=r"claim the layout name 'csv'.*rival:Rival.*Uninstall"):
         find_layout("csv")
+    assert find_layout("folders") is folders
+    assert describe(folders) == "folders"
+    with pytest.raises(ConfigError, match=r"entry point of layout 'pi' to be a function or a dataclass; got 3\.14"):
+        find_layout("pi")
+    with pytest.raises(ConfigError, match=r"Unknown layout 'folder'. Did you mean 'folders'"):
+        find_layout("folder")
     assert main(["prepare", "--help"]) == 0
 
 

@@ -75,6 +75,8 @@ def test_defaults_are_filled_in(tmp_path: Path) -> None:
         ("epochs: 1,", "epochs: 1, fine_tune: top,", r'fine_tune: expected a match of .*; got "top"'),
         ("learning_rate: 1e-3", "learning_rate: -1e-3", r"learning_rate: -0.001 is less than or equal to"),
         ("name: small", "name: small: er", r"Expected YAML in"),
+        ("name: small", "name: &itself [*itself]", r"Expected YAML in"),
+        ("name: small", "name: 2020-13-45", r"Expected YAML in .* month must be in 1..12"),
         ("weights: none", "weights: none\n    x-note: hi", r"line 10: networks.net.x-note: unknown setting"),
         ("learning_rate: 1e-3", "learning_rate: .nan", r"learning_rate: expected a finite number; got nan"),
         ("models: [net, lr/pooled]", "models: [net]", r"ensembles.both.models: expected 2 or more"),

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from dlspark.wire import messages
+from dlspark.wire import failed, framing, messages
 from dlspark.wire.messages import (
     EpochEnded,
     Failed,
@@ -30,9 +30,13 @@ FAILED = Failed(rank=1, host="here", error="OSError", message="no", traceback=""
 EPOCH = EpochEnded(rank=0, epoch=1, logs={"loss": 0.5}, seconds=1)
 
 
-@pytest.mark.parametrize("message", [STEP, FAILED, EPOCH, Stop(reason="x")], ids=lambda message: message.kind)
+@pytest.mark.parametrize("message", [STEP, FAILED, EPOCH, Stop(reason="\udcff")], ids=lambda message: message.kind)
 def test_a_message_survives_the_wire(message: Message) -> None:
     assert decode(encode(message), Message) == message
+
+
+def test_the_longest_report_of_an_error_fits_into_a_frame() -> None:
+    assert len(encode(failed(0, ValueError("\N{BUG}" * 1_000_000)))) <= framing.MAX_FRAME_BYTES
 
 
 def test_every_field_has_a_type_that_is_checked() -> None:
