@@ -46,8 +46,8 @@ features:
   dense: {networks: [tuned], layer: dense_1}
   pooled: {networks: [plain], pca: 3}
 classifiers:
-  forest: {algorithm: random_forest, features: [pooled], params: {maxDepth: 1}, grid: {numTrees: [2, 3]}}
-  lr: {algorithm: logistic_regression, features: [dense], params: {maxIter: 2, regParam: 0.1}}
+  forest: {algorithm: random_forest, features: [pooled], params: {maxDepth: 1, numTrees: 2}}
+  lr: {algorithm: logistic_regression, features: [dense], params: {maxIter: 2}, grid: {regParam: [0.1, 0.3]}}
 cross_validation: {folds: 2}
 ensembles:
   both: {models: [tuned, lr/dense]}
@@ -97,10 +97,11 @@ def test_a_study_goes_from_images_in_s3_to_a_table(finished: Path) -> None:
     assert by_patient["data"]["split"]["groups"]["torn"] == 0
     assert report["warnings"] == []
     assert len(by_patient["networks"]["tuned"]["history"]["loss"]) == EPOCHS
-    assert by_patient["fits"]["lr/dense"]["inputs"] == 4 + 1
+    regression = by_patient["fits"]["lr/dense"]
+    assert regression["inputs"] == 4 + 1
+    assert [each["params"] for each in regression["tried"]] == [{"regParam": 0.1}, {"regParam": 0.3}]
     forest = by_patient["fits"]["forest/pooled"]
     assert forest["inputs"] == 3 + 1
-    assert [each["params"] for each in forest["tried"]] == [{"numTrees": 2}, {"numTrees": 3}]
     assert len(forest["explained"]) == 3
     assert sum(forest["explained"]) <= 1
     assert sum(by_patient["data"]["split"]["parts"]["test"]["groups_by_class"].values()) == 2
@@ -195,7 +196,7 @@ def test_it_repeats_only_what_changed(
     again = json.loads(Path("store/study.json").read_text())
     assert all(step["kept"] for step in again["steps"])
     assert again["splits"] == report["splits"]
-    changed = run(STUDY.replace("regParam: 0.1", "regParam: 0.2"))
+    changed = run(STUDY.replace("regParam: [0.1", "regParam: [0.2"))
     done = [(step["kind"], step["name"].removeprefix("by_patient ")) for step in changed["steps"] if not step["kept"]]
     assert done == [("fit", "lr/dense"), ("ensemble", "both"), ("evaluate", "lr/dense"), ("evaluate", "both")]
     assert changed["splits"]["by_patient"]["models"]["tuned"] == report["splits"]["by_patient"]["models"]["tuned"]
