@@ -72,8 +72,7 @@ def reporting(endpoint: Endpoint, rank: int, status: WorkerStatus) -> Iterator[R
         raise
     except BaseException as error:
         step = None if status.epoch is None else status.step
-        waits = status.phase == "step" and status.waits()
-        reporter.send(failed(rank, error, epoch=status.epoch, step=step, waits=waits))
+        reporter.send(failed(rank, error, epoch=status.epoch, step=step, waits=status.cause_may_be_elsewhere))
         raise
     finally:
         reporter.close()
@@ -93,6 +92,7 @@ def _run(job: TrainJob, payload: Payload, reporter: Reporter, session: WorkerSes
     keras.utils.set_random_seed(job.seed + session.rank)
     model = load_model(job, payload)
     if session.exchanges:
+        session.sum, session.broadcast = status.noting(session.sum), status.noting(session.broadcast)  # type: ignore[method-assign]
         check_mergeable(model)
         set_weights(model, session.broadcast(model.get_weights()))
         if model.jit_compile and not session.compiles:

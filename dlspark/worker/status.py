@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from dlspark.wire import messages
 
@@ -20,6 +21,7 @@ class WorkerStatus:
         own_seconds: time that this rank's own part of ``steps`` steps has taken, without the waits for other ranks.
         steps: how many steps ``own_seconds`` covers.
         waits: returns whether this rank has computed its part of the current step and waits for the other ranks.
+        exchanging: an exchange with the other ranks has begun, and has not returned.
     """
 
     epoch: int | None = None
@@ -29,11 +31,28 @@ class WorkerStatus:
     own_seconds: float = 0.0
     steps: int = 0
     waits: Callable[[], bool] = lambda: False
+    exchanging: bool = False
 
     def move(self, phase: str) -> None:
         """Record progress: ``phase`` begins."""
         self.phase = phase
         self.moves += 1
+
+    def noting(self, exchange: Callable[..., Any]) -> Callable[..., Any]:
+        """``exchange``, with `exchanging` set from its call to its return. An error leaves it set."""
+
+        def noted(values: Any) -> Any:
+            self.exchanging = True
+            received = exchange(values)
+            self.exchanging = False
+            return received
+
+        return noted
+
+    @property
+    def cause_may_be_elsewhere(self) -> bool:
+        """Whether an error now may have its cause on another rank: this one waits for the others."""
+        return self.exchanging or (self.phase == "step" and self.waits())
 
     def heartbeat(self, rank: int, *, memory_bytes: int, stack: str) -> messages.Heartbeat:
         """The heartbeat of this process, with this status."""

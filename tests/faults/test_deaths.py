@@ -128,6 +128,20 @@ def test_f21_a_connection_that_is_reset(spark: Any, engine: str, fault: Any, tmp
 
 
 @pytest.mark.full
+def test_a_worker_that_dies_between_steps_is_the_one_that_is_named(spark: Any, fault: Any, tmp_path: Path) -> None:
+    """The other rank notices it in the sum of the metrics."""
+    import keras
+
+    class Dies(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            if batch == STEPS - 1 and os.environ["DLSPARK_RANK"] == "1":
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(WorkerError, match=r"rank 1 on .* ended without a word"):
+        fit(trainer("mirrored", tmp_path), fault("raise").prevent(), callbacks=[Dies()])
+
+
+@pytest.mark.full
 def test_a_worker_that_is_stopped_between_two_rounds(spark: Any, tmp_path: Path) -> None:
     """Spark gives the next round's task to it all the same."""
     import keras
