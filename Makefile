@@ -4,6 +4,8 @@
 .PHONY: help set-up set-up-jax demo test test-all test-fast soak check bench lock clean distclean
 .NOTPARALLEL:
 SHELL := /bin/sh
+# Without bytecode in .venv, every process compiles TensorFlow's Python again: ten seconds of a core.
+unexport PYTHONDONTWRITEBYTECODE
 
 # The first of these that is a working Python 3.11: a version manager's python3.11 may exist without working.
 is_311 = $(shell $(1) -c 'import sys; print("yes" * (sys.version_info[:2] == (3, 11)))' 2>/dev/null)

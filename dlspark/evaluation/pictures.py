@@ -45,7 +45,7 @@ def confusion(evaluation: Evaluation) -> Figure:
     longest = max(map(len, names))
     figure = new_figure(*(side + 0.08 * longest for side in (_side(classes) + 0.6, _side(classes))))
     axis: Any = figure.subplots()
-    axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axis.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     slanted = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if longest > 6 or classes > _MOST_CELLS else {}
     axis.set_xticks(range(classes), names, **slanted)
     axis.set_yticks(range(classes), names)
@@ -124,7 +124,7 @@ def _curves(
             }
         axis.plot(curve.x, curve.y, drawstyle=drawstyle, **style)
     axis.plot(average.x, average.y, drawstyle=drawstyle, color="black", linewidth=2.4, label=_legend("micro average", micro))
-    axis.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
+    axis.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
     axis.grid(color="#eeeeee")
     axis.set_axisbelow(True)
     figure.legend(loc="outside right upper", frameon=False, title=f"{what} (95 %)", alignment="left")

@@ -65,6 +65,7 @@ class Page:
 def png(figure: Figure) -> bytes:
     """A figure as the bytes of a PNG file."""
     buffer = io.BytesIO()
+    figure.draw_without_rendering()  # the first pass of Matplotlib's layout does not know all sizes yet
     figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH)
     return buffer.getvalue()
 
