@@ -38,8 +38,8 @@ def run(options: argparse.Namespace) -> Report:
         for each in found
         if each["versions"]
     ]
-    blocks: list[Block] = [Table(["backend", "status", "workers", "promises"], rows)]
-    blocks.append(Table(["backend", "with"], versions))
+    blocks: list[Block] = [Table(["backend", "status", "workers", "guarantees"], rows)]
+    blocks.append(Table(["backend", "packages"], versions))
     settable = [
         [each["name"], name, option["type"], "none" if option["default"] is None else option["default"]]
         for each in found

@@ -58,7 +58,7 @@ class _Lines(Display):
     def start(self) -> None:
         steps = num_steps(self._job.train.rows, self._job.batch_size)
         workers = "1 worker" if self._job.num_workers == 1 else f"{self._job.num_workers} workers"
-        self._say(f"{self._job.train.rows} rows, {steps} steps an epoch, {workers}")
+        self._say(f"{self._job.train.rows} rows, {steps} {'step' if steps == 1 else 'steps'} per epoch, {workers}")
 
     def update(self, message: messages.FromWorker) -> None:
         match message:
@@ -69,7 +69,8 @@ class _Lines(Display):
             case messages.Note(rank=0):
                 self._say(message.text)
             case messages.Failed():
-                self._say(f"rank {message.rank} on {message.host} failed: {message.error}: {message.message}")
+                told = f"{message.error}: {message.message}".removesuffix(": ")
+                self._say(f"rank {message.rank} on {message.host} failed: {told}")
 
     def _say(self, text: str) -> None:
         self._console.print(f"[{self._backend}] {text}", markup=False, highlight=False, soft_wrap=True)

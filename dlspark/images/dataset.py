@@ -48,7 +48,8 @@ class ImageDataset:
         store = Store(uri)
         if not store.exists(MANIFEST):
             raise DataError(
-                f"Expected a prepared dataset at {store.uri!r}; got a folder that has no {MANIFEST}. Run prepare_images."
+                f"Expected a prepared dataset at {store.uri!r}; got no {MANIFEST} there. Prepare it with `dlspark prepare` "
+                "or prepare_images."
             )
         manifest = store.read_json(MANIFEST)
         if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:

@@ -57,8 +57,8 @@ class Exploration:
         found = [torn] if torn else []
         if self.leaking:
             found.append(
-                f"{self.leaking:,} sets of equal images are in more than one part, so results on test will be better than "
-                "on new images. Remove the copies, or give them one group and split by it."
+                f"{_sets(self.leaking)} in more than one part, so results on test will be better than on new images. "
+                "Remove the copies, or give them one group and split by it."
             )
         return found
 
@@ -113,11 +113,15 @@ class Exploration:
         page.heading("Image sizes as found")
         page.table(["height", "width", "images"], [[*size, rows] for size, rows in self.sizes[:MOST_VALUES]])
         page.heading("Equal images")
-        page.text(f"{len(self.duplicates):,} sets of equal images, {self.leaking:,} of them in more than one part.")
+        page.text(f"{_sets(len(self.duplicates))} in the dataset, {self.leaking:,} of them in more than one part.")
         if self.duplicates:
             listed = [[i + 1, *row] for i, rows in enumerate(self.duplicates[:MOST_VALUES]) for row in rows]
             page.table(["set", "part", "class", "id"], listed)
         return page
+
+
+def _sets(count: int) -> str:
+    return "1 set of equal images is" if count == 1 else f"{count:,} sets of equal images are"
 
 
 def explore(dataset: ImageDataset, *, columns: Sequence[str] | None = None, samples: int = 8, seed: int = 0) -> Exploration:

@@ -50,7 +50,7 @@ def find_layout(layout: str | Layout, options: Mapping[str, Any] | None = None) 
     """
     if callable(layout):
         return layout
-    found, options = LAYOUTS.find(layout, "Or give a function."), options or {}
+    found, options = LAYOUTS.find(layout), options or {}
     if not callable(found):
         raise ConfigError(f"Expected the entry point of layout {layout!r} to be a function or a dataclass; got {found!r}.")
     made = isinstance(found, type)  # a dataclass; anything else is the layout itself

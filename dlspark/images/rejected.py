@@ -62,4 +62,7 @@ def judge(summary: Mapping[str, Any], strict: bool, max_rejected_fraction: float
     first = "; ".join(f"{path}: {reason}" for path, reason in named)
     more = f"; and {count - len(named)} more" if count > len(named) else ""
     limit = "strict" if strict else f"max_rejected_fraction={max_rejected_fraction}"
-    raise DataError(f"Expected at most {allowed} of {total} images to be unreadable ({limit}); got {count}. {first}{more}.")
+    raise DataError(
+        f"Expected at most {allowed} of {total} images to be unreadable ({limit}); got {count}. {first}{more}. "
+        f"Remove {'it' if count == 1 else 'them'}, or allow more with max_rejected_fraction (--max-rejected)."
+    )

@@ -101,7 +101,7 @@ def _local_file(name: str) -> Path:
     if last.endswith(".keras") and not os.path.isdir(name):
         store = Store(folder or ("/" if name.startswith("/") else "."))
         if not store.exists(last):
-            raise DataError(f"Expected a model at {name!r}: there is no such file.")
+            raise DataError(f"Expected a model at {name!r}; got no such file.")
         return store.local_file(last)
     store = Store(name)
     if store.exists("saved_model.pb"):

@@ -184,7 +184,7 @@ def _add_split(
         )
     page.heading(f"Split {name}: pictures")
     for caption, figure in figures.items():
-        page.text(f"{caption[0].upper()}{caption[1:]}:")
+        page.text(f"{caption[0].upper()}{caption[1:]}:".replace("Roc", "ROC"))
         page.picture(figure, f"{caption}, split {name}")
 
 

@@ -59,8 +59,9 @@ class StudyFile:
         try:
             text = Path(path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
+            got = error.strerror if isinstance(error, OSError) else error
             raise ConfigError(
-                f"Expected a study's YAML file at {name!r}; got: {error}. Write an example with `dlspark study init`."
+                f"Expected a study's YAML file at {name!r}; got: {got}. Write an example with `dlspark study init`."
             ) from error
         settings, lines = _parse(text, name)
         checker = _Checker(name, lines)

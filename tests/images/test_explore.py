@@ -67,7 +67,7 @@ def test_equal_images_in_two_parts_come_first(dataset: ImageDataset) -> None:
     found = explore(dataset)
     assert [sorted(row[2] for row in rows) for rows in found.duplicates] == [["0", "39"], ["1", "2"]]
     assert found.leaking == 1
-    assert any("1 sets of equal images" in warning for warning in found.warnings())
+    assert any("1 set of equal images is in more than one part" in warning for warning in found.warnings())
 
 
 def test_unknown_columns_are_refused(dataset: ImageDataset) -> None:
