@@ -153,7 +153,7 @@ def _written(
     import pyarrow.parquet as pq
 
     from dlspark.evaluation import evaluation_page, figures_of
-    from dlspark.report import write_page
+    from dlspark.report import png, write_page
     from dlspark.storage import Store
 
     out, names = Store(options.out), found.classes
@@ -165,9 +165,9 @@ def _written(
     }
     with out.open_writer(PREDICTIONS) as path:
         pq.write_table(pa.table(columns), path)
-    figures = figures_of(evaluation)
+    pictures = {name: png(figure) for name, figure in figures_of(evaluation).items()}
     title = f"Evaluation of {options.model}"
-    write_page(out, PAGE, evaluation_page(title, evaluation, figures, facts=facts, first=options.first), figures)
+    write_page(out, PAGE, evaluation_page(title, evaluation, pictures, facts=facts, first=options.first), pictures)
     return f"{out.uri}/{PAGE}"
 
 

@@ -38,7 +38,7 @@ def add_parser(commands: Any) -> None:
 def run(options: argparse.Namespace) -> Report:
     """Count, and draw if ``--out`` is given."""
     from dlspark.images import ImageDataset, explore, rows_of
-    from dlspark.report import write_page
+    from dlspark.report import png, write_page
     from dlspark.storage import Store
 
     dataset = ImageDataset.open(options.data)
@@ -52,8 +52,8 @@ def run(options: argparse.Namespace) -> Report:
     }
     if options.out is not None:
         out = Store(options.out)
-        figures = found.figures()
-        write_page(out, PAGE, found.page(figures), figures)
+        pictures = {name: png(figure) for name, figure in found.figures().items()}
+        write_page(out, PAGE, found.page(pictures), pictures)
         facts["page"] = f"{out.uri}/{PAGE}"
     for number, warning in enumerate(found.warnings(), start=1):
         facts[f"warning {number}"] = warning

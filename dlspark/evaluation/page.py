@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any
 from dlspark.report import Page
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from dlspark.evaluation.evaluation import Estimate, Evaluation
 
 _PICTURES = {
@@ -69,7 +67,7 @@ def intervals_in_words(evaluation: Evaluation, group: str | None) -> str:
 def evaluation_page(
     title: str,
     evaluation: Evaluation,
-    figures: Mapping[str, Figure],
+    pictures: Mapping[str, bytes],
     *,
     facts: Mapping[str, Any],
     first: Sequence[str] = (),
@@ -79,7 +77,7 @@ def evaluation_page(
     Args:
         title: of the page.
         evaluation: to show.
-        figures: from `figures_of`.
+        pictures: PNG files of the figures of `figures_of`.
         facts: shown at the top by name, such as model, data and intervals.
         first: see `score_tables`.
     """
@@ -89,12 +87,12 @@ def evaluation_page(
         page.heading(table.title.capitalize())
         page.table(table.columns, table.rows)
         for picture in ("recall",) if name == "classes" else (name,):
-            if picture in figures:
-                page.picture(figures[picture], _PICTURES.get(picture, f"accuracy {table.title} with its 95 % interval"))
-    if "roc" in figures:
+            if picture in pictures:
+                page.picture(pictures[picture], _PICTURES.get(picture, f"accuracy {table.title} with its 95 % interval"))
+    if "roc" in pictures:
         page.heading("ROC and precision-recall curves")
         for name in ("roc", "precision-recall"):
-            page.picture(figures[name], _PICTURES[name])
+            page.picture(pictures[name], _PICTURES[name])
     return page
 
 

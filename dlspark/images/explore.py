@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -93,8 +93,8 @@ class Exploration:
         found.update({f"by-{each.column}": bars(each, self.dataset.classes) for each in self.counts})
         return found
 
-    def page(self, figures: dict[str, Figure]) -> Page:
-        """Everything on one page, with the figures of `figures`."""
+    def page(self, pictures: Mapping[str, bytes]) -> Page:
+        """Everything on one page, with the figures of `figures` as PNG files."""
         page = Page(f"Dataset {self.dataset.uri.rpartition('/')[2]}")
         for warning in self.warnings():
             page.warning(warning)
@@ -105,11 +105,11 @@ class Exploration:
             "could not be used."
         )
         page.heading("Samples of each class")
-        page.picture(figures["samples"], "sample images, a row for each class")
+        page.picture(pictures["samples"], "sample images, a row for each class")
         for each in self.counts:
             page.heading(f"By {each.column}")
             page.table([each.column, *self.dataset.classes, "all"], rows_of(each))
-            page.picture(figures[f"by-{each.column}"], f"images of each class by {each.column}")
+            page.picture(pictures[f"by-{each.column}"], f"images of each class by {each.column}")
         page.heading("Image sizes as found")
         page.table(["height", "width", "images"], [[*size, rows] for size, rows in self.sizes[:MOST_VALUES]])
         page.heading("Equal images")

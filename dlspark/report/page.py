@@ -45,10 +45,9 @@ class Page:
         cells = [[_text(cell) for cell in row] for row in rows]
         self._blocks.append({"kind": "table", "columns": list(columns), "rows": cells, "numbers": numbers})
 
-    def picture(self, figure: Figure | bytes, text: str) -> None:
-        """Add a figure, which is rendered now, or the bytes of a PNG file; ``text`` is the alternative text."""
-        data = base64.b64encode(figure if isinstance(figure, bytes) else png(figure)).decode()
-        self._blocks.append({"kind": "picture", "text": text, "data": data})
+    def picture(self, data: bytes, text: str) -> None:
+        """Add the bytes of a PNG file; ``text`` is the alternative text."""
+        self._blocks.append({"kind": "picture", "text": text, "data": base64.b64encode(data).decode()})
 
     def render(self) -> str:
         """The HTML.
@@ -70,10 +69,10 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def write_page(store: Store, name: str, page: Page, figures: Mapping[str, Figure]) -> None:
-    """Write each figure as a PNG file of its name, and then the page, whose file has the given name."""
-    for caption, figure in figures.items():
-        store.write_bytes(f"{caption}.png", png(figure))
+def write_page(store: Store, name: str, page: Page, pictures: Mapping[str, bytes]) -> None:
+    """Write each picture as a PNG file of its name, and then the page, whose file has the given name."""
+    for caption, data in pictures.items():
+        store.write_bytes(f"{caption}.png", data)
     store.write_bytes(name, page.render().encode())
 
 

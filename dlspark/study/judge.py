@@ -176,24 +176,25 @@ def _probabilities(result: Result) -> tuple[list[str], NDArray[np.float64]]:
 
 def write_page(document: Mapping[str, Any], store: Store) -> None:
     """Write the self-contained page ``study.html``, and its pictures as ``<split>-<name>.png``."""
-    figures: dict[str, dict[str, Any]] = {}
+    pictures: dict[str, dict[str, bytes]] = {}
     parts: dict[str, list[ScoreTable]] = {}
     for name, split in document["splits"].items():
-        figures[name], parts[name] = study_figures(split), []
+        figures, parts[name] = study_figures(split), []
         for model, found in split["models"].items():
             evaluation = Evaluation.from_json(json.dumps(found)).reordered(split["first"])
             drawn = figures_of(evaluation)
             chosen = drawn if model == split["best"] else {"confusion": drawn["confusion"]}
-            figures[name].update({f"{what} of {model}": figure for what, figure in chosen.items()})
+            figures.update({f"{what} of {model}": figure for what, figure in chosen.items()})
             if model == split["best"]:
                 tables = score_tables(evaluation, first=split["first"])
                 parts[name] = [table for key, table in tables.items() if key.startswith("by-")]
-        for what, figure in figures[name].items():
-            store.write_bytes(f"{name}-{what.replace('/', '-').replace(' ', '-').replace(':', '-')}.png", png(figure))
+        pictures[name] = {what: png(figure) for what, figure in figures.items()}
+        for what, picture in pictures[name].items():
+            store.write_bytes(f"{name}-{what.replace('/', '-').replace(' ', '-').replace(':', '-')}.png", picture)
     data = next(iter(document["splits"].values()))["explored"]
     folder = Store(data["folder"])
     explored = {_caption(name): folder.read_bytes(name) for name in data["pictures"] if name != "by-part.png"}
-    page = study_page(document, figures, explored=explored, parts=parts)
+    page = study_page(document, pictures, explored=explored, parts=parts)
     store.write_bytes(PAGE, page.render().encode())
 
 

@@ -105,7 +105,7 @@ def variance_explained(explained: Mapping[str, Sequence[float]]) -> Figure:
 
 def study_page(
     document: Mapping[str, Any],
-    figures: Mapping[str, Mapping[str, Figure]],
+    pictures: Mapping[str, Mapping[str, bytes]],
     *,
     explored: Mapping[str, bytes],
     parts: Mapping[str, Sequence[ScoreTable]],
@@ -114,7 +114,7 @@ def study_page(
 
     Args:
         document: the content of ``study.json``.
-        figures: for each split, figures by caption: those of `study_figures`, and others.
+        pictures: for each split, PNG files by caption: the figures of `study_figures`, and others.
         explored: PNG files of the data, by caption.
         parts: for each split, tables of the scores of its best model by the columns of ``evaluate.by``.
     """
@@ -123,7 +123,7 @@ def study_page(
     for warning in document["warnings"]:
         page.warning(warning)
     for name, split in document["splits"].items():
-        _add_split(page, name, split, figures[name], parts[name])
+        _add_split(page, name, split, pictures[name], parts[name])
     _add_data(page, next(iter(document["splits"].values())), explored)
     page.heading("Times")
     page.table(["step", "name", "seconds", ""], [_step(step) for step in document["steps"]])
@@ -146,7 +146,7 @@ def _add_data(page: Page, split: Mapping[str, Any], explored: Mapping[str, bytes
 
 
 def _add_split(
-    page: Page, name: str, split: Mapping[str, Any], figures: Mapping[str, Figure], parts: Sequence[ScoreTable]
+    page: Page, name: str, split: Mapping[str, Any], pictures: Mapping[str, bytes], parts: Sequence[ScoreTable]
 ) -> None:
     page.heading(f"Split {name}: models on the test part")
     page.table(*model_table(split))
@@ -183,9 +183,9 @@ def _add_split(
             ["classifier", "inputs", "parameters", "tried", "seconds"], [_fit(*item) for item in split["fits"].items()]
         )
     page.heading(f"Split {name}: pictures")
-    for caption, figure in figures.items():
-        page.text(f"{caption[0].upper()}{caption[1:]}:".replace("Roc", "ROC"))
-        page.picture(figure, f"{caption}, split {name}")
+    for caption, picture in pictures.items():
+        page.text(f"ROC{caption[3:]}:" if caption.startswith("roc ") else f"{caption[0].upper()}{caption[1:]}:")
+        page.picture(picture, f"{caption}, split {name}")
 
 
 def _add_counts(page: Page, parts: Mapping[str, Any], classes: Sequence[str]) -> None:
