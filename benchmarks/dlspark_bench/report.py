@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dlspark import ConfigError
 from dlspark.report.page import Page, new_figure, png
 from dlspark_bench.figures import FigureResult, Run, Spread, SubjectResult, differ, learned_less
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 PAGE = "report.html"
 _NARROW = "\u202f"  # a no-break space
@@ -162,9 +165,9 @@ def write(runs: Sequence[Run], out: Path) -> Path:
         if found:
             page.table(FIGURES, figure_rows(found))
         page.table(SPEED, speed_rows(run))
-        figure = _bars(run)
-        page.picture(figure, f"images per second of each subject, scenario {run.scenario.name}")
-        (out / f"{run.about['id']}.png").write_bytes(png(figure))
+        picture = png(_bars(run))
+        page.picture(picture, f"images per second of each subject, scenario {run.scenario.name}")
+        (out / f"{run.about['id']}.png").write_bytes(picture)
         if work_rows(run):
             page.table(WORK, work_rows(run))
     page.text(NOTES)
@@ -209,7 +212,7 @@ def _rounded(value: float | None, digits: int) -> float | None:
     return None if value is None else round(value, digits)
 
 
-def _bars(run: Run) -> Any:
+def _bars(run: Run) -> Figure:
     """Plot images per second by subject, with a dot for each turn."""
     names = list(run.results)
     figure = new_figure(8, 0.9 + 0.42 * len(names))
