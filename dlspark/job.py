@@ -71,6 +71,27 @@ class JobSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GivenModel:
+    """What the ``.keras`` file of a model does not hold. Layers and variables are in Keras' order.
+
+    Attributes:
+        dtype_policy: that of the model itself.
+        layers_trainable: the flag of each layer at any depth, the model first.
+        variables_trainable: the flag of each variable.
+        compiled: the serialized arguments of ``compile``, with the optimizer as it is now.
+        optimizer_built: the optimizer has a state.
+        undecayed: what each optimizer excludes from weight decay: indices of variables, and a pattern of names.
+    """
+
+    dtype_policy: str
+    layers_trainable: tuple[bool, ...]
+    variables_trainable: tuple[bool, ...]
+    compiled: Mapping[str, Any]
+    optimizer_built: bool
+    undecayed: tuple[tuple[tuple[int, ...], str | None], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainJob(JobSettings):
     """One training run, as the backend and the workers see it.
 
@@ -81,14 +102,14 @@ class TrainJob(JobSettings):
         uri: folder of the store that holds this run.
         train: the training rows.
         validation: rows evaluated after every epoch, or None.
-        optimizer_built: the model's file holds the state of its optimizer.
+        given: what the model's file does not hold; None with a builder.
         resume_from: the checkpoint to resume from; None starts with the model's own weights.
     """
 
     uri: str
     train: ShardedRows
     validation: ShardedRows | None = None
-    optimizer_built: bool = False
+    given: GivenModel | None = None
     resume_from: str | None = None
 
     def save(self) -> None:
@@ -98,27 +119,9 @@ class TrainJob(JobSettings):
 
 def load_job(uri: str) -> TrainJob:
     """The job that the driver saved in the run's folder; a pickle, because the user's own store is trusted."""
-    return _unpickled(uri, JOB_FILE, TrainJob)
-
-
-@dataclass(frozen=True)
-class Payload:
-    """What only Python can carry, pickled by value into the store: the user's callbacks, builder and custom objects."""
-
-    callbacks: tuple[Any, ...] = ()
-    builder: Any = None
-    custom_objects: Mapping[str, Any] = field(default_factory=dict)
-
-
-def load_payload(job: TrainJob) -> Payload:
-    """The job's payload. It may import Keras: call it where the Keras backend has been chosen."""
-    return _unpickled(job.uri, PAYLOAD_FILE, Payload)
-
-
-def _unpickled(uri: str, name: str, kind: type[Any]) -> Any:
-    found = cloudpickle.loads(Store(uri).read_bytes(name))
-    if not isinstance(found, kind):
-        raise TypeError(f"Expected a {kind.__name__} in {name} of {uri}; got a {type(found).__name__}.")
+    found = cloudpickle.loads(Store(uri).read_bytes(JOB_FILE))
+    if not isinstance(found, TrainJob):
+        raise TypeError(f"Expected a TrainJob in {JOB_FILE} of {uri}; got a {type(found).__name__}.")
     return found
 
 

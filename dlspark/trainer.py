@@ -14,14 +14,35 @@ from typing import Any
 from dlspark._require import choice, whole_number
 from dlspark.backend import Backend
 from dlspark.data import ShardedRows
-from dlspark.driver import EventLog, as_rows, checks, pickled_payload, runs, save_model, take_model
+from dlspark.driver import EventLog, as_rows, checks, runs, take_model
 from dlspark.errors import ConfigError, WorkerError
-from dlspark.job import IDENTITY_FILE, MODEL_FILE, PAYLOAD_FILE, FitResult, JobSettings, TrainJob, Verbosity, load_job
+from dlspark.job import (
+    IDENTITY_FILE,
+    MODEL_FILE,
+    PAYLOAD_FILE,
+    FitResult,
+    GivenModel,
+    JobSettings,
+    TrainJob,
+    Verbosity,
+    load_job,
+)
+from dlspark.payload import pickled_payload
 from dlspark.registry import load_backend
 from dlspark.storage import Checkpoints, Store, lease
 from dlspark.timeouts import Timeouts
 from dlspark.wire import messages
-from dlspark.worker import build, check_mergeable, give_back, load_trained, save_initial_weights, weight_shapes
+from dlspark.worker import (
+    build,
+    check_exact,
+    check_mergeable,
+    give_back,
+    load_trained,
+    save_initial_weights,
+    save_model,
+    weight_shapes,
+    weights_of,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -137,7 +158,7 @@ class Trainer:
         if validation_data is not None:
             checks.rows("validation_data", validation_data, model, batch_size, self.num_workers)
         checks.class_weight(class_weight, model)
-        payload = pickled_payload(builder, callbacks)
+        payload = pickled_payload(builder, callbacks, model)
 
         import keras
 
@@ -167,12 +188,13 @@ class Trainer:
             if resumed:
                 job = _resumed_job(settings, store, model)
             else:
-                job = _new_job(settings, store, model, data, validation_data)
+                exchanges = self.num_workers > 1 and self._backend.capabilities.synchronous_gradients
+                job = _new_job(settings, store, model, data, validation_data, exchanges=exchanges)
             job.save()
             preparation_seconds = time.perf_counter() - started
             result = self._launch_with_restarts(job, store, model)
-            weights, optimizer_state = load_trained(store)
-            if [tuple(w.shape) for w in weights] != [tuple(v.shape) for v in model.weights]:
+            trained = load_trained(store)
+            if [tuple(w.shape) for w in weights_of(trained)] != [tuple(v.shape) for v in model.weights]:
                 raise ConfigError(
                     "Expected the model to keep its shapes during fit; got trained weights of other shapes. Do not change "
                     "the model while it trains."
@@ -184,7 +206,7 @@ class Trainer:
             )
             if self.store is not None:
                 runs.finish(store, result)
-        give_back(model, weights, optimizer_state)  # last: whatever fails before leaves the model as it was
+        give_back(model, trained)  # last: whatever fails before leaves the model as it was
         return dataclasses.replace(result, weights=model.get_weights(), model=model)
 
     def _launch_with_restarts(self, job: TrainJob, store: Store, model: Any) -> FitResult:
@@ -245,21 +267,19 @@ class Trainer:
             raise
 
 
-def _new_job(settings: JobSettings, store: Store, model: Any, data: Any, validation_data: Any) -> TrainJob:
+def _new_job(
+    settings: JobSettings, store: Store, model: Any, data: Any, validation_data: Any, *, exchanges: bool
+) -> TrainJob:
     """Write data and model into a new run's folder and return the job that names them."""
     limits = {"batch_size": settings.batch_size, "num_workers": settings.num_workers}
     train = as_rows("data", data, store, "train", model, **limits)
     validation = None
     if validation_data is not None:
         validation = as_rows("validation_data", validation_data, store, "val", model, **limits)
-    _prepare_model(settings, store, model, train)
-    return TrainJob(
-        **vars(settings),
-        uri=store.uri,
-        train=train,
-        validation=validation,
-        optimizer_built=bool(model.optimizer.built),
-    )
+    given = _prepare_model(settings, store, model, train)
+    if exchanges:
+        check_exact(model, train)
+    return TrainJob(**vars(settings), uri=store.uri, train=train, validation=validation, given=given)
 
 
 def _resumed_job(settings: JobSettings, store: Store, model: Any) -> TrainJob:
@@ -269,17 +289,19 @@ def _resumed_job(settings: JobSettings, store: Store, model: Any) -> TrainJob:
         DataError: none of its checkpoints fits the model.
     """
     before = load_job(store.uri)
-    _prepare_model(settings, store, model, before.train)
+    given = _prepare_model(settings, store, model, before.train) or before.given
     latest = Checkpoints(store).latest(weight_shapes(model))
     if latest:
         logger.warning("Resuming the run in %s from checkpoint %s.", store.uri, latest)
-    return dataclasses.replace(before, **vars(settings), uri=store.uri, resume_from=latest)
+    return dataclasses.replace(before, **vars(settings), uri=store.uri, given=given, resume_from=latest)
 
 
-def _prepare_model(settings: JobSettings, store: Store, model: Any, rows: ShardedRows) -> None:
+def _prepare_model(settings: JobSettings, store: Store, model: Any, rows: ShardedRows) -> GivenModel | None:
+    """Write the model, unless the run has it already; returns what its file does not hold."""
     if not model.built:
         build(model, rows)
     if settings.from_builder:
         save_initial_weights(store, model)
     elif not store.exists(MODEL_FILE):  # it is new, or a builder began it
-        save_model(store, model)
+        return save_model(store, model)
+    return None

@@ -21,6 +21,7 @@ ARROWS = """
     driver  images
     spark
     worker
+    payload
     job
     models
     model_files  data  report

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from dlspark.driver.events import EventLog
-from dlspark.driver.inputs import as_rows, pickled_payload, save_model, take_model
+from dlspark.driver.inputs import as_rows, take_model
 from dlspark.driver.monitor import RunMonitor
 
 __all__ = [
     "EventLog",
     "RunMonitor",
     "as_rows",
-    "pickled_payload",
-    "save_model",
     "take_model",
 ]

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
-
-import cloudpickle
 
 from dlspark.data import ShardedRows, write_rows
 from dlspark.driver import checks
 from dlspark.errors import ConfigError, DataError
-from dlspark.job import MODEL_FILE, Payload
 from dlspark.storage import Store
-
-logger = logging.getLogger(__name__)
 
 
 def take_model(model_or_builder: Any, seed: int) -> tuple[Callable[[], Any] | None, Any]:
@@ -39,59 +32,6 @@ def take_model(model_or_builder: Any, seed: int) -> tuple[Callable[[], Any] | No
             "Expected a compiled model; got one without an optimizer. Call model.compile(optimizer=…, loss=…) before fit."
         )
     return builder, model
-
-
-def pickled_payload(builder: Callable[[], Any] | None, callbacks: Sequence[Any]) -> bytes:
-    """Pickle builder, callbacks and custom objects by value; together, so that they may share objects.
-
-    Raises:
-        ConfigError: one of them cannot be pickled; the message names it.
-    """
-    import keras
-
-    payload = Payload(tuple(callbacks), builder, dict(keras.saving.get_custom_objects()))
-    try:
-        return cloudpickle.dumps(payload)
-    except Exception as error:  # pickling runs the object's own code: anything may be raised
-        parts = [("The builder", builder), *((f"Callback {type(c).__name__}", c) for c in callbacks)]
-        name = next((name for name, part in parts if not _pickles(part)), "A registered custom object")
-        raise ConfigError(
-            f"{name} cannot be sent to workers: {type(error).__name__}: {error}. Do not store locks, files, sessions or "
-            "models in it; open them where it runs (in on_train_begin, or inside the builder)."
-        ) from error
-
-
-def _pickles(value: Any) -> bool:
-    try:
-        cloudpickle.dumps(value)
-    except Exception:  # as above; the first error of all is the one that is raised
-        return False
-    return True
-
-
-def save_model(store: Store, model: Any) -> None:
-    """Save the model to the store, from which workers load it.
-
-    Raises:
-        ConfigError: workers could not load it, because it has Lambda layers or classes that are not registered.
-    """
-    import keras
-
-    with store.open_writer(MODEL_FILE) as path:
-        model.save(path)
-        # The user's own classes may be unregistered, and Lambda layers are refused. Find out here, not on a worker.
-        if any(not type(layer).__module__.startswith("keras.") for layer in [model, *model.layers]) or any(
-            isinstance(layer, keras.layers.Lambda) for layer in model.layers
-        ):
-            try:
-                with warnings.catch_warnings():  # the file need not hold the optimizer's state
-                    warnings.filterwarnings("ignore", message="Skipping variable loading for optimizer")
-                    keras.saving.load_model(path, safe_mode=True)
-            except Exception as error:  # Keras raises many kinds here
-                raise ConfigError(
-                    f"The model cannot be sent to workers as a .keras file: {error} Register its classes with "
-                    "keras.saving.register_keras_serializable, or give fit a function that builds and compiles the model."
-                ) from error
 
 
 def as_rows(name: str, data: Any, store: Store, part: str, model: Any, *, batch_size: int, num_workers: int) -> ShardedRows:

@@ -25,3 +25,14 @@ def compiled_metrics(model: Any) -> list[Any]:
             given = [getattr(metric, "_user_metrics", None), getattr(metric, "_user_weighted_metrics", None)]
             found += [leaf for leaf in keras.tree.flatten(given) if isinstance(leaf, keras.metrics.Metric)]
     return found
+
+
+def metrics_in_effect(model: Any) -> tuple[Any, Any]:
+    """The metrics and weighted metrics as they were given to ``compile``, perhaps to an earlier one.
+
+    A later ``compile`` without metrics keeps them, and its configuration has none.
+    """
+    for metric in model.metrics:
+        if hasattr(metric, "metrics"):
+            return getattr(metric, "_user_metrics", None), getattr(metric, "_user_weighted_metrics", None)
+    return None, None

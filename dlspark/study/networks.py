@@ -17,7 +17,7 @@ from dlspark.storage import FOLDER as CHECKPOINTS
 from dlspark.storage import Document, Folder, Store
 from dlspark.study.settings import NetworkSettings, PhaseSettings, StudySettings, at_place
 from dlspark.trainer import Trainer
-from dlspark.worker import dtype_policy, load_trained
+from dlspark.worker import dtype_policy, load_trained, weights_of
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -87,7 +87,7 @@ def train_phase(
             )
         else:  # the process was killed after the training and before the end of the step
             result = FitResult.from_json(finished.read_bytes(RESULT_FILE).decode())
-            model.set_weights(load_trained(finished)[0])
+            model.set_weights(weights_of(load_trained(finished)))
         _save(model, folder.store)
     for name in place.list():
         place.child(name).delete(CHECKPOINTS, missing_ok=True)  # not needed beside the model, and three times as large

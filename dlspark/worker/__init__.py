@@ -5,6 +5,8 @@ from __future__ import annotations
 from dlspark.worker.callbacks import callback_arrays, moving, restore_callbacks
 from dlspark.worker.device import describe_device, own_threads, worker_report
 from dlspark.worker.entry import build, load_model, reporting, resumed, run_worker, worker_environment
+from dlspark.worker.exactness import check_exact
+from dlspark.worker.given_model import save_model
 from dlspark.worker.gradient_sync import check_mergeable
 from dlspark.worker.loop import train
 from dlspark.worker.model_state import (
@@ -16,6 +18,7 @@ from dlspark.worker.model_state import (
     seed_variables,
     set_weights,
     weight_shapes,
+    weights_of,
 )
 from dlspark.worker.process import dtype_policy, environment, random_states
 from dlspark.worker.session import WorkerSession
@@ -27,6 +30,7 @@ __all__ = [
     "build",
     "callback_arrays",
     "capture",
+    "check_exact",
     "check_mergeable",
     "describe_device",
     "dtype_policy",
@@ -42,11 +46,13 @@ __all__ = [
     "resumed",
     "run_worker",
     "save_initial_weights",
+    "save_model",
     "save_trained",
     "seed_variables",
     "set_weights",
     "train",
     "weight_shapes",
+    "weights_of",
     "worker_environment",
     "worker_report",
 ]

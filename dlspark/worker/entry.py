@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import socket
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,15 +13,17 @@ import numpy as np
 
 from dlspark.data import ShardedRows
 from dlspark.errors import ConfigError, RunInterruptedError
-from dlspark.job import MODEL_FILE, Payload, TrainJob, WorkerResult, load_job, load_payload, versions
+from dlspark.job import INITIAL_WEIGHTS_FILE, TrainJob, WorkerResult, load_job, versions
+from dlspark.payload import Payload, load_payload
 from dlspark.storage import Checkpoints, Store
 from dlspark.wire import Endpoint, Reporter, failed, messages
 from dlspark.worker.callbacks import Start
 from dlspark.worker.device import describe_device, worker_report
+from dlspark.worker.given_model import load_given
 from dlspark.worker.gradient_sync import check_mergeable
 from dlspark.worker.heartbeat import Pulse
 from dlspark.worker.loop import train
-from dlspark.worker.model_state import load_initial_weights, restore, save_trained, set_weights
+from dlspark.worker.model_state import load_arrays, restore, save_trained, set_arrays, set_weights
 from dlspark.worker.process import dtype_policy, environment, random_states
 from dlspark.worker.session import WorkerSession
 from dlspark.worker.status import WorkerStatus
@@ -104,7 +105,7 @@ def _run(job: TrainJob, payload: Payload, reporter: Reporter, session: WorkerSes
         model,
         session,
         reporter,
-        callbacks=payload.callbacks,
+        callbacks=payload.callbacks_for(model),
         epochs=range(job.epochs),
         status=status,
         start=resumed(job, model),
@@ -140,12 +141,12 @@ def load_model(job: TrainJob, payload: Payload) -> Any:
             model = payload.builder()
         if not model.built:
             build(model, job.train)
-        load_initial_weights(Store(job.uri), model)
+        set_arrays(model, load_arrays(Store(job.uri), INITIAL_WEIGHTS_FILE))
         return model
-    with keras.saving.custom_object_scope(dict(payload.custom_objects)), warnings.catch_warnings():
-        if not job.optimizer_built:  # the file has no optimizer state, and Keras would warn
-            warnings.filterwarnings("ignore", message="Skipping variable loading for optimizer")
-        return keras.saving.load_model(Store(job.uri).local_file(MODEL_FILE), safe_mode=True)
+    if job.given is None:
+        raise ConfigError("Expected the job of a model; got one without it, of an older version. Begin a new run.")
+    with keras.saving.custom_object_scope(dict(payload.custom_objects)):
+        return load_given(Store(job.uri), job.given)
 
 
 def build(model: Any, rows: ShardedRows) -> None:

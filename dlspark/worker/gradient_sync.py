@@ -8,7 +8,6 @@ a metric is a sum over rows, so the sum of the workers' states is the state for 
 from __future__ import annotations
 
 import contextlib
-import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,6 +16,9 @@ import numpy as np
 from dlspark.errors import ConfigError, DlsparkError
 from dlspark.mends import keras_step_logs
 from dlspark.mends.keras_compiled_metrics import compiled_metrics
+from dlspark.mends.keras_masked_means import masked_means
+from dlspark.mends.keras_output_losses import output_losses
+from dlspark.worker.agreement import Agreement
 from dlspark.worker.session import WorkerSession
 
 MERGEABLE_REDUCTIONS = ("sum_over_batch_size", "mean", "auto")
@@ -57,26 +59,38 @@ def attached(model: Any, session: WorkerSession, last_step_rows: Callable[[str],
         session: this worker's.
         last_step_rows: returns this worker's rows in the last step of the pass "train" or "test".
     """
-    link = _Link(model, session, last_step_rows)
-    # Collect all targets before changing any: a model may hold several optimizers.
-    targets = [(model, "train_step", link.noting(model.train_step)), (model, "test_step", link.noting(model.test_step))]
-    targets += [(optimizer, "apply", link.summing(optimizer.apply)) for optimizer in optimizers_of(model)]
-    targets += [(model, "get_metrics_result", link.merging(model.get_metrics_result))]
-    targets += keras_step_logs.targets(model, link.average_logs)
     if not session.exchanges:
         # Keras' Adam computes something else on sparse gradients, and one worker must equal several, which sum dense ones.
         targets = [(optimizer, "apply", _densifying(optimizer.apply)) for optimizer in optimizers_of(model)]
+        with _replaced(targets):
+            yield _passes_callback()
+        return
+    link = _Link(model, session, last_step_rows)
+    # Collect all targets before changing any: a model may hold several optimizers.
+    targets = [(model, name, link.noting(getattr(model, name))) for name in ("train_step", "test_step")]
+    targets += [(model, name, link.apart(getattr(model, name))) for name in ("evaluate", "test_on_batch", "train_on_batch")]
+    targets += [(optimizer, "apply", link.summing(optimizer.apply)) for optimizer in optimizers_of(model)]
+    targets += [(loss, "update_state", link.sharing(loss.update_state)) for loss in output_losses(model)]
+    targets += [(model, "get_metrics_result", link.merging(model.get_metrics_result))]
+    targets += keras_step_logs.targets(model, link.ending)
+    with _replaced(targets), masked_means(link.masked_share):
+        try:
+            yield link.passes
+        finally:
+            # Functions traced in this block contain our collectives, so the model must trace again without them.
+            model.train_function = model.test_function = None
+
+
+@contextlib.contextmanager
+def _replaced(targets: list[tuple[Any, str, Callable[..., Any]]]) -> Iterator[None]:
+    """Replace attributes by instance attributes of (owner, name, function) inside the block."""
     for owner, name, function in targets:
         object.__setattr__(owner, name, function)
     try:
-        yield link.callback()
+        yield
     finally:
         for owner, name, _ in targets:
             object.__delattr__(owner, name)
-        # Functions traced in this block contain our collectives, so the model must trace again without them. A worker that
-        # exchanges nothing keeps its functions: tracing again in each of Elephas' rounds doubled the time of a short epoch.
-        if session.exchanges:
-            model.train_function = model.test_function = None
 
 
 class _Link:
@@ -86,13 +100,18 @@ class _Link:
         self._model = model
         self._session = session
         self._last_step_rows = last_step_rows
+        self._agreement = Agreement(model, session)
         self._rows: Any = None  # rows of the batch in the step being traced or run, a scalar tensor
+        self._all_rows: Any = None  # those of all workers; None until the step needs them
         self._in_step = False
-        self._pass: str | None = None  # "train" or "test", from the beginning of a pass to the merge of its metrics
-        self._merged: str | None = None  # the pass whose metrics were merged last; None after an evaluation of the user's
-        self._fingerprints: list[int] = []
+        self._pass = "train"  # or "test", inside the evaluation that belongs to ``fit``
+        self._ending = False  # Keras asks for the results of a pass
+        self._apart = False  # inside a call of the user's, perhaps on one rank only
+        self._functions_apart: Any = None  # the test function that was traced there
+        self._output_losses = output_losses(model)
         self._step_began: Any = None
         self._own_seconds: Any = None  # a TensorFlow variable: total seconds between the beginning of a step and its sum
+        self.passes = _passes_callback(self._agreement.begin, self.own_seconds)
 
     def noting(self, step: Callable[..., Any]) -> Callable[..., Any]:
         """``step``, after recording the number of rows in its batch."""
@@ -102,15 +121,75 @@ class _Link:
 
             x, _, _ = keras.utils.unpack_x_y_sample_weight(args[-1])
             first = next(leaf for leaf in keras.tree.flatten(x) if leaf is not None)
-            self._rows = keras.ops.cast(keras.ops.shape(first)[0], "float32")
+            self._rows, self._all_rows = keras.ops.cast(keras.ops.shape(first)[0], "float32"), None
             self._step_began = self._now([])
             self._in_step = True
             try:
-                return step(*args)
+                result = step(*args)
             finally:
                 self._in_step = False
+            if len(output_losses(self._model)) != len(self._output_losses):
+                raise DlsparkError(
+                    "Expected the losses of all outputs before the first step; the step created them, and they cannot be "
+                    "merged over workers. Call the model's compute_loss once before fit, or train with num_workers=1."
+                )
+            return result
 
         return noted
+
+    def _rows_of_all(self) -> Any:
+        """The rows of all workers in this step, by one sum for each step that needs them."""
+        if self._all_rows is None:
+            (self._all_rows,) = self._session.sum([self._rows])
+        return self._all_rows
+
+    def masked_share(self, valid: Any) -> Any:
+        """The factor that makes the mean over valid elements here, weighted by rows, one over those of all workers.
+
+        With v_r valid elements in n_r rows here, v and n in all: the worker's mean is s_r / v_r, and the sum over
+        workers of n_r/n · factor · s_r / v_r must be Σ s_r / v. So the factor is (v_r / n_r) · (n / v).
+        """
+        import keras
+
+        if not self._in_step or self._apart:
+            return None
+        valid = keras.ops.stop_gradient(valid)
+        (everywhere,) = self._session.sum([valid])
+        return keras.ops.divide_no_nan(valid * self._rows_of_all(), self._rows * everywhere)
+
+    def sharing(self, update_state: Callable[..., Any]) -> Callable[..., Any]:
+        """``update_state`` of the loss of one output, where a step without a weight counts once over all workers."""
+
+        def shared(values: Any, sample_weight: Any = None) -> Any:
+            if sample_weight is None and self._in_step and not self._apart:
+                sample_weight = self._rows / self._rows_of_all()
+            return update_state(values, sample_weight=sample_weight)
+
+        return shared
+
+    def apart(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        """A method that users may call in a callback, without exchanges there; ``fit``'s own evaluation has them."""
+
+        def called(*args: Any, **kwargs: Any) -> Any:
+            callbacks = getattr(kwargs.get("callbacks"), "callbacks", ())
+            if self.passes in callbacks:  # ``fit`` hands on its list of callbacks
+                self._pass = "test"
+                try:
+                    return method(*args, **kwargs)
+                finally:
+                    self._pass = "train"
+            self._apart = True
+            ours, self._model.test_function = self._model.test_function, self._functions_apart
+            try:
+                return method(*args, **kwargs)
+            finally:
+                self._functions_apart, self._model.test_function = self._model.test_function, ours
+                self._apart = False
+                # Keras lets such a call change the metrics of the pass. Counted on rank 0, it counts once.
+                if self._session.rank:
+                    self._model.reset_metrics()
+
+        return called
 
     def summing(self, apply: Callable[..., Any]) -> Callable[..., Any]:
         """An optimizer's ``apply`` that gets the gradients of the whole step."""
@@ -165,18 +244,13 @@ class _Link:
         """``get_metrics_result`` over the rows of all workers at the end of a pass; local otherwise."""
 
         def merged() -> Any:
-            if self._in_step:
-                return get_metrics_result()
-            self._merged, self._pass = self._pass, None
-            if self._merged is None:  # the user's own evaluation, perhaps on one rank only
+            if not self._ending:
                 return get_metrics_result()
             import keras
 
-            if self._merged == "train":
-                self._agree_on_weights()
             variables = self._model.metrics_variables
             local = [keras.ops.convert_to_numpy(variable) for variable in variables]
-            totals = self._session.sum([keras.ops.cast(value, "float32") for value in local])
+            totals = self._session.sum([keras.ops.cast(value, "float64") for value in local])  # counts are exact
             for variable, total in zip(variables, totals, strict=True):
                 variable.assign(keras.ops.cast(total, variable.dtype))
             try:
@@ -188,79 +262,40 @@ class _Link:
 
         return merged
 
-    def average_logs(self, logs: dict[str, Any]) -> dict[str, Any]:
-        """Average what a custom step returned besides metrics over the workers, weighted by the rows of the last step."""
-        if self._merged is None:
-            return logs
+    def ending(self, result_or_logs: Callable[[Any], Any], logs: Any) -> Any:
+        """Keras' results of a pass, over all workers: of its metrics, or what a custom step returned besides."""
+        if self._apart:
+            return result_or_logs(logs)
+        if self._pass == "train":
+            self._agreement.reach()
+        self._ending = True
+        try:
+            result = result_or_logs(logs)
+        finally:
+            self._ending = False
+        return self._averaged(logs) if result is logs and isinstance(logs, dict) and logs else result
+
+    def _averaged(self, logs: dict[str, Any]) -> dict[str, Any]:
+        """What a custom step returned besides metrics, averaged over the workers by the rows of the last step."""
         import keras
 
-        rows = float(self._last_step_rows(self._merged))
+        rows = float(self._last_step_rows(self._pass))
         values = [keras.ops.cast(value, "float32") * rows for value in logs.values()]
         *sums, total = self._session.sum([*values, keras.ops.convert_to_tensor(np.float32(rows))])
         return {name: float(value / total) for name, value in zip(logs, sums, strict=True)}
 
-    def callback(self) -> Any:
-        """The callback that tracks the passes of ``fit``."""
-        import keras
 
-        link = self
+def _passes_callback(begin: Callable[[], None] = lambda: None, seconds: Callable[[], float] = lambda: 0.0) -> Any:
+    """The callback that must be in the list of ``fit``; its presence tells ``fit``'s own evaluation from the user's."""
+    import keras
 
-        class Passes(keras.callbacks.Callback):
-            own_seconds = staticmethod(link.own_seconds)
+    class Passes(keras.callbacks.Callback):
+        own_seconds = staticmethod(seconds)
 
-            def on_train_begin(self, logs: Any = None) -> None:
-                link._fingerprints = link._state_fingerprints()
+        def on_train_begin(self, logs: Any = None) -> None:
+            begin()
 
-            def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-                link._pass = "train"
-
-            def on_test_begin(self, logs: Any = None) -> None:
-                link._pass = "test"
-
-        return Passes()
-
-    def _float_states(self) -> list[Any]:
-        return [v for v in self._model.non_trainable_weights if "float" in v.dtype]
-
-    def _state_fingerprints(self) -> list[int]:
-        return [_crc(v) for v in self._float_states()]
-
-    def _agree_on_weights(self) -> None:
-        """Average the states that a pass changed (batch-norm statistics), then check that all ranks have the same weights.
-
-        States that changed on no rank, such as those of frozen layers, stay bit-identical.
-        """
-        import keras
-
-        states, now = self._float_states(), self._state_fingerprints()
-        changed = np.array([a != b for a, b in zip(self._fingerprints, now, strict=True)], np.float32)
-        (anywhere,) = self._session.sum([keras.ops.convert_to_tensor(changed)]) if states else (np.zeros(0),)
-        moving = [s for s, flag in zip(states, keras.ops.convert_to_numpy(anywhere), strict=True) if flag]
-        if moving:
-            sums = self._session.sum([keras.ops.convert_to_tensor(keras.ops.convert_to_numpy(s)) for s in moving])
-            for state, total in zip(moving, sums, strict=True):
-                state.assign(total / self._session.world_size)
-        self._fingerprints = self._state_fingerprints()
-        self._compare_weights()
-
-    def _compare_weights(self) -> None:
-        import keras
-
-        checksum = 0
-        for variable in self._model.weights:
-            checksum = _crc(variable, checksum)
-        # Every rank fills its row with two 16-bit halves, which float32 holds exactly; the sum gathers all rows.
-        mine = np.zeros((self._session.world_size, 2), np.float32)
-        mine[self._session.rank] = divmod(checksum, 1 << 16)
-        (everyone,) = self._session.sum([keras.ops.convert_to_tensor(mine)])
-        table = keras.ops.convert_to_numpy(everyone)
-        differing = [rank for rank in range(len(table)) if (table[rank] != table[0]).any()]
-        if differing:
-            raise DlsparkError(
-                f"After this epoch the weights on ranks {differing} differ from rank 0's. Synchronous training keeps them "
-                "equal; something in the model or a callback changed them on one rank only (assigned weights, a new "
-                "compile(), a random draw outside Keras). Do it on every rank alike."
-            )
+    return Passes()
 
 
 def _densifying(apply: Callable[..., Any]) -> Callable[..., Any]:
@@ -283,18 +318,12 @@ def _dense(gradient: Any) -> Any:
     return tf.convert_to_tensor(gradient)
 
 
-def _crc(variable: Any, start: int = 0) -> int:
-    import keras
-
-    return zlib.crc32(np.ascontiguousarray(keras.ops.convert_to_numpy(variable)).tobytes(), start)
-
-
 def optimizers_of(model: Any) -> list[Any]:
     """The optimizers of ``model`` in a fixed order, without those that another one wraps."""
     import keras
 
     found: dict[int, Any] = {}
-    for value in [model.optimizer, *(value for _, value in sorted(vars(model).items()))]:
+    for value in [getattr(model, "optimizer", None), *(value for _, value in sorted(vars(model).items()))]:
         leaves = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else [value]
         for leaf in leaves:
             if isinstance(leaf, keras.optimizers.Optimizer):

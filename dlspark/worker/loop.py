@@ -164,11 +164,14 @@ def build_before_tracing(model: Any, feed: Feed) -> None:
     outputs = getattr(model, "output", None)
     if outputs is None and len(getattr(model, "outputs", None) or ()) == 1:  # a Sequential has no "output"
         (outputs,) = model.outputs
-    if outputs is None or type(model).train_step is not keras.Model.train_step:
+    if type(model).train_step is not keras.Model.train_step:
         return
     x, y, _ = keras.utils.unpack_x_y_sample_weight(feed.first_row())
-    if any(None in t.shape[1:] for t in keras.tree.flatten(outputs)):
-        return
+    if outputs is None or any(None in t.shape[1:] for t in keras.tree.flatten(outputs)):
+        if len(keras.tree.flatten(y)) < 2:
+            return
+        # The losses of several outputs must be there before the step is traced.
+        outputs = model(keras.tree.map_structure(keras.ops.convert_to_tensor, x), training=False)
     predicted = keras.tree.map_structure(lambda t: keras.ops.zeros((1, *t.shape[1:]), t.dtype), outputs)
     model.compute_loss(x, y, predicted)
     model.compute_metrics(x, y, predicted)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from dlspark.errors import DataError
 from dlspark.job import INITIAL_WEIGHTS_FILE, WEIGHTS_FILE
+from dlspark.mends.keras_optimizer_state import variables_of
 from dlspark.storage import Store, differing
 from dlspark.worker.gradient_sync import optimizers_of
 from dlspark.worker.session import WorkerSession
@@ -38,37 +39,67 @@ def vary_random_layers(model: Any, rank: int) -> None:
 
 
 def save_trained(store: Store, model: Any) -> None:
-    """Write weights (``w0`` …) and the optimizer's variables (``o0`` …) atomically to one npz file."""
-    _write(store, WEIGHTS_FILE, {"w": model.weights, "o": model.optimizer.variables})
+    """Write weights and the state of all optimizers atomically to one npz file."""
+    save_arrays(store, WEIGHTS_FILE, {**numbered("w", model.weights), **optimizer_arrays(model)})
 
 
-def load_trained(store: Store) -> tuple[list[NDArray[Any]], list[NDArray[Any]]]:
-    """(weights, optimizer variables) that ``save_trained`` wrote."""
-    with np.load(store.local_file(WEIGHTS_FILE), allow_pickle=False) as file:
-        count = sum(name.startswith("w") for name in file.files)
-        return [file[f"w{i}"] for i in range(count)], [file[f"o{i}"] for i in range(len(file.files) - count)]
+def load_trained(store: Store) -> Arrays:
+    """What `save_trained` wrote."""
+    return load_arrays(store, WEIGHTS_FILE)
 
 
 def save_initial_weights(store: Store, model: Any) -> None:
     """Write the weights that a builder's model starts with, which each worker's copy of it takes."""
-    _write(store, INITIAL_WEIGHTS_FILE, {"w": model.weights})
+    save_arrays(store, INITIAL_WEIGHTS_FILE, numbered("w", model.weights))
 
 
-def load_initial_weights(store: Store, model: Any) -> None:
-    """Give ``model`` what `save_initial_weights` wrote."""
-    with np.load(store.local_file(INITIAL_WEIGHTS_FILE), allow_pickle=False) as file:
-        set_weights(model, [file[f"w{i}"] for i in range(len(file.files))])
-
-
-def _write(store: Store, file: str, groups: Mapping[str, Sequence[Any]]) -> None:
-    arrays = {name: storable(variable) for name, variable in _numbered(groups).items()}
+def save_arrays(store: Store, file: str, values: Mapping[str, Any]) -> None:
+    """Write variables or arrays by name, in dtypes that npz supports."""
+    arrays = {name: storable(value) for name, value in values.items()}
     with store.open_writer(file, size=sum(array.nbytes for array in arrays.values())) as path:
         np.savez(path, **arrays)
 
 
-def _numbered(groups: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
-    """The variables of all groups by their names in files: the letter of the group and a number."""
-    return {f"{letter}{i}": variable for letter, group in groups.items() for i, variable in enumerate(group)}
+def load_arrays(store: Store, file: str) -> Arrays:
+    """What `save_arrays` wrote."""
+    with np.load(store.local_file(file), allow_pickle=False) as found:
+        return {name: found[name] for name in found.files}
+
+
+def set_arrays(model: Any, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Assign those of ``arrays`` that are variables of the model; its optimizers are built as they were."""
+    _build_optimizers(model, arrays)
+    for name, variable in _shared_variables(model).items():
+        if name in arrays:
+            variable.assign(arrays[name])
+
+
+def weights_of(arrays: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+    """The weights among ``arrays``, in the order of ``model.weights``."""
+    return [arrays[f"w{i}"] for i in range(sum(name.startswith("w") for name in arrays))]
+
+
+def optimizer_arrays(model: Any) -> dict[str, Any]:
+    """The variables of all optimizers (``o0`` …), and for each built one the indices of its weights (``b0`` …)."""
+    optimizers = optimizers_of(model)
+    positions = {id(variable): i for i, variable in enumerate(model.weights)}
+    arrays: dict[str, Any] = numbered("o", [variable for optimizer in optimizers for variable in optimizer.variables])
+    for i, optimizer in enumerate(optimizers):
+        if optimizer.built:
+            arrays[f"b{i}"] = np.array([positions.get(id(each), -1) for each in variables_of(optimizer)], np.int64)
+    return arrays
+
+
+def _build_optimizers(model: Any, arrays: Mapping[str, NDArray[Any]]) -> None:
+    for i, optimizer in enumerate(optimizers_of(model)):
+        indices = arrays.get(f"b{i}")
+        if indices is not None and not optimizer.built and (indices >= 0).all():
+            optimizer.build([model.weights[j] for j in indices])
+
+
+def numbered(letter: str, values: Sequence[Any]) -> dict[str, Any]:
+    """Values by their names in files: the letter of their group and a number."""
+    return {f"{letter}{i}": value for i, value in enumerate(values)}
 
 
 def storable(variable: Any) -> NDArray[Any]:
@@ -85,7 +116,7 @@ def capture(model: Any) -> Arrays:
 
     It is equal on all ranks except for the seeds; checkpoints have rank 0's.
     """
-    return {name: storable(variable) for name, variable in _shared_variables(model).items()}
+    return {name: storable(value) for name, value in {**_shared_variables(model), **optimizer_arrays(model)}.items()}
 
 
 def capture_within_epoch(model: Any, session: WorkerSession) -> Arrays:
@@ -114,9 +145,9 @@ def restore(model: Any, arrays: Mapping[str, NDArray[Any]]) -> None:
     Raises:
         DataError: the model has other variables; the message names the first one.
     """
-    for optimizer in optimizers_of(model):
-        if not optimizer.built and optimizer is model.optimizer:
-            optimizer.build(model.trainable_variables)
+    _build_optimizers(model, arrays)
+    if not model.optimizer.built:
+        model.optimizer.build(model.trainable_variables)
     variables = _shared_variables(model)
     shared = {name: array for name, array in arrays.items() if name in variables or _SHARED.fullmatch(name)}
     wrong = differing(shared, {name: (variable.path, tuple(variable.shape)) for name, variable in variables.items()})
@@ -162,7 +193,7 @@ def seed_variables(model_or_layer: Any) -> list[Any]:
 
 def _shared_variables(model: Any) -> dict[str, Any]:
     optimizers = [variable for optimizer in optimizers_of(model) for variable in optimizer.variables]
-    return _numbered({"w": model.weights, "o": optimizers, "s": seed_variables(model)})
+    return {**numbered("w", model.weights), **numbered("o", optimizers), **numbered("s", seed_variables(model))}
 
 
 def _local_variables(model: Any) -> list[Any]:
@@ -170,13 +201,21 @@ def _local_variables(model: Any) -> list[Any]:
     return [v for v in model.non_trainable_weights if "float" in v.dtype] + list(model.metrics_variables)
 
 
-def give_back(model: Any, weights: Sequence[Any], optimizer_state: Sequence[Any]) -> None:
+def give_back(model: Any, arrays: Mapping[str, NDArray[Any]]) -> None:
     """Assign the trained variables to the caller's model, whose weights have these shapes."""
-    set_weights(model, weights)
+    _build_optimizers(model, arrays)
     if not model.optimizer.built:
         model.optimizer.build(model.trainable_variables)
-    if len(optimizer_state) == len(model.optimizer.variables):
-        for variable, value in zip(model.optimizer.variables, optimizer_state, strict=True):
-            variable.assign(value)
+    state = {name: tuple(value.shape) for name, value in optimizer_arrays(model).items() if name.startswith("o")}
+    trained = {name: array.shape for name, array in arrays.items() if name.startswith("o")}
+    if state == trained:
+        set_arrays(model, arrays)
     else:
-        logger.warning("The optimizer's state is lost: the optimizer has other variables here than on the workers.")
+        set_weights(model, weights_of(arrays))
+        names = ", ".join(optimizer.name for optimizer in optimizers_of(model))
+        logger.warning(
+            "The state of %s is lost: after training there were %d optimizer variables, and the model given has %d.",
+            names,
+            len(trained),
+            len(state),
+        )

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 
 class WorkerSession:
     """One worker among ``world_size``. This class is the session of a single worker: both exchanges are the identity.
@@ -50,11 +52,19 @@ class WorkerSession:
         return list(tensors)
 
     def broadcast(self, arrays: Sequence[Any]) -> list[Any]:
-        """Rank 0's ``arrays`` on every rank. Called outside steps."""
+        """Copies of rank 0's ``arrays`` on every rank, bit by bit, of any dtypes and shapes. Called outside steps."""
         if not self.exchanges:
             return list(arrays)
         import keras
 
-        # All other ranks add zeros, so the sum is exact, and engines need not implement this.
-        mine = [keras.ops.convert_to_tensor(a if self.rank == 0 else a * 0) for a in arrays]
-        return [keras.ops.convert_to_numpy(total) for total in self.sum(mine)]
+        values = [np.asarray(array) for array in arrays]
+        data = b"".join(value.tobytes() for value in values)
+        # float32 holds 16 bits exactly, and all other ranks add zeros, so engines need not implement this.
+        halves = np.frombuffer(data + bytes(len(data) % 2), np.uint16).astype(np.float32)
+        (total,) = self.sum([keras.ops.convert_to_tensor(halves if self.rank == 0 else np.zeros_like(halves))])
+        data = keras.ops.convert_to_numpy(total).astype(np.uint16).tobytes()
+        copies, start = [], 0
+        for value in values:
+            copies.append(np.frombuffer(data, value.dtype, value.size, start).reshape(value.shape))
+            start += value.nbytes
+        return copies

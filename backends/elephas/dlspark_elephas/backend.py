@@ -139,7 +139,7 @@ class _Rounds:
                 "Backend 'elephas' cannot train with use_ema=True: every round would replace the weights by their moving "
                 "averages. Set it to False, or use 'mirrored' or 'horovod'."
             )
-        self._callbacks = payload.callbacks
+        self._callbacks = payload.callbacks_for(self._model)
         self._master: Master = (
             AsynchronousMaster(self._model, job, options.frequency or "epoch")
             if options.mode == "asynchronous"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,10 +11,14 @@ import keras
 import numpy as np
 
 from dlspark.data.feed import Feed
+from dlspark.data.shard_writer import write_rows
 from dlspark.data.shards import ShardedRows
+from dlspark.storage.store import Store
 from dlspark.testing import toys
 from dlspark.worker.gradient_sync import attached
+from dlspark.worker.loop import build_before_tracing
 from dlspark.worker.session import WorkerSession
+from tests.given_models import Given, given
 
 BATCH = 17
 
@@ -53,24 +58,31 @@ def train(
     case: str, rank: int, world_size: int, box: Any, barrier: Any, rows: ShardedRows, validation: ShardedRows, options: Any
 ) -> Trained:
     """Train ``case`` as ``rank``."""
-    model = CASES[case]()
+    each = given(case) if case in GIVEN else Given(CASES[case]())
+    model = each.model
+    if each.data is not None:
+        folder = tempfile.mkdtemp()
+        rows, validation = (write_rows(Store(folder), name, *each.data) for name in ("train", "val"))
     part = {"batch_size": BATCH, "rank": rank, "world_size": world_size}
     with Feed(rows, seed=1, **part) as feed, Feed(validation, **part) as val_feed:
         last = {"train": feed.part_rows(feed.steps - 1), "test": val_feed.part_rows(val_feed.steps - 1)}
+        build_before_tracing(model, feed)
         epoch = keras.callbacks.LambdaCallback(on_epoch_begin=lambda number, logs: setattr(feed, "epoch", number))
         with attached(model, ListSession(rank, world_size, box, barrier), last.__getitem__) as passes:
             history = model.fit(
                 feed.dataset(),
                 validation_data=val_feed.dataset(),
                 epochs=options.get("epochs", 2),
-                callbacks=[passes, epoch, *callbacks_of(case, rank)],
+                callbacks=[passes, epoch, *callbacks_of(case, rank), *each.callbacks],
                 shuffle=False,
                 class_weight=options.get("class_weight"),
                 verbose=0,
             ).history
-    ours = {"train_step", "test_step", "get_metrics_result", "apply", "_get_metrics_result_or_logs"}
+    ours = {"train_step", "test_step", "get_metrics_result", "evaluate", "apply", "_get_metrics_result_or_logs"}
     replaced = ours & (set(vars(model)) | set(vars(model.optimizer)))
-    model.fit(*toys.separable(32), verbose=0, epochs=0)  # the model can still be trained alone
+    model.fit(
+        *(toys.separable(32) if each.data is None else each.data), verbose=0, epochs=0
+    )  # the model can still be trained alone
     return Trained(model.get_weights(), history, replaced)
 
 
@@ -153,6 +165,13 @@ def mixed_precision_model() -> Any:
     model.compile(optimizer, "sparse_categorical_crossentropy")
     return model
 
+
+GIVEN = (
+    "masked steps", "masked steps with weights", "ignored pixels", "two outputs", "two outputs with weights",
+    "a trained scalar", "constants of many dtypes", "a counter", "a callback that evaluates", "frozen batch norm", "LoRA", "spectral norm",
+    "mixed bfloat16 without its policy", "sample weights", "many metrics",
+)  # fmt: skip
+"""Models of tests.given_models whose exchanges are special."""
 
 CASES: dict[str, Callable[[], Any]] = {
     "momentum, clipping, regularisation": toys.dense_classifier,

@@ -1,0 +1,126 @@
+"""What only Python can carry to the workers, pickled by value into the store: callbacks, builder and custom objects.
+
+A callback may refer to the model that is trained, or to its layers, variables, optimizers and metrics. The pickle has such
+a reference by position, and in a worker it becomes the same part of the worker's model.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import cloudpickle
+
+from dlspark.errors import ConfigError
+from dlspark.job import PAYLOAD_FILE, TrainJob
+from dlspark.mends import keras_layers
+from dlspark.mends.keras_compiled_metrics import compiled_metrics
+from dlspark.storage import Store
+
+
+class Payload:
+    """The user's builder and custom objects, and the callbacks once there is a model.
+
+    Attributes:
+        builder: the function that builds the model, or None.
+        custom_objects: Keras' registered custom objects by name.
+    """
+
+    def __init__(self, pickled: bytes) -> None:
+        # Two pickles of one pickler, so that they may share objects; the second one needs the model.
+        self._unpickler = _Unpickler(io.BytesIO(pickled))
+        self.builder, self.custom_objects = self._unpickler.load()
+
+    def callbacks_for(self, model: Any) -> tuple[Any, ...]:
+        """The callbacks, which refer to the parts of ``model``. Can be called once."""
+        self._unpickler.parts = parts_of(model)
+        callbacks: tuple[Any, ...] = self._unpickler.load()
+        return callbacks
+
+
+def load_payload(job: TrainJob) -> Payload:
+    """The job's payload. It may import Keras: call it where the Keras backend has been chosen."""
+    return Payload(Store(job.uri).read_bytes(PAYLOAD_FILE))
+
+
+def pickled_payload(builder: Callable[[], Any] | None, callbacks: Sequence[Any], model: Any) -> bytes:
+    """Pickle the payload of a run; ``model`` is the built model that is trained.
+
+    Raises:
+        ConfigError: an object cannot be pickled; the message names it.
+    """
+    import keras
+
+    custom_objects = dict(keras.saving.get_custom_objects())
+    try:
+        return _pickled(model, (builder, custom_objects), tuple(callbacks))
+    except Exception as error:  # pickling runs the object's own code: anything may be raised
+        parts = [("The builder", builder), *((f"Callback {type(c).__name__}", c) for c in callbacks)]
+        name = next((name for name, part in parts if not _pickles(model, part)), "A registered custom object")
+        raise ConfigError(
+            f"{name} cannot be sent to workers: {type(error).__name__}: {error}. Do not store locks, files, sessions or "
+            "other models in it; open them where it runs (in on_train_begin, or inside the builder)."
+        ) from error
+
+
+def parts_of(model: Any) -> dict[tuple[str, int], Any]:
+    """Everything in a model that a callback may refer to, by kind and position."""
+    inner = getattr(model.optimizer, "inner_optimizer", None)
+    kinds = {
+        "layer": keras_layers.flatten(model),
+        "variable": model.weights,
+        "optimizer": [model.optimizer, *([] if inner is None else [inner])],
+        "metric": compiled_metrics(model),
+        "loss": [] if isinstance(model.loss, str) or model.loss is None else [model.loss],
+    }
+    return {(kind, i): part for kind, parts in kinds.items() for i, part in enumerate(parts)}
+
+
+def _pickled(model: Any, first: Any, callbacks: Any) -> bytes:
+    file = io.BytesIO()
+    pickler = _Pickler(file)
+    pickler.dump(first)
+    pickler.positions = {id(part): position for position, part in parts_of(model).items()}
+    pickler.dump(callbacks)
+    return file.getvalue()
+
+
+def _pickles(model: Any, value: Any) -> bool:
+    try:
+        _pickled(model, None, value)
+    except Exception:  # as above; the first error of all is the one that is raised
+        return False
+    return True
+
+
+class _Pickler(cloudpickle.Pickler):
+    """Pickles the parts of a model by their ``positions``."""
+
+    positions: Mapping[int, tuple[str, int]] = MappingProxyType({})
+
+    def persistent_id(self, value: Any) -> tuple[str, int] | None:
+        position = self.positions.get(id(value))
+        if position is None and type(value).__module__ != "builtins" and _is_layer(value):
+            shared = next((variable for variable in value.variables if id(variable) in self.positions), None)
+            if shared is not None:  # it would become a copy, which nobody trains
+                raise ConfigError(
+                    f"the {type(value).__name__} {value.name!r} shares the variable {shared.path} with the model that is "
+                    "trained. Build it from self.model, in on_train_begin."
+                )
+        return position
+
+
+def _is_layer(value: Any) -> bool:
+    import keras
+
+    return isinstance(value, keras.layers.Layer)
+
+
+class _Unpickler(pickle.Unpickler):
+    parts: Mapping[tuple[str, int], Any] = MappingProxyType({})
+
+    def persistent_load(self, position: Any) -> Any:
+        return self.parts[position]

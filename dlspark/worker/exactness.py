@@ -1,0 +1,155 @@
+"""Probe, on the driver and a few rows, whether a model's parts can be put together exactly.
+
+Two assumptions make N workers equal to one process: the loss of a step is the mean over its rows, and what a step does to a
+layer's states is known. Both are tried out, because neither can be read off a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from dlspark.data import ShardedRows
+from dlspark.errors import ConfigError
+from dlspark.mends import keras_layers
+from dlspark.mends.keras_masked_means import masked_means
+from dlspark.worker.agreement import MERGES, merge_of, states_of
+from dlspark.worker.process import random_states
+
+ROWS = 7  # two uneven parts
+TOLERANCE = 1e-4
+
+
+def check_exact(model: Any, rows: ShardedRows) -> None:
+    """Reject losses that are not means over rows, and states that no rule merges.
+
+    Args:
+        model: compiled and built. Its weights and states are as before afterwards.
+        rows: the training rows.
+
+    Raises:
+        ConfigError: the message names the loss or the state.
+    """
+    import keras
+
+    with rows.open() as reader, random_states():
+        batch = reader.batch(np.arange(min(rows.rows, ROWS)))
+    x, y, weight = keras.utils.unpack_x_y_sample_weight(keras.tree.map_structure(keras.ops.convert_to_tensor, batch))
+    before = [(variable, keras.ops.convert_to_numpy(variable)) for variable in model.non_trainable_variables]
+    try:
+        _check_states(model, x)
+        if type(model).train_step is keras.Model.train_step and rows.rows > 1:  # another step computes its own loss
+            _check_loss(model, x, y, weight)
+    finally:
+        for variable, value in before:
+            variable.assign(value)
+        model.reset_metrics()
+
+
+def _check_states(model: Any, x: Any) -> None:
+    import keras
+
+    for layer in keras_layers.flatten(model):
+        if getattr(layer, "stateful", False):
+            raise ConfigError(
+                f"Several workers need layers without a state of each row; {layer.name!r} is stateful. Set stateful=False, "
+                "or train with num_workers=1."
+            )
+    unknown = [(variable, layer) for variable, layer in states_of(model) if merge_of(layer) is None]
+    if not unknown:
+        return
+    values = [keras.ops.convert_to_numpy(variable) for variable, _ in unknown]
+    model(x, training=True)
+    for (variable, layer), value in zip(unknown, values, strict=True):
+        if keras.ops.convert_to_numpy(variable).tobytes() != value.tobytes():
+            raise ConfigError(
+                f"Several workers need to know how to merge what a step does to {variable.path}. Say so by the class "
+                f"attribute merge of {type(layer).__name__}: one of {', '.join(map(repr, MERGES))} ('mean' averages over "
+                "workers, 'sum' adds up their changes, 'same' does not depend on the rows). Or train with num_workers=1."
+            )
+
+
+def _check_loss(model: Any, x: Any, y: Any, weight: Any) -> None:
+    import keras
+
+    count = keras.tree.flatten(x)[0].shape[0]
+    parts = [slice(0, (count + 1) // 2), slice((count + 1) // 2, count)]
+    predictions, adds = _predictions(model, x, count), _adds_losses(model)
+    valid: list[Any] = []
+
+    def loss_of(part: slice, factor: Callable[[Any], Any]) -> float:
+        def of(values: Any) -> Any:
+            return keras.tree.map_structure(lambda value: None if value is None else value[part], values)
+
+        if adds:
+            model(of(x), training=False)
+        with masked_means(factor):
+            try:
+                loss = model.compute_loss(of(x), of(y), of(predictions), of(weight), training=False)
+            except Exception as error:  # the user's own code
+                raise ConfigError(
+                    f"The loss cannot be computed from the first rows: {type(error).__name__}: {error} Compare it with the "
+                    "labels and the model's outputs."
+                ) from error
+        return float(keras.ops.convert_to_numpy(loss))
+
+    def noted(found: Any) -> None:
+        valid.append(found)
+
+    whole = loss_of(slice(0, count), noted)
+    if not np.isfinite(whole) or whole != loss_of(slice(0, count), lambda _: None):
+        return  # it draws at random, or the first rows have no loss: nothing can be told
+    merged = 0.0
+    for part in parts:
+        rows, everywhere = part.stop - part.start, iter(valid)
+
+        def factor(found: Any, rows: int = rows, everywhere: Any = everywhere) -> Any:
+            return keras.ops.divide_no_nan(found * count, rows * next(everywhere))
+
+        merged += loss_of(part, factor) * rows / count
+    if abs(merged - whole) > TOLERANCE * (abs(whole) + TOLERANCE):
+        raise ConfigError(
+            f"Several workers need a loss that is the mean over rows. The loss of {count} rows is {whole:.6g}, but its "
+            f"parts have {merged:.6g} on average: {_suspects(model)} is a sum, or is computed from all rows together. "
+            "Use a mean over rows, or train with num_workers=1."
+        )
+
+
+def _predictions(model: Any, x: Any, count: int) -> Any:
+    """Random outputs in (0, 1).
+
+    Random, because a new model predicts nearly the same for every row, and then all losses are means.
+    """
+    import keras
+
+    outputs = getattr(model, "outputs", None)
+    if not outputs or any(None in tensor.shape[1:] for tensor in outputs):
+        outputs = model(x, training=False)
+    elif len(outputs) == 1:
+        (outputs,) = outputs
+    else:
+        outputs = model.output
+    random = np.random.default_rng(0)
+    return keras.tree.map_structure(
+        lambda tensor: keras.ops.cast(random.uniform(0.05, 0.95, (count, *tensor.shape[1:])), tensor.dtype), outputs
+    )
+
+
+def _adds_losses(model: Any) -> bool:
+    """Whether layers may add losses when they are called."""
+    return any(
+        getattr(layer, "activity_regularizer", None) is not None or not type(layer).__module__.startswith("keras.")
+        for layer in keras_layers.flatten(model)
+    ) or any(type(layer).__name__ == "ActivityRegularization" for layer in keras_layers.flatten(model))
+
+
+def _suspects(model: Any) -> str:
+    import keras
+
+    regularized = [layer.name for layer in keras_layers.flatten(model) if getattr(layer, "activity_regularizer", None)]
+    if regularized:
+        return f"the activity regularizer of {regularized[0]!r}"
+    names = [getattr(each, "name", getattr(each, "__name__", each)) for each in keras.tree.flatten(model.loss)]
+    return f"{', '.join(map(str, names)) or 'the loss'}, or a loss that a layer adds,"
