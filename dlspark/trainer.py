@@ -86,7 +86,7 @@ class Trainer:
         epochs: int = 1,
         batch_size: int = 32,
         seed: int = 0,
-        callbacks: Sequence[Any] = (),
+        callbacks: Sequence[Any] | None = (),
         class_weight: Mapping[int, float] | None = None,
         verbose: Verbosity = "auto",
         resume: bool = True,
@@ -127,16 +127,18 @@ class Trainer:
         started = time.perf_counter()
         epochs = whole_number("epochs", epochs)
         batch_size = whole_number("batch_size", batch_size)
-        seed = whole_number("seed", seed, least=0)
+        seed = checks.seed(seed, self.num_workers)
         choice("verbose", verbose, ("auto", 0, 1, 2))
-        checks.callbacks(callbacks, self.num_workers)
+        resume = checks.flag("resume", resume)
+        callbacks = checks.callbacks(callbacks, self.num_workers)
         builder, model = take_model(model_or_builder, seed)
         if self.num_workers > 1:
             check_mergeable(model)
         checks.rows("data", data, model, batch_size, self.num_workers)
         if validation_data is not None:
             checks.rows("validation_data", validation_data, model, batch_size, self.num_workers)
-        checks.class_weight(class_weight, model)
+            checks.validation(data, validation_data)
+        class_weight = checks.class_weight(class_weight, model, data)
         payload = pickled_payload(builder, callbacks)
 
         import keras
@@ -252,7 +254,11 @@ def _new_job(settings: JobSettings, store: Store, model: Any, data: Any, validat
     validation = None
     if validation_data is not None:
         validation = as_rows("validation_data", validation_data, store, "val", model, **limits)
+    unbuilt = not model.built
     _prepare_model(settings, store, model, train)
+    for name, given in (("data", data), ("validation_data", validation_data)):
+        if unbuilt and given is not None:  # only now its inputs and outputs are known
+            checks.rows(name, given, model, settings.batch_size, settings.num_workers)
     return TrainJob(
         **vars(settings),
         uri=store.uri,

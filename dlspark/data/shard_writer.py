@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from dlspark.data.arrow import in_words, to_arrow
 from dlspark.data.shards import ShardedRows
-from dlspark.data.structure import Structure, columns_of
+from dlspark.data.structure import Structure, columns_of, place
 from dlspark.errors import DataError
 from dlspark.storage import Store
 
@@ -194,9 +194,9 @@ def write_rows(
 def _flatten(name: str, value: Any, into: dict[str, NDArray[Any]]) -> Structure:
     """Put the arrays of a structure into ``into`` under names made from their places; returns the structure of names."""
     if isinstance(value, Mapping):
-        return {str(key): _flatten(f"{name}/{key}", part, into) for key, part in value.items()}
+        return {str(key): _flatten(place(name, key), part, into) for key, part in value.items()}
     if isinstance(value, (tuple, list)):
-        return tuple(_flatten(f"{name}/{number}", part, into) for number, part in enumerate(value))
+        return tuple(_flatten(place(name, number), part, into) for number, part in enumerate(value))
     array = np.asarray(value) if hasattr(value, "__array__") else np.empty(0, object)
     if array.ndim == 0 or array.dtype.kind not in "biuf":
         raise DataError(

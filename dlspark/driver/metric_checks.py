@@ -1,0 +1,83 @@
+"""Checks of losses and metrics, by computing them here for a few rows: what fails here would fail on a worker."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from dlspark.errors import ConfigError, DataError
+from dlspark.mends.keras_compiled_metrics import compiled_metrics
+
+ROWS = 4  # of a trial: enough that a wrong shape rarely equals another one by chance
+
+
+def probe(model: Any) -> Any:
+    """A model without layers whose losses and metrics are named as those of ``model``."""
+    import keras
+
+    class Probe(keras.Model):
+        output_names = getattr(model, "output_names", None)
+
+    return Probe()
+
+
+def trial(name: str, model: Any, outputs: Any, y: Any, weight: Any) -> None:
+    """Compute copies of the losses and metrics for a few rows and outputs of zeros."""
+    import keras
+
+    if any(None in tensor.shape[1:] for tensor in keras.tree.flatten(outputs)):
+        return
+    mine = probe(model)
+    try:
+        config = model.get_compile_config()
+        used = {key: config.get(key) for key in ("loss", "loss_weights", "metrics", "weighted_metrics")}
+        mine.compile(**keras.saving.deserialize_keras_object(used))
+    except Exception:  # objects that are not registered: a builder may have them
+        return
+    if model.loss is not None and not used["loss"]:
+        return  # the model's own compile() is saved in another way
+    parts = [y] if weight is None else [y, weight]
+    given = keras.tree.map_structure(lambda leaf: leaf[np.arange(ROWS) % len(leaf)], parts)
+    zeros = keras.tree.map_structure(lambda tensor: keras.ops.zeros((ROWS, *tensor.shape[1:]), tensor.dtype), outputs)
+    try:
+        some, *weights = keras.tree.map_structure(keras.ops.convert_to_tensor, given)
+        if model.loss is not None:
+            mine.compute_loss(None, some, zeros, *weights)
+        if type(model).compute_metrics is keras.Model.compute_metrics:
+            mine.compute_metrics(None, some, zeros, *weights)
+        results = mine.get_metrics_result() if mine.metrics else {}
+    except Exception as error:  # Keras, its backend and the user's own code raise many kinds
+        shapes = keras.tree.map_structure(lambda leaf: f"{leaf.dtype}{list(leaf.shape[1:])}", given[0])
+        raise DataError(
+            f"Expected labels in {name} that the model's losses and metrics take; got {shapes} per row: "
+            f"{type(error).__name__}: {error}. Change the labels, or the loss and metrics of compile()."
+        ) from error
+    for metric, value in results.items():
+        _one_number(metric, value)
+
+
+def one_number_each(model: Any) -> None:
+    """Reject metrics that are known to give several numbers."""
+    import keras
+
+    if type(model).get_metrics_result is not keras.Model.get_metrics_result:
+        return  # it may turn states of several numbers into one
+    for metric in compiled_metrics(model):
+        try:
+            value = metric.result()
+        except Exception:  # not built yet
+            continue
+        if metric.name != "compile_metrics":
+            _one_number(metric.name, value)
+
+
+def _one_number(metric: str, value: Any) -> None:
+    shape = tuple(getattr(value, "shape", ()))
+    if isinstance(value, Mapping) or shape:
+        raise ConfigError(
+            f"Expected metrics that give one number each, as the history has one per epoch; got the metric {metric!r} that "
+            f"gives {'a dict' if isinstance(value, Mapping) else f'an array of shape {shape}'}. Set average='macro', give "
+            "one threshold, or give one metric per class."
+        )
