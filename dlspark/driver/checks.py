@@ -128,26 +128,26 @@ def class_weight(value: Any, model: Any, data: Any) -> dict[int, float] | None:
     for key, weight in value.items():
         index = whole_number("a key of class_weight", key, least=0)
         weights[index] = number(f"class_weight[{index}]", weight, "as a finite number of at least 0", lambda w: w >= 0)
-    classes = _weighted_classes(model, data)
-    units = label_checks.classes_of(model)
-    if units is not None and max(weights) >= units:
+    known, most = _weighted_classes(model, data)
+    if most is not None and max(weights) >= most:
         raise ConfigError(
-            f"Expected classes 0 to {units - 1} in class_weight, as the model has {units} outputs; got class {max(weights)}."
+            f"Expected classes 0 to {most - 1} in class_weight, as the model has {most} outputs; got class {max(weights)}."
         )
-    return {index: weights.get(index, 1.0) for index in range(max(classes, max(weights) + 1))}
+    return {index: weights.get(index, 1.0) for index in range(max(known, max(weights) + 1))}
 
 
-def _weighted_classes(model: Any, data: Any) -> int:
-    """The number of classes that ``class_weight`` must have, as far as it is known.
+def _weighted_classes(model: Any, data: Any) -> tuple[int, int | None]:
+    """How many classes must have a weight, as far as is known, and how many there are, if that is known.
 
     Raises:
         ConfigError: Keras cannot weigh the loss of these rows by class.
     """
     import keras
 
-    known = label_checks.classes_of(model) or 2
+    units = label_checks.classes_of(model)
+    known = units or 2
     if array_checks.is_dataframe(data):
-        return known
+        return known, units
     if isinstance(data, ShardedRows):
         y, weight = data.y, data.sample_weight
         known = max(known, data.num_classes or 0)
@@ -163,18 +163,19 @@ def _weighted_classes(model: Any, data: Any) -> int:
             f"Expected one array of labels with class_weight; got {array_checks.structure(y)}. Use sample_weight instead."
         )
     if isinstance(y, str):
-        return known
-    if y.ndim > 2 or (y.ndim == 2 and y.shape[1] > 1 and label_checks.classes_of(model) is not None):
+        return known, units
+    columns = y.shape[1] if y.ndim == 2 else 1
+    if y.ndim > 2 or (columns > 1 and units is not None):
         raise ConfigError(
             f"Expected one label per row with class_weight; got labels of shape {y.shape[1:]}. Keras would take the "
             "position of the largest for the class. Use sample_weight with a weight for each label."
         )
-    if y.ndim == 2 and y.shape[1] > 1:
-        return max(known, y.shape[1])
+    if columns > 1:
+        return columns, columns
     low, high = np.rint(y.min()), np.rint(y.max())
     if low < 0 or not high < 2**20:
         raise ConfigError(
             f"Expected class indices as labels with class_weight; got labels from {y.min()} to {y.max()}. Use sample_weight "
             "instead."
         )
-    return max(known, int(high) + 1)
+    return max(known, int(high) + 1), units

@@ -103,7 +103,11 @@ def as_rows(name: str, data: Any, store: Store, part: str, model: Any, *, batch_
     if isinstance(data, ShardedRows):
         return data
     if not array_checks.is_dataframe(data):
-        return write_rows(store.child("data"), part, *data)
+        import keras
+
+        # Keras' own fit casts all arrays of floats to floatx, and a custom train_step may rely on it.
+        floatx = keras.backend.floatx()
+        return write_rows(store.child("data"), part, *data, float_dtype=None if floatx == "bfloat16" else floatx)
     from dlspark.spark import write_dataframe
 
     *features, label = data.columns

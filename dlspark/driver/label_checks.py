@@ -21,6 +21,9 @@ _OF_VALUES = (
 )
 
 
+_ROUNDING = 1e-5  # of probabilities that were computed in float32
+
+
 @dataclass(frozen=True)
 class Target:
     """Labels, the output that a loss compares them with, and their weights, as Keras pairs them."""
@@ -206,7 +209,7 @@ def _check(name: str, target: Target) -> None:
         _same_shape(name, kind, want, have)
         if values.dtype.kind == "f" and not np.isfinite([values.min(), values.max()]).all():
             raise DataError(f"Expected finite numbers as labels in {name}; got NaN or infinity. Drop those rows.")
-        if kind in _OF_PROBABILITIES and not 0 <= values.min() <= values.max() <= 1:
+        if kind in _OF_PROBABILITIES and not -_ROUNDING <= values.min() <= values.max() <= 1 + _ROUNDING:
             raise DataError(
                 f"Expected labels from 0 to 1 in {name}, for the loss {kind!r}; got labels from {values.min()} to "
                 f"{values.max()}. Use 0 and 1 for two classes, or another loss."

@@ -95,17 +95,16 @@ def subclassed(*, built: bool) -> Any:
 
 @keras.saving.register_keras_serializable(package="test_checks")
 class OwnStep(Subclassed):
-    """Learns without labels."""
+    """Learns with numbers as labels, or without labels."""
 
     def train_step(self, data: Any) -> Any:
         import tensorflow as tf
 
-        x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
+        x, y, _ = keras.utils.unpack_x_y_sample_weight(data)
         with tf.GradientTape() as tape:
-            loss = keras.ops.mean(keras.ops.square(self(x)))
-        self.optimizer.apply_gradients(
-            zip(tape.gradient(loss, self.trainable_variables), self.trainable_variables, strict=True)
-        )
+            loss = tf.reduce_mean(self(x)[:, 0] ** 2 if y is None else (self(x) - y) ** 2)
+        gradients = tape.gradient(loss, self.trainable_variables)
+        self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
         return {"loss": loss}
 
 
@@ -114,6 +113,29 @@ def own_step() -> Any:
     found = OwnStep()
     found.compile("sgd")
     found(X[:1])
+    return found
+
+
+@keras.saving.register_keras_serializable(package="test_checks")
+class Activity(keras.layers.Layer):  # type: ignore[misc]
+    """Adds the only loss."""
+
+    def call(self, inputs: Any) -> Any:
+        self.add_loss(keras.ops.mean(keras.ops.square(inputs)))
+        return inputs
+
+
+def without_loss() -> Any:
+    keras.utils.set_random_seed(1)
+    found = keras.Sequential([layers.Input((8,)), layers.Dense(3), Activity()])
+    found.compile("sgd")
+    return found
+
+
+def argmax() -> Any:
+    x = layers.Input((8,))
+    found = keras.Model(x, keras.ops.argmax(layers.Dense(3)(x), axis=-1))
+    found.compile("sgd", "sparse_categorical_crossentropy")
     return found
 
 
@@ -149,7 +171,7 @@ class Foreign:
 
 
 SPARSE, ONE_PER_CLASS = losses.SparseCategoricalCrossentropy, "categorical_crossentropy"
-NO_WEIGHTS_TWICE = {"class_weight": {0: 2.0}}
+BY_CLASS = {"class_weight": {0: 2.0}}
 
 
 @dataclass(frozen=True)
@@ -175,7 +197,7 @@ REFUSED = {
         r"the metric 'f1_score' that gives an array of shape \(3,\)\. Set average='macro'",
         ConfigError,
     ),
-    "Precision at thresholds": case(
+    "Precision at thresholds (tensorflow#49161)": case(
         lambda: model("binary_crossentropy", 1, metrics=[metrics.Precision(thresholds=[0.3, 0.6])]),
         (X, Y == 1),
         r"the metric 'precision' that gives an array of shape \(2,\)",
@@ -232,7 +254,7 @@ REFUSED = {
     "classes from 1 for an unbuilt model": case(unbuilt, (X, Y + 1), "got labels from 1 to 3"),
     "void without ignore_class": case(segmentation, (IMAGES, np.where(MASKS == 2, 255, MASKS)), "got labels from 0 to 255"),
     "another void": case(lambda: segmentation(ignore_class=254), (IMAGES, np.where(MASKS == 2, 255, MASKS)), "to 255"),
-    "classes 1 and 2 for two": case(
+    "classes 1 and 2 for two (keras#14046)": case(
         lambda: model("binary_crossentropy", 1), (X, Y % 2 + 1), "labels from 0 to 1.*got labels from 1 to 2"
     ),
     "labels of -1 and 1 for a probability": case(
@@ -259,24 +281,35 @@ REFUSED = {
         lambda: two_outputs(named=True), (X, {"kind": Y, "height": NUMBERS}), "structure of the model's outputs"
     ),
     "labels for one output of two": case(two_outputs, (X, Y), r"outputs, \(array, array\); got array"),
+    "one-hot labels of more classes than outputs (keras#7339)": case(
+        lambda: model(ONE_PER_CLASS), (X, np.eye(5)[Y]), r"of shape \(3,\) per row.* got shape \(5,\)"
+    ),
+    "a text of labels for one output (keras#17368)": case(model, (X, MASKS[:, 0]), r"of shape \(\) per.* got shape \(4,\)"),
+    "the argmax as output (tensorflow#33855)": case(argmax, (X, Y), "not their argmax", ConfigError),
     # Weights.
-    "weights of classes and rows": case(model, (X, Y, np.ones(ROWS)), "got both. Give one", ConfigError, **NO_WEIGHTS_TWICE),
+    "weights of classes and rows (keras#497)": case(
+        model, (X, Y, np.ones(ROWS)), "got both. Give one", ConfigError, **BY_CLASS
+    ),
     "weights of classes for two outputs": case(
         two_outputs,
         (X, (Y, NUMBERS)),
         r"one array of labels with class_weight; got \(array, arr",
         ConfigError,
-        **NO_WEIGHTS_TWICE,
+        **BY_CLASS,
     ),
-    "weights of classes for masks": case(
-        segmentation, (IMAGES, MASKS), "one label per row", ConfigError, **NO_WEIGHTS_TWICE
-    ),
-    "weights of classes as a list": case(
+    "weights of classes for masks": case(segmentation, (IMAGES, MASKS), "one label per row", ConfigError, **BY_CLASS),
+    "weights of classes as a list (keras#1875)": case(
         model, (X, Y), r"dict\(enumerate\(weights", ConfigError, class_weight=[1.0, 2.0, 1.0]
     ),
     "balanced by name": case(model, (X, Y), "got 'balanced'. Give", ConfigError, class_weight="balanced"),
     "weights by name of class": case(
         model, (X, Y), "a key of class_weight as a whole", ConfigError, class_weight={"nv": 1.0}
+    ),
+    "weights by fractions (tensorflow#98283)": case(
+        model, (X, Y), "a key of class_weight as a whole", ConfigError, class_weight={0.5: 1.0}
+    ),
+    "weights of two columns of labels (keras#16311)": case(
+        lambda: model("mse", 2), (X, X[:, :2]), "classes 0 to 1 in class_weight", ConfigError, class_weight={0: 1.0, 2: 1.0}
     ),
     "weights as text": case(model, (X, Y), r"class_weight\[0\] as a finite number", ConfigError, class_weight={0: "2"}),
     "weights of classes for -1 and 1": case(
@@ -284,7 +317,7 @@ REFUSED = {
         (X, Y % 2 * 2 - 1),
         "class indices as labels.*from -1 to 1",
         ConfigError,
-        **NO_WEIGHTS_TWICE,
+        **BY_CLASS,
     ),
     "weights of another shape": case(
         model, (X, Y, np.ones((ROWS, 5))), r"one sample_weight per row in data, .*got shape \(5,\)"
@@ -301,9 +334,9 @@ REFUSED = {
     "a masked array": case(model, (np.ma.masked_greater(X, 1), Y), "got numpy.MaskedArray as x. The mask would be lost"),
     "masked labels": case(model, (X, np.ma.masked_equal(Y, 2)), "MaskedArray as y"),
     "a matrix": case(model, (np.matrix(X), Y), r"numpy.matrix as x\. Give np.asarray"),
-    "lists of numbers": case(model, (X.tolist(), Y.tolist()), r"float as x/0/0\. Give np.asarray\(…\) of a list"),
+    "lists of numbers (keras#3009)": case(model, (X.tolist(), Y.tolist()), r"float as x/0/0\. Give np.asarray"),
     "a list of labels": case(model, (X, Y.tolist()), r"got int as y/0"),
-    "a list of rows": case(model, (list(X), Y), r"x/0 has 8.* \(61 in all\)\. A list .*np.stack"),
+    "a list of rows (tensorflow#42175)": case(model, (list(X), Y), r"x/0 has 8.* \(61 in all\)\. A list .*np.stack"),
     "objects": case(model, (X.astype(object), Y), r"object of shape \(60, 8\) as x\. Cast it"),
     "text labels": case(model, (X, Y.astype(str)), r"as y\. Cast it .* index text"),
     "dates": case(model, (X.astype("datetime64[s]"), Y), "datetime64"),
@@ -321,10 +354,12 @@ REFUSED = {
     # Structures and names.
     "numbers as keys": case(lambda: two_inputs(named=True), ({0: X, 1: X}, Y), "text as keys of x in data; got 0"),
     "other keys": case(lambda: two_inputs(named=True), ({"a": X, "c": X}, Y), r"keys \['a', 'b'\] in x.* got \['a', 'c'\]"),
-    "another key too many": case(lambda: two_inputs(named=True), ({"a": X, "b": X, "A": X}, Y), r"got \['A', 'a', 'b'\]"),
+    "another key too many (keras#23258)": case(
+        lambda: two_inputs(named=True), ({"a": X, "b": X, "A": X}, Y), r"'A', 'a', 'b'\]"
+    ),
     "a missing key": case(two_inputs, ({"a": X, "B": X}, Y), r"without \['b'\]"),
     "a wrong key": case(model, ({"image": X}, Y), "names of the model's inputs as keys"),
-    "a tuple for unsorted keys": case(
+    "a tuple for unsorted keys (keras#20613)": case(
         lambda: two_inputs(named=True, swapped=True), ((X, X), Y), r"as a dict with the keys \['a', 'b'\]"
     ),
     "one input of two": case(two_inputs, (X, Y), r"Expected 2 inputs .*got 1\. Give x with the structure \(array, array"),
@@ -386,7 +421,7 @@ TRAINS = {
     "one-hot": case(lambda: model(ONE_PER_CLASS), (X, ONE_HOT)),
     "soft labels": case(lambda: model(ONE_PER_CLASS), (X, ONE_HOT * 0.8 + np.float32(0.05))),
     "Keras' choice of crossentropy": case(lambda: model("crossentropy"), (X, Y)),
-    "numbers without a column": case(lambda: model("mse", 1), (X, NUMBERS[:, 0])),
+    "numbers without a column (keras#14627)": case(lambda: model("mse", 1), (X, NUMBERS[:, 0])),
     "a loss per name": case(two_outputs, (X, {"size": NUMBERS, "kind": Y})),
     "named outputs": case(lambda: two_outputs(named=True), (X, {"size": NUMBERS, "kind": Y})),
     "one weight for two outputs": case(two_outputs, (X, (Y, NUMBERS), np.linspace(0, 1, ROWS))),
@@ -395,10 +430,10 @@ TRAINS = {
     ),
     "ignored labels of -1": case(lambda: segmentation(ignore_class=-1), (IMAGES, np.where(MASKS == 2, -1, MASKS))),
     "images without a channel": case(segmentation, (IMAGES, MASKS)),
-    "weights per pixel": case(segmentation, (IMAGES, MASKS, MASKS / 2)),
+    "weights per pixel (keras#15181)": case(segmentation, (IMAGES, MASKS, MASKS / 2)),
     "macro F1": case(lambda: model(ONE_PER_CLASS, metrics=[metrics.F1Score(average="macro")]), (X, ONE_HOT)),
-    "weights of some classes": case(model, (X, Y), class_weight={0: 2.0}),
-    "weights of one-hot classes": case(lambda: model(ONE_PER_CLASS), (X, ONE_HOT), class_weight={0: 2, 1: 3}),
+    "weights of some classes (keras#23071)": case(model, (X, Y), class_weight={0: 2.0}),
+    "weights of one-hot classes (keras#9186)": case(lambda: model(ONE_PER_CLASS), (X, ONE_HOT), class_weight={0: 2, 1: 3}),
     "weights of two classes": case(lambda: model("binary_crossentropy", 1), (X, Y % 2), class_weight={0: 2.0}),
     "no weights of classes": case(model, (X, Y), class_weight={}),
     "negative weights": case(model, (X, Y, np.linspace(-1, 1, ROWS))),
@@ -415,7 +450,7 @@ TRAINS = {
     "inputs in a tuple": case(two_inputs, ((X, X * 2), Y)),
     "inputs in a list": case(two_inputs, ([X, X * 2], Y)),
     "inputs by name": case(two_inputs, ({"b": X * 2, "a": X}, Y)),
-    "inputs by name, swapped": case(lambda: two_inputs(swapped=True), ({"a": X, "b": X * 2}, Y)),
+    "inputs by name, swapped (keras#20136)": case(lambda: two_inputs(swapped=True), ({"a": X, "b": X * 2}, Y)),
     "inputs by name and more": case(two_inputs, ({"a": X, "b": X * 2, "id": Y}, Y)),
     "named inputs": case(lambda: two_inputs(named=True), ({"b": X * 2, "a": X}, Y)),
     "named inputs, swapped": case(lambda: two_inputs(named=True, swapped=True), ({"b": X * 2, "a": X}, Y)),
@@ -425,6 +460,9 @@ TRAINS = {
     "a subclass": case(lambda: subclassed(built=True), (X, Y)),
     "an unbuilt subclass": case(lambda: subclassed(built=False), (X, Y)),
     "a step without labels": case(own_step, (X, None)),
+    "a step with float64 labels": case(own_step, (X, X[:, :3].astype(np.float64))),
+    "a loss of a layer, without labels": case(without_loss, (X, None)),
+    "a loss of a layer, with labels": case(without_loss, (X, X[:, :3])),
     "callbacks=None": case(model, (X, Y), callbacks=None),
     "one callback": case(model, (X, Y), callbacks=keras.callbacks.TerminateOnNaN()),
     "callbacks in lists": case(model, (X, Y), callbacks=[[keras.callbacks.TerminateOnNaN()]]),
