@@ -104,15 +104,16 @@ class Trainer:
                 here and on every worker.
             data: a part of an ``ImageDataset``, ``(x, y)`` or ``(x, y, sample_weight)`` of NumPy arrays (x and y may be
                 dicts or tuples of arrays), or a Spark DataFrame whose last column is the label. Arrays and DataFrames
-                are written to the store first, a DataFrame by its executors.
+                are written to the store first, a DataFrame by its executors. y is None for a model that needs no labels:
+                one with its own ``train_step``, or compiled without a loss.
             validation_data: of the same kinds; evaluated after every epoch over all its rows.
             epochs: passes over the data.
             batch_size: the most rows that one step takes, over all workers. Steps are ceil(rows / batch_size).
             seed: of shuffling, dropout and augmentation. Dropout and augmentation draw differently on every rank.
-            callbacks: Keras callbacks. Workers run copies of them. ModelCheckpoint, CSVLogger, TensorBoard and callbacks
-                with the attribute ``rank_zero_only = True`` run on rank 0 only; others run on every rank. Their logs are
-                over all rows.
-            class_weight: weight of the loss by class index.
+            callbacks: Keras callbacks, or None. Workers run copies of them. ModelCheckpoint, CSVLogger, TensorBoard and
+                callbacks with the attribute ``rank_zero_only = True`` run on rank 0 only; others run on every rank. Their
+                logs are over all rows.
+            class_weight: weight of the loss by class index; 1 for the others. Not together with sample weights.
             verbose: 0 silent, 1 live display, 2 plain lines, "auto" 1 on a terminal and 2 elsewhere.
             resume: resume the unfinished run of the same ``fit`` in the trainer's store. False begins a new run beside it.
 
