@@ -139,7 +139,7 @@ class Trainer:
         if validation_data is not None:
             checks.rows("validation_data", validation_data, model, batch_size, self.num_workers)
             checks.validation(data, validation_data)
-        class_weight = checks.class_weight(class_weight, model, data)
+        class_weight, data = checks.class_weight(class_weight, model, data)
         payload = pickled_payload(builder, callbacks)
 
         import keras

@@ -109,16 +109,20 @@ def validation(data: Any, validation_data: Any) -> None:
             )
 
 
-def class_weight(value: Any, model: Any, data: Any) -> dict[int, float] | None:
-    """The weight of every class, 1 for classes without one, as Keras counts them; None for no weights.
+def class_weight(value: Any, model: Any, data: Any) -> tuple[dict[int, float] | None, Any]:
+    """The weight of every class, 1 for classes without one as Keras counts them, and the data that they weigh.
 
-    Keras' own look-up for datasets knows no default: a class above the largest key fails on a CPU and weighs 0 on a GPU.
+    Keras' own look-up for datasets knows no default: a class above the largest key fails on a CPU and weighs 0 on a GPU
+    (keras-team/keras#23071). It fails for labels of booleans and unsigned integers, which become int32.
+
+    Returns:
+        None for no weights, and ``data``.
 
     Raises:
         ConfigError: weights that are not numbers, classes that do not exist, or rows whose loss cannot be weighed by class.
     """
     if value is None or (isinstance(value, Mapping) and not value):
-        return None
+        return None, data
     if not isinstance(value, Mapping):
         raise ConfigError(
             f"Expected class_weight as a dict of weights by class index; got {value!r}. Give dict(enumerate(weights)), or "
@@ -133,7 +137,9 @@ def class_weight(value: Any, model: Any, data: Any) -> dict[int, float] | None:
         raise ConfigError(
             f"Expected classes 0 to {most - 1} in class_weight, as the model has {most} outputs; got class {max(weights)}."
         )
-    return {index: weights.get(index, 1.0) for index in range(max(known, max(weights) + 1))}
+    if isinstance(data, tuple | list) and data[1].dtype.kind in "bu":
+        data = (data[0], data[1].astype(np.int32))
+    return {index: weights.get(index, 1.0) for index in range(max(known, max(weights) + 1))}, data
 
 
 def _weighted_classes(model: Any, data: Any) -> tuple[int, int | None]:
@@ -147,6 +153,8 @@ def _weighted_classes(model: Any, data: Any) -> tuple[int, int | None]:
     units = label_checks.classes_of(model)
     known = units or 2
     if array_checks.is_dataframe(data):
+        if data.dtypes[-1][1] == "boolean":
+            raise ConfigError("Expected numbers as labels with class_weight; got booleans. Cast the last column to int.")
         return known, units
     if isinstance(data, ShardedRows):
         y, weight = data.y, data.sample_weight

@@ -80,9 +80,11 @@ def labels(name: str, data: Any, model: Any) -> None:
     outputs = None if _own_step(model) else _outputs(model, x)
     if outputs is not None:
         _weights_like_labels(name, y, weight)
-        for target in _targets(name, model, outputs, y, weight):
+        targets = _targets(name, model, outputs, y, weight)
+        for target in targets:
             _check(name, target)
-        metric_checks.trial(name, model, outputs, y, weight)
+        shapes = {id(target.output): target.labels.shape for target in targets}
+        metric_checks.trial(name, model, outputs, y, weight, shapes)
     metric_checks.one_number_each(model)
 
 
@@ -175,6 +177,12 @@ def _targets(name: str, model: Any, outputs: Any, y: Any, weight: Any) -> list[T
         cause: Exception | None = error
     else:
         cause = None
+    if weight is not None:
+        _targets(name, model, outputs, y, None)
+        raise DataError(
+            f"Expected sample_weight in {name} with the structure of the model's outputs, {structure(outputs)}; got "
+            f"{structure(weight)}. Give them so, or one array for all outputs."
+        ) from cause
     names = getattr(model, "output_names", None)
     raise DataError(
         f"Expected labels in {name} with the structure of the model's outputs, {structure(outputs)}; got {structure(y)}. "
@@ -215,12 +223,16 @@ def _check(name: str, target: Target) -> None:
                 f"{values.max()}. Use 0 and 1 for two classes, or another loss."
             )
     if kind and isinstance(target.weight, np.ndarray):
-        per_label = want[:-1]
-        if not any(_fits(shape, target.weight.shape[1:]) for shape in ((), (1,), per_label, (*per_label, 1))):
-            raise DataError(
-                f"Expected one sample_weight per row in {name}, or weights of shape {per_label} per row; got shape "
-                f"{target.weight.shape[1:]}."
-            )
+        _weights_fit(name, want[:-1], target.weight.shape[1:])
+
+
+def _weights_fit(name: str, want: tuple[int | None, ...], have: tuple[int, ...]) -> None:
+    """Reject weights that Keras would broadcast along another axis than the rows'."""
+    given = have[:-1] if len(have) == len(want) + 1 and have[-1] == 1 else have
+    given = (1,) if have == () and want == (1,) else given
+    if len(given) != len(want) or any(h not in (1, w or h) for w, h in zip(want, given, strict=True)):
+        rows = f"of shape {want} per row, one for each label, or {(1,) * len(want)}" if want else "with one number per row"
+        raise DataError(f"Expected sample_weight {rows}, in {name}; got shape {have} per row. Reshape the weights.")
 
 
 def _same_shape(name: str, kind: str, want: tuple[int | None, ...], have: tuple[int, ...]) -> None:

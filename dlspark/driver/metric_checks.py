@@ -23,24 +23,40 @@ def probe(model: Any) -> Any:
     return Probe()
 
 
-def trial(name: str, model: Any, outputs: Any, y: Any, weight: Any) -> None:
-    """Compute copies of the losses and metrics for a few rows and outputs of zeros."""
+def trial(name: str, model: Any, outputs: Any, y: Any, weight: Any, shapes: Mapping[int, tuple[int, ...]]) -> None:
+    """Compute copies of the losses and metrics for a few rows and outputs of zeros.
+
+    Args:
+        name: what the data is, for messages.
+        model: compiled.
+        outputs: the model's, symbolic.
+        y: the labels of all rows.
+        weight: their weights, or None.
+        shapes: those of the labels by the ``id`` of their output, for axes of outputs that depend on the input.
+    """
     import keras
 
-    if any(None in tensor.shape[1:] for tensor in keras.tree.flatten(outputs)):
+    def size(tensor: Any, axis: int) -> int | None:
+        known = shapes.get(id(tensor), ())
+        return tensor.shape[axis] or (known[axis] if axis < len(known) else None)
+
+    sizes = {id(t): [size(t, axis) for axis in range(1, len(t.shape))] for t in keras.tree.flatten(outputs)}
+    if any(None in each for each in sizes.values()):
         return
     mine = probe(model)
     try:
         config = model.get_compile_config()
-        used = {key: config.get(key) for key in ("loss", "loss_weights", "metrics", "weighted_metrics")}
-        mine.compile(**keras.saving.deserialize_keras_object(used))
+        saved = {key: config.get(key) for key in ("loss", "loss_weights", "metrics", "weighted_metrics")}
+        used = keras.saving.deserialize_keras_object(saved)
+        mine.compile(**used)
     except Exception:  # objects that are not registered: a builder may have them
         return
     if model.loss is not None and not used["loss"]:
         return  # the model's own compile() is saved in another way
+    _known_names([used["metrics"], used["weighted_metrics"]])
     parts = [y] if weight is None else [y, weight]
     given = keras.tree.map_structure(lambda leaf: leaf[np.arange(ROWS) % len(leaf)], parts)
-    zeros = keras.tree.map_structure(lambda tensor: keras.ops.zeros((ROWS, *tensor.shape[1:]), tensor.dtype), outputs)
+    zeros = keras.tree.map_structure(lambda tensor: keras.ops.zeros((ROWS, *sizes[id(tensor)]), tensor.dtype), outputs)
     try:
         some, *weights = keras.tree.map_structure(keras.ops.convert_to_tensor, given)
         if model.loss is not None:
@@ -71,6 +87,17 @@ def one_number_each(model: Any) -> None:
             continue
         if metric.name != "compile_metrics":
             _one_number(metric.name, value)
+
+
+def _known_names(metrics: Any) -> None:
+    import keras
+
+    for metric in keras.tree.flatten(metrics):
+        if isinstance(metric, str) and metric.lower() not in ("accuracy", "acc", "crossentropy", "ce"):
+            try:
+                keras.metrics.get(metric)
+            except ValueError as error:
+                raise ConfigError(f"Expected metrics that Keras knows; got {metric!r}. Correct it in compile().") from error
 
 
 def _one_number(metric: str, value: Any) -> None:

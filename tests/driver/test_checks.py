@@ -26,6 +26,8 @@ X, Y = toys.separable(ROWS)
 ONE_HOT = np.eye(3, dtype=np.float32)[Y]
 NUMBERS = X[:, :1].copy()
 IMAGES = np.arange(ROWS * 16, dtype=np.float32).reshape(ROWS, 4, 4) / 1000
+WORDS = np.arange(ROWS * 5, dtype=np.float32).reshape(ROWS, 5, 1) / 100
+TAGS = (np.arange(ROWS * 5) % 3).reshape(ROWS, 5)
 MASKS = (np.arange(ROWS * 16) % 3).reshape(ROWS, 4, 4).astype(np.uint8)
 layers, losses, metrics = keras.layers, keras.losses, keras.metrics
 Pair = namedtuple("Pair", "b a")
@@ -58,12 +60,20 @@ def two_inputs(*, named: bool = False, swapped: bool = False) -> Any:
     return found
 
 
-def two_outputs(*, named: bool = False, loss: Any = None) -> Any:
+def two_outputs(*, named: bool = False, loss: Any = None, **compiled: Any) -> Any:
     keras.utils.set_random_seed(1)
     x = layers.Input((8,))
     kind, size = layers.Dense(3, activation="softmax", name="kind")(x), layers.Dense(1, name="size")(x)
     found = keras.Model(x, {"kind": kind, "size": size} if named else [kind, size])
-    found.compile("sgd", loss or {"kind": "sparse_categorical_crossentropy", "size": "mse"})
+    found.compile("sgd", loss or {"kind": "sparse_categorical_crossentropy", "size": "mse"}, **compiled)
+    return found
+
+
+def sequence(**compiled: Any) -> Any:
+    """A class for each of any number of words."""
+    keras.utils.set_random_seed(1)
+    found = keras.Sequential([layers.Input((None, 1)), layers.Dense(3, activation="softmax")])
+    found.compile("sgd", "sparse_categorical_crossentropy", **compiled)
     return found
 
 
@@ -219,6 +229,17 @@ REFUSED = {
     "an unknown loss": case(
         lambda: model("crossentropi"), (X, Y), "a loss that Keras knows; got 'crossentropi'", ConfigError
     ),
+    "an unknown metric": case(
+        lambda: model(metrics=["acuracy"]), (X, Y), "metrics that Keras knows; got 'acuracy'", ConfigError
+    ),
+    "a metric of an unknown output": case(
+        lambda: two_outputs(metrics={"kynd": ["accuracy"]}),
+        (X, (Y, NUMBERS)),
+        r"(?s)losses and metrics take.*Invalid `metrics`",
+    ),
+    "a metric of one-hot labels in a sequence": case(
+        lambda: sequence(metrics=[metrics.F1Score(average="macro")]), (WORDS, TAGS), "losses and metrics take"
+    ),
     # Labels against losses.
     "one-hot for a sparse loss": case(
         model, (X, ONE_HOT), r"got labels of shape \(3,\) per row, as one-hot.* give y.argmax"
@@ -320,7 +341,18 @@ REFUSED = {
         **BY_CLASS,
     ),
     "weights of another shape": case(
-        model, (X, Y, np.ones((ROWS, 5))), r"one sample_weight per row in data, .*got shape \(5,\)"
+        model, (X, Y, np.ones((ROWS, 5))), r"sample_weight with one number per row, in data; got shape \(5,\)"
+    ),
+    "one weight per row of a sequence": case(
+        sequence, (WORDS, TAGS, np.ones(ROWS)), r"of shape \(None,\) per row.*got shape \(\)"
+    ),
+    "one weight per mask": case(
+        segmentation, (IMAGES, MASKS, np.ones(ROWS)), r"of shape \(4, 4\) per row.* or \(1, 1\), in"
+    ),
+    "named weights for a list of outputs": case(
+        two_outputs,
+        (X, {"kind": Y, "size": NUMBERS}, {"kind": np.ones(ROWS), "size": np.ones(ROWS)}),
+        r"sample_weight in data with the structure of the model's outputs, \(array, array\)",
     ),
     "NaN among weights": case(model, (X, Y, with_fault(np.nan, np.ones(ROWS))), "in 1 rows of sample_weight, first in"),
     "weights of another structure": case(
@@ -386,6 +418,7 @@ REFUSED = {
     "batch_size None": case(model, (X, Y), "Expected batch_size as a whole number", ConfigError, batch_size=None),
     "batch_size -1": case(model, (X, Y), "Expected batch_size as a whole number", ConfigError, batch_size=-1),
     "verbose as text": case(model, (X, Y), "Expected verbose as one of", ConfigError, verbose="1"),
+    "verbose as an array": case(model, (X, Y), "Expected verbose as one of", ConfigError, verbose=np.array([1, 2])),
     "verbose as a bool": case(model, (X, Y), "Expected verbose as one of", ConfigError, verbose=True),
     "resume as text": case(model, (X, Y), "Expected resume as True or False; got 'no'", ConfigError, resume="no"),
 }
@@ -431,10 +464,19 @@ TRAINS = {
     "ignored labels of -1": case(lambda: segmentation(ignore_class=-1), (IMAGES, np.where(MASKS == 2, -1, MASKS))),
     "images without a channel": case(segmentation, (IMAGES, MASKS)),
     "weights per pixel (keras#15181)": case(segmentation, (IMAGES, MASKS, MASKS / 2)),
+    "labels of a sequence": case(sequence, (WORDS, TAGS)),
+    "weights of labels": case(sequence, (WORDS, TAGS, TAGS / 2)),
+    "weights of rows of labels": case(sequence, (WORDS, TAGS, np.linspace(0, 1, ROWS)[:, None])),
+    "a loss of one output of two": case(
+        lambda: two_outputs(named=True, loss={"kind": "sparse_categorical_crossentropy"}), (X, {"kind": Y})
+    ),
+    "losses of one output": case(lambda: model(["mse", "mae"], 1), (X, NUMBERS)),
     "macro F1": case(lambda: model(ONE_PER_CLASS, metrics=[metrics.F1Score(average="macro")]), (X, ONE_HOT)),
     "weights of some classes (keras#23071)": case(model, (X, Y), class_weight={0: 2.0}),
     "weights of one-hot classes (keras#9186)": case(lambda: model(ONE_PER_CLASS), (X, ONE_HOT), class_weight={0: 2, 1: 3}),
     "weights of two classes": case(lambda: model("binary_crossentropy", 1), (X, Y % 2), class_weight={0: 2.0}),
+    "weights of bools": case(lambda: model("binary_crossentropy", 1), (X, Y == 1), class_weight={1: 3.0}),
+    "weights of uint8": case(model, (X, Y.astype(np.uint8)), class_weight={0: 2.0}),
     "no weights of classes": case(model, (X, Y), class_weight={}),
     "negative weights": case(model, (X, Y, np.linspace(-1, 1, ROWS))),
     "bools": case(model, (X > 0, Y)),
