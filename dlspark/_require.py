@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
 from importlib import metadata
 from numbers import Integral, Real
 from types import ModuleType
@@ -153,6 +153,6 @@ def choice(name: str, value: Any, allowed: Iterable[Any]) -> None:
         ConfigError: it is not; the message lists them.
     """
     allowed = tuple(allowed)
-    if value not in allowed or isinstance(value, bool):
+    if isinstance(value, bool) or not isinstance(value, Hashable) or value not in allowed:
         hint = nearest(value, filter(lambda each: isinstance(each, str), allowed)) if isinstance(value, str) else ""
         raise ConfigError(f"Expected {name} as one of {', '.join(map(repr, allowed))}; got {value!r}. {hint}".rstrip())

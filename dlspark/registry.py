@@ -35,10 +35,12 @@ def load_backend(name: str) -> type[Backend]:
         MissingDependencyError: a plug-in of this project is not installed; the message has the command that installs it.
         Exception: the plug-in's own error, unchanged, if its import fails.
     """
+    if not isinstance(name, str):
+        raise ConfigError(f"Expected the name of a backend, such as 'local'; got {name!r}.")
     if name not in BACKENDS:
         if name in PLUGINS:
             raise MissingDependencyError(f"Backend {name!r} is not installed. Run: {PLUGINS[name]}")
-        raise ConfigError(f"Unknown backend {name!r}. {did_you_mean(str(name), {*BACKENDS, *PLUGINS})}")
+        raise ConfigError(f"Unknown backend {name!r}. {did_you_mean(name, {*BACKENDS, *PLUGINS})}")
     backend = BACKENDS[name]
     if not (isinstance(backend, type) and issubclass(backend, Backend)):
         raise ConfigError(

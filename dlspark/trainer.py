@@ -107,7 +107,7 @@ class Trainer:
         epochs: int = 1,
         batch_size: int = 32,
         seed: int = 0,
-        callbacks: Sequence[Any] = (),
+        callbacks: Sequence[Any] | None = (),
         class_weight: Mapping[int, float] | None = None,
         verbose: Verbosity = "auto",
         resume: bool = True,
@@ -125,15 +125,16 @@ class Trainer:
                 here and on every worker.
             data: a part of an ``ImageDataset``, ``(x, y)`` or ``(x, y, sample_weight)`` of NumPy arrays (x and y may be
                 dicts or tuples of arrays), or a Spark DataFrame whose last column is the label. Arrays and DataFrames
-                are written to the store first, a DataFrame by its executors.
+                are written to the store first, a DataFrame by its executors. y is None for a model that needs no labels:
+                one with its own ``train_step``, or compiled without a loss.
             validation_data: of the same kinds; evaluated after every epoch over all its rows.
             epochs: passes over the data.
             batch_size: the most rows that one step takes, over all workers. Steps are ceil(rows / batch_size).
             seed: of shuffling, dropout and augmentation. Dropout and augmentation draw differently on every rank.
-            callbacks: Keras callbacks. Workers run copies of them. ModelCheckpoint, CSVLogger, TensorBoard and callbacks
-                with the attribute ``rank_zero_only = True`` run on rank 0 only; others run on every rank. Their logs are
-                over all rows.
-            class_weight: weight of the loss by class index.
+            callbacks: Keras callbacks, or None. Workers run copies of them. ModelCheckpoint, CSVLogger, TensorBoard and
+                callbacks with the attribute ``rank_zero_only = True`` run on rank 0 only; others run on every rank. Their
+                logs are over all rows.
+            class_weight: weight of the loss by class index; 1 for the others. Not together with sample weights.
             verbose: 0 silent, 1 live display, 2 plain lines, "auto" 1 on a terminal and 2 elsewhere.
             resume: resume the unfinished run of the same ``fit`` in the trainer's store. False begins a new run beside it.
 
@@ -148,16 +149,18 @@ class Trainer:
         started = time.perf_counter()
         epochs = whole_number("epochs", epochs)
         batch_size = whole_number("batch_size", batch_size)
-        seed = whole_number("seed", seed, least=0)
+        seed = checks.seed(seed, self.num_workers)
         choice("verbose", verbose, ("auto", 0, 1, 2))
-        checks.callbacks(callbacks, self.num_workers)
+        resume = checks.flag("resume", resume)
+        callbacks = checks.callbacks(callbacks, self.num_workers)
         builder, model = take_model(model_or_builder, seed)
         if self.num_workers > 1:
             check_mergeable(model)
         checks.rows("data", data, model, batch_size, self.num_workers)
         if validation_data is not None:
             checks.rows("validation_data", validation_data, model, batch_size, self.num_workers)
-        checks.class_weight(class_weight, model)
+            checks.validation(data, validation_data)
+        class_weight, data = checks.class_weight(class_weight, model, data)
         payload = pickled_payload(builder, callbacks, model)
 
         import keras
@@ -276,7 +279,11 @@ def _new_job(
     validation = None
     if validation_data is not None:
         validation = as_rows("validation_data", validation_data, store, "val", model, **limits)
+    unbuilt = not model.built
     given = _prepare_model(settings, store, model, train)
+    for name, rows in (("data", data), ("validation_data", validation_data)):
+        if unbuilt and rows is not None:  # only now its inputs and outputs are known
+            checks.rows(name, rows, model, settings.batch_size, settings.num_workers)
     if exchanges:
         check_exact(model, train)
     return TrainJob(**vars(settings), uri=store.uri, train=train, validation=validation, given=given)

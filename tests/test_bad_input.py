@@ -113,8 +113,8 @@ def test_a_builder_that_returns_nothing() -> None:
         (((X, X), Y), "Expected 1 inputs per row .* got 2"),
         ((X.astype(str), Y), "NumPy arrays of numbers"),
         ([1, 2], "NumPy arrays of numbers"),
-        ("a/folder", "a tuple .* or a Spark DataFrame; got a str"),
-        (X, "got a ndarray"),
+        ("a/folder", "a tuple .* or a Spark DataFrame; got str"),
+        (X, "got numpy.ndarray"),
     ],
 )
 def test_data(data: Any, message: str) -> None:

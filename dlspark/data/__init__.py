@@ -9,7 +9,7 @@ from dlspark.data.sharding import fewest_rows, num_steps, step_range
 from dlspark.data.shards import ShardedRows
 from dlspark.data.split import PARTS, Split, assign, undersampled
 from dlspark.data.split_report import leak_warning, split_report
-from dlspark.data.structure import Structure, columns_of, with_tuples
+from dlspark.data.structure import Structure, columns_of, place, with_tuples
 
 __all__ = [
     "PARTS",
@@ -25,6 +25,7 @@ __all__ = [
     "fewest_rows",
     "leak_warning",
     "num_steps",
+    "place",
     "quoted",
     "split_report",
     "step_range",

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from dlspark.data.arrow import in_words, to_arrow
 from dlspark.data.shards import ShardedRows
-from dlspark.data.structure import Structure, columns_of
+from dlspark.data.structure import Structure, columns_of, place
 from dlspark.errors import DataError
 from dlspark.storage import Store
 
@@ -143,6 +143,7 @@ def write_rows(
     num_classes: int | None = None,
     classes: Sequence[str] = (),
     shard_bytes: int = SHARD_BYTES,
+    float_dtype: str | None = None,
 ) -> ShardedRows:
     """Write arrays as shards into the folder ``name`` of ``store``, in their order.
 
@@ -155,6 +156,7 @@ def write_rows(
         num_classes: copied to the result.
         classes: copied to the result.
         shard_bytes: the approximate size of a file; a file has at least one row.
+        float_dtype: cast arrays of other floating dtypes to it, one shard at a time; None keeps their dtypes.
 
     Raises:
         DataError: no rows, unequal numbers of rows, or a value that is not an array of numbers.
@@ -176,7 +178,7 @@ def write_rows(
     for number, start in enumerate(range(0, rows, step)):
         file = f"rows-{number:05d}.arrow"
         with folder.open_writer(file) as path, ShardWriter(path, file) as writer:
-            writer.write({key: array[start : start + step] for key, array in arrays.items()})
+            writer.write({key: _cast(array[start : start + step], float_dtype) for key, array in arrays.items()})
         written.append(writer.close())
     return ShardedRows(
         uri=folder.uri,
@@ -191,12 +193,16 @@ def write_rows(
     )
 
 
+def _cast(array: NDArray[Any], float_dtype: str | None) -> NDArray[Any]:
+    return array.astype(float_dtype, copy=False) if float_dtype and array.dtype.kind == "f" else array
+
+
 def _flatten(name: str, value: Any, into: dict[str, NDArray[Any]]) -> Structure:
     """Put the arrays of a structure into ``into`` under names made from their places; returns the structure of names."""
     if isinstance(value, Mapping):
-        return {str(key): _flatten(f"{name}/{key}", part, into) for key, part in value.items()}
+        return {str(key): _flatten(place(name, key), part, into) for key, part in value.items()}
     if isinstance(value, (tuple, list)):
-        return tuple(_flatten(f"{name}/{number}", part, into) for number, part in enumerate(value))
+        return tuple(_flatten(place(name, number), part, into) for number, part in enumerate(value))
     array = np.asarray(value) if hasattr(value, "__array__") else np.empty(0, object)
     if array.ndim == 0 or array.dtype.kind not in "biuf":
         raise DataError(

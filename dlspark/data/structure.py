@@ -9,6 +9,11 @@ Structure: TypeAlias = "str | tuple[Structure, ...] | dict[str, Structure]"
 """The name of a column, or a tuple or dict of structures."""
 
 
+def place(parent: str, key: str | int) -> str:
+    """The name of a part by its place: "x/left". Different places have different names, whatever the keys contain."""
+    return f"{parent}/{str(key).replace('%', '%25').replace('/', '%2F')}"
+
+
 def columns_of(structure: Structure | None) -> tuple[str, ...]:
     """The names of the columns in a structure, in order; none for None."""
     if structure is None or isinstance(structure, str):

@@ -2,57 +2,90 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from dlspark._require import whole_number
-from dlspark.data import ShardedRows, fewest_rows, num_steps, quoted
+from dlspark._require import number, whole_number
+from dlspark.data import ShardedRows, fewest_rows, num_steps
+from dlspark.driver import array_checks, dataframe_checks, label_checks, metric_checks
 from dlspark.errors import ConfigError, DataError
 
+_SEEDS = 2**32  # NumPy's generators take smaller seeds, and each rank adds its number
 
-def callbacks(values: Sequence[Any], num_workers: int) -> None:
-    """Reject values that are not Keras callbacks, and BackupAndRestore, with which ranks would start at different epochs."""
+
+def seed(value: Any, num_workers: int) -> int:
+    """``value`` as an int; rejects a seed that random generators do not take on every rank."""
+    found = whole_number("seed", value, least=0)
+    if found + num_workers > _SEEDS:
+        raise ConfigError(f"Expected seed as a whole number of at most {_SEEDS - num_workers}; got {found}.")
+    return found
+
+
+def flag(name: str, value: Any) -> bool:
+    """``value`` as a bool; rejects everything else, because any text counts as true."""
+    if not isinstance(value, bool | np.bool_):
+        raise ConfigError(f"Expected {name} as True or False; got {value!r}.")
+    return bool(value)
+
+
+def callbacks(values: Any, num_workers: int) -> list[Any]:
+    """The callbacks in one list, as Keras' ``fit`` flattens them.
+
+    Rejects values that are not Keras callbacks, and BackupAndRestore, with which ranks would start at different epochs.
+    """
     import keras
 
-    if not isinstance(values, list | tuple):
-        raise ConfigError(f"Expected callbacks as a list of Keras callbacks; got a {type(values).__name__}.")
-    for value in values:
+    found = [] if values is None else keras.tree.flatten(values)
+    for value in found:
+        if isinstance(value, type) and issubclass(value, keras.callbacks.Callback):
+            raise ConfigError(f"Expected Keras callbacks; got the class {value.__name__}. Give {value.__name__}(…).")
+        if isinstance(value, keras.callbacks.CallbackList):
+            raise ConfigError("Expected Keras callbacks; got a CallbackList. Give the list of its callbacks.")
         if not isinstance(value, keras.callbacks.Callback):
-            raise ConfigError(f"Expected Keras callbacks; got a {type(value).__name__}.")
+            raise ConfigError(f"Expected Keras callbacks, or None for none; got a {type(value).__name__}.")
         if num_workers > 1 and isinstance(value, keras.callbacks.BackupAndRestore):
             raise ConfigError(
                 "BackupAndRestore restores one process only; the workers' epochs would differ. Remove it and give "
                 "Trainer a store."
             )
+    return list(found)
 
 
-def is_dataframe(data: Any) -> bool:
-    """Whether ``data`` is a Spark DataFrame, classic or Connect. Does not import pyspark."""
-    return any(cls.__name__ == "DataFrame" and cls.__module__.startswith("pyspark.sql") for cls in type(data).__mro__)
+def rows(name: str, data: Any, model: Any, batch_size: int, num_workers: int, *, labels: bool = True) -> None:
+    """Reject data that is empty, does not fit the model or has too few rows per worker.
 
-
-def rows(name: str, data: Any, model: Any, batch_size: int, num_workers: int) -> None:
-    """Reject data that is empty, does not fit the model, has labels outside its classes or too few rows per worker."""
-    if is_dataframe(data):
-        return  # checked when its executors have written and counted its rows
-    import keras
-
+    Args:
+        name: what the data is, for messages.
+        data: arrays or rows of shards. A DataFrame is checked when its executors have written and counted its rows.
+        model: compiled. What is unknown of an unbuilt model is not checked.
+        batch_size: the most rows of a step.
+        num_workers: the world size.
+        labels: check labels and sample weights against the model's losses and metrics too.
+    """
+    if array_checks.is_dataframe(data):
+        dataframe_checks.columns(name, data)
+        return
     if isinstance(data, ShardedRows):
-        count, classes = data.rows, data.num_classes
-        units = _classes_of(model)
-        if classes is not None and units is not None and classes > units:
+        count = data.rows
+        units = label_checks.classes_of(model)
+        if data.num_classes is not None and units is not None and data.num_classes > units:
             raise DataError(
-                f"Expected at most {units} classes in {name}, one for each output of the model; got {classes}. "
-                f"Give the model {classes} outputs."
+                f"Expected at most {units} classes in {name}, one for each output of the model; got {data.num_classes}. "
+                f"Give the model {data.num_classes} outputs."
             )
         if count:
             with data.open() as reader:
-                x, _, _ = keras.utils.unpack_x_y_sample_weight(reader.batch(np.arange(1)))
-            _shapes(name, x, model)
+                some = reader.batch(np.arange(min(count, metric_checks.ROWS)))
+            array_checks.inputs(name, some[0], model)
+            if labels:
+                label_checks.labels(name, some, model)
     else:
-        count = _arrays(name, data, model)
+        count = array_checks.arrays(name, data)
+        if count:
+            array_checks.inputs(name, data[0], model)
+            label_checks.labels(name, data, model)
     if count == 0:
         raise DataError(f"Expected at least one row per worker ({num_workers}) in {name}; got none.")
     fewest = fewest_rows(count, batch_size, num_workers)
@@ -64,99 +97,93 @@ def rows(name: str, data: Any, model: Any, batch_size: int, num_workers: int) ->
         )
 
 
-def dataframe_labels(name: str, data: Any, model: Any) -> None:
-    """Reject class indices outside the model's classes in a DataFrame's last column, by one small Spark job."""
-    units, label = _classes_of(model), data.columns[-1]
-    if units is None or dict(data.dtypes)[label] not in ("tinyint", "smallint", "int", "bigint", "float", "double"):
+def validation(data: Any, validation_data: Any) -> None:
+    """Reject validation rows with another structure than the training rows."""
+    if not isinstance(data, tuple | list) or not isinstance(validation_data, tuple | list):
         return
-    from pyspark.sql import functions as F
-
-    column = F.col(quoted(label))
-    low, high = data.agg(F.min(column), F.max(column)).first()
-    if low is not None and not 0 <= low <= high < units:
-        raise DataError(_outside(name, units, low, high))
-
-
-def _outside(name: str, units: int, low: Any, high: Any) -> str:
-    return (
-        f"Expected labels in {name} as class indices from 0 to {units - 1}, as the model has {units} outputs; got labels "
-        f"from {low} to {high}."
-    )
-
-
-def class_weight(value: Mapping[int, float] | None, model: Any) -> None:
-    """Reject weights that are not numbers and classes that do not exist."""
-    if value is None:
-        return
-    units = _classes_of(model)
-    for index, weight in dict(value).items():
-        whole_number("a key of class_weight", index, least=0)
-        if not np.isfinite(weight) or weight < 0:
-            raise ConfigError(f"Expected class_weight[{index}] as a finite number of at least 0; got {weight!r}.")
-        if units is not None and index >= units:
-            raise ConfigError(
-                f"Expected classes 0 to {units - 1} in class_weight, as the model has {units} outputs; got class {index}."
-            )
-
-
-def _arrays(name: str, data: Any, model: Any) -> int:
-    """Check ``(x, y)`` or ``(x, y, sample_weight)`` of arrays; returns the number of rows."""
-    import keras
-
-    if not isinstance(data, tuple | list) or not 2 <= len(data) <= 3:
-        raise DataError(
-            f"Expected {name} as a part of an ImageDataset, a tuple (x, y) of NumPy arrays or a Spark DataFrame; got a "
-            f"{type(data).__name__}."
-        )
-    x, y, _ = keras.utils.unpack_x_y_sample_weight(data)
-    leaves = [leaf for leaf in keras.tree.flatten(tuple(data)) if leaf is not None]
-    for leaf in leaves:
-        if not isinstance(leaf, np.ndarray) or leaf.ndim == 0 or leaf.dtype.kind not in "fiub":
-            what = f"{leaf.dtype} of shape {leaf.shape}" if isinstance(leaf, np.ndarray) else type(leaf).__name__
-            raise DataError(f"Expected NumPy arrays of numbers in {name}, one row per example; got {what}.")
-    counts = {len(leaf) for leaf in leaves}
-    if len(counts) != 1:
-        raise DataError(f"Expected equally many rows in all arrays of {name}; got {sorted(counts)}.")
-    (count,) = counts
-    if count:
-        _shapes(name, keras.tree.map_structure(lambda leaf: leaf[:1], x), model)
-        units = _classes_of(model)
-        if units is not None and isinstance(y, np.ndarray) and not 0 <= y.min() <= y.max() < units:
-            raise DataError(_outside(name, units, y.min(), y.max()))
-    return count
-
-
-def _shapes(name: str, x: Any, model: Any) -> None:
-    """Compare the shapes of one row with the model's, if they are known."""
-    import keras
-
-    expected = getattr(model, "inputs", None)
-    if not expected:
-        return  # a subclassed model has no known shapes
-    given = x
-    if isinstance(x, dict):
-        names = [tensor.name for tensor in expected]
-        if set(x) >= set(names):
-            given = [x[name] for name in names]
-    leaves = keras.tree.flatten(given)
-    if len(leaves) != len(expected):
-        raise DataError(f"Expected {len(expected)} inputs per row in {name}, as the model takes; got {len(leaves)}.")
-    for leaf, tensor in zip(leaves, expected, strict=True):
-        want, have = tuple(tensor.shape[1:]), tuple(leaf.shape[1:])
-        squeezed = have == () and want == (1,)  # Keras adds that axis itself
-        if not squeezed and (len(want) != len(have) or any(w not in (None, h) for w, h in zip(want, have, strict=True))):
+    for part, ours, theirs in zip(("x", "y"), data, validation_data, strict=False):
+        expected, got = array_checks.structure(ours), array_checks.structure(theirs)
+        if expected != got:
             raise DataError(
-                f"Expected rows of shape {want} in {name} for the model's input {tensor.name!r}; got {have}. "
-                "Prepare the data in the model's size, or build the model for the size of the data."
+                f"Expected {part} of validation_data with the structure of data, {expected}; got {got}. Give both alike."
             )
 
 
-def _classes_of(model: Any) -> int | None:
-    """The number of classes of a model that is trained on class indices; None for any other model."""
+def class_weight(value: Any, model: Any, data: Any) -> tuple[dict[int, float] | None, Any]:
+    """The weight of every class, 1 for classes without one as Keras counts them, and the data that they weigh.
+
+    Keras' own look-up for datasets knows no default: a class above the largest key fails on a CPU and weighs 0 on a GPU
+    (keras-team/keras#23071). It fails for labels of booleans and unsigned integers, which become int32.
+
+    Returns:
+        None for no weights, and ``data``.
+
+    Raises:
+        ConfigError: weights that are not numbers, classes that do not exist, or rows whose loss cannot be weighed by class.
+    """
+    if value is None or (isinstance(value, Mapping) and not value):
+        return None, data
+    if not isinstance(value, Mapping):
+        raise ConfigError(
+            f"Expected class_weight as a dict of weights by class index; got {value!r}. Give dict(enumerate(weights)), or "
+            "class_weight() of an ImageDataset for balanced classes."
+        )
+    weights = {}
+    for key, weight in value.items():
+        index = whole_number("a key of class_weight", key, least=0)
+        weights[index] = number(f"class_weight[{index}]", weight, "as a finite number of at least 0", lambda w: w >= 0)
+    known, most = _weighted_classes(model, data)
+    if most is not None and max(weights) >= most:
+        raise ConfigError(
+            f"Expected classes 0 to {most - 1} in class_weight, as the model has {most} outputs; got class {max(weights)}."
+        )
+    if isinstance(data, tuple | list) and data[1].dtype.kind in "bu":
+        data = (data[0], data[1].astype(np.int32))
+    return {index: weights.get(index, 1.0) for index in range(max(known, max(weights) + 1))}, data
+
+
+def _weighted_classes(model: Any, data: Any) -> tuple[int, int | None]:
+    """How many classes must have a weight, as far as is known, and how many there are, if that is known.
+
+    Raises:
+        ConfigError: Keras cannot weigh the loss of these rows by class.
+    """
     import keras
 
-    loss = getattr(model, "loss", None)
-    sparse = loss in ("sparse_categorical_crossentropy",) if isinstance(loss, str) else False
-    sparse = sparse or isinstance(loss, keras.losses.SparseCategoricalCrossentropy)
-    shape = getattr(model, "output_shape", None) if model.built else None
-    return int(shape[-1]) if sparse and isinstance(shape, tuple) and isinstance(shape[-1], int) else None
+    units = label_checks.classes_of(model)
+    known = units or 2
+    if array_checks.is_dataframe(data):
+        if data.dtypes[-1][1] == "boolean":
+            raise ConfigError("Expected numbers as labels with class_weight; got booleans. Cast the last column to int.")
+        return known, units
+    if isinstance(data, ShardedRows):
+        y, weight = data.y, data.sample_weight
+        known = max(known, data.num_classes or 0)
+    else:
+        _, y, weight = keras.utils.unpack_x_y_sample_weight(data)
+    if weight is not None:
+        raise ConfigError(
+            "Expected class_weight or a sample_weight in data; got both. Give one: sample_weight * weights[y], where "
+            "weights are those of the classes."
+        )
+    if not isinstance(y, str | np.ndarray):
+        raise ConfigError(
+            f"Expected one array of labels with class_weight; got {array_checks.structure(y)}. Use sample_weight instead."
+        )
+    if isinstance(y, str):
+        return known, units
+    columns = y.shape[1] if y.ndim == 2 else 1
+    if y.ndim > 2 or (columns > 1 and units is not None):
+        raise ConfigError(
+            f"Expected one label per row with class_weight; got labels of shape {y.shape[1:]}. Keras would take the "
+            "position of the largest for the class. Use sample_weight with a weight for each label."
+        )
+    if columns > 1:
+        return columns, columns
+    low, high = np.rint(y.min()), np.rint(y.max())
+    if low < 0 or not high < 2**20:
+        raise ConfigError(
+            f"Expected class indices as labels with class_weight; got labels from {y.min()} to {y.max()}. Use sample_weight "
+            "instead."
+        )
+    return max(known, int(high) + 1), units

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from dlspark.data import ShardedRows, write_rows
-from dlspark.driver import checks
-from dlspark.errors import ConfigError, DataError
+from dlspark.driver import array_checks, checks, dataframe_checks
+from dlspark.errors import ConfigError
 from dlspark.storage import Store
 
 
@@ -42,14 +42,16 @@ def as_rows(name: str, data: Any, store: Store, part: str, model: Any, *, batch_
     """
     if isinstance(data, ShardedRows):
         return data
-    if not checks.is_dataframe(data):
-        return write_rows(store.child("data"), part, *data)
+    if not array_checks.is_dataframe(data):
+        import keras
+
+        # Keras' own fit casts all arrays of floats to floatx, and a custom train_step may rely on it.
+        floatx = keras.backend.floatx()
+        return write_rows(store.child("data"), part, *data, float_dtype=None if floatx == "bfloat16" else floatx)
     from dlspark.spark import write_dataframe
 
     *features, label = data.columns
-    if not features:
-        raise DataError(f"Expected feature columns in {name} and the label column last; got {data.columns}.")
-    checks.dataframe_labels(name, data, model)
+    dataframe_checks.labels(name, data, model)
     columns = features[0] if len(features) == 1 else features
     rows = write_dataframe(store.child("data"), part, data, features=columns, label=label)
     checks.rows(name, rows, model, batch_size, num_workers)

@@ -67,7 +67,7 @@ def predict_rows(
     import keras
 
     whole_number("batch_size", batch_size)
-    checks.rows("data", rows, model, batch_size, 1)
+    checks.rows("data", rows, model, batch_size, 1, labels=False)
     shape = getattr(model, "output_shape", None)
     if rows.num_classes is None or not isinstance(shape, tuple) or shape[1:] != (rows.num_classes,):
         raise DataError(

@@ -11,8 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from dlspark.errors import DlsparkError
-
 METHOD = "_get_metrics_result_or_logs"
 
 
@@ -24,11 +22,7 @@ def targets(model: Any, at_end: Callable[[Callable[[Any], Any], Any], Any]) -> l
         at_end: takes Keras' own method and the logs of the last step of a pass; returns what the pass reports.
 
     Raises:
-        DlsparkError: Keras no longer has the method.
+        AttributeError: Keras no longer has the method.
     """
-    original = getattr(model, METHOD, None)
-    if original is None:
-        raise DlsparkError(
-            f"Expected Keras' Model to have {METHOD}; this version of Keras has not. Install the tested version."
-        )
+    original = getattr(model, METHOD)
     return [(model, METHOD, lambda logs: at_end(original, logs))]

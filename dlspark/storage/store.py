@@ -50,6 +50,8 @@ class Store:
     uri: str
 
     def __init__(self, uri: str | os.PathLike[str]) -> None:
+        if not isinstance(uri, str | os.PathLike):
+            raise ConfigError(f"Expected the path or URI of a folder, such as 'runs/1'; got {uri!r}.")
         object.__setattr__(self, "uri", _normalise(os.fspath(uri)))
 
     @property

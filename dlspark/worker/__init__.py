@@ -7,7 +7,7 @@ from dlspark.worker.device import describe_device, own_threads, worker_report
 from dlspark.worker.entry import build, load_model, reporting, resumed, run_worker, worker_environment
 from dlspark.worker.exactness import check_exact
 from dlspark.worker.given_model import save_model
-from dlspark.worker.gradient_sync import check_mergeable
+from dlspark.worker.gradient_sync import check_mergeable, optimizers_of
 from dlspark.worker.loop import train
 from dlspark.worker.model_state import (
     capture,
@@ -39,6 +39,7 @@ __all__ = [
     "load_model",
     "load_trained",
     "moving",
+    "optimizers_of",
     "own_threads",
     "random_states",
     "reporting",

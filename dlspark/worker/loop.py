@@ -164,7 +164,7 @@ def build_before_tracing(model: Any, feed: Feed) -> None:
     outputs = getattr(model, "output", None)
     if outputs is None and len(getattr(model, "outputs", None) or ()) == 1:  # a Sequential has no "output"
         (outputs,) = model.outputs
-    if type(model).train_step is not keras.Model.train_step:
+    if model.loss is None or type(model).train_step is not keras.Model.train_step:
         return
     x, y, _ = keras.utils.unpack_x_y_sample_weight(feed.first_row())
     if outputs is None or any(None in t.shape[1:] for t in keras.tree.flatten(outputs)):

@@ -15,8 +15,10 @@ import keras
 import numpy as np
 import pytest
 
-from dlspark.mends import keras_step_logs, tensorflow_context
-from dlspark.mends.keras_compiled_metrics import compiled_metrics
+from dlspark.mends import keras_layers, keras_optimizer_state, keras_step_logs, tensorflow_context
+from dlspark.mends.keras_compiled_metrics import compiled_metrics, metrics_in_effect
+from dlspark.mends.keras_masked_means import masked_means
+from dlspark.mends.keras_output_losses import output_losses
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -39,9 +41,55 @@ def test_keras_has_no_public_hook_for_a_custom_steps_logs() -> None:
     model = compiled("mae")
     model.fit(np.zeros((2, 2)), np.zeros((2, 1)), verbose=0)  # builds the metrics
     assert hasattr(model, keras_step_logs.METHOD), "the private method is gone: look for what replaced it"
-    ((owner, name, function),) = keras_step_logs.targets(model, lambda logs: {"own": 7.0})
+    ((owner, name, function),) = keras_step_logs.targets(model, lambda original, logs: {**original(logs), "more": 7.0})
     assert (owner, name) == (model, keras_step_logs.METHOD)
-    assert function({"own": 1.0}) == {"own": 7.0}
+    assert function({"own": 1.0}) == {"own": 1.0, "more": 7.0}
+
+
+def test_keras_keeps_the_metrics_of_an_earlier_compile() -> None:
+    model = compiled("mae")
+    model.compile("sgd", "mse")
+    assert model.get_compile_config()["metrics"] is None
+    assert metrics_in_effect(model) == (["mae"], None), "Keras drops them now"
+
+
+def test_keras_does_not_save_what_an_optimizer_excludes_from_weight_decay() -> None:
+    model = compiled("mae")
+    optimizer = keras.optimizers.AdamW(weight_decay=0.1)
+    optimizer.exclude_from_weight_decay(var_list=[model.weights[1]], var_names=["gamma"])
+    optimizer.build(model.trainable_variables)
+    assert keras_optimizer_state.variables_of(optimizer) == model.trainable_variables
+    assert keras_optimizer_state.exclusions(optimizer, model.weights) == ((1,), "gamma")
+    again = type(optimizer).from_config(optimizer.get_config())
+    assert keras_optimizer_state.exclusions(again, model.weights) == ((), None), "the configuration has them now"
+    keras_optimizer_state.exclude(again, model.weights, ((1,), "gamma"))
+    assert keras_optimizer_state.exclusions(again, model.weights) == ((1,), "gamma")
+
+
+def test_keras_lists_layers_of_one_level_only() -> None:
+    inner = keras.Sequential([keras.layers.Input((2,)), keras.layers.Dense(2)])
+    model = keras.Sequential([inner, keras.layers.Dense(1)])
+    assert len(model.layers) == 2
+    assert any(layer is inner.layers[0] for layer in keras_layers.flatten(model))
+    assert not hasattr(keras.layers.Dense(1), "layers"), "Keras has a public name now"
+
+
+def test_keras_divides_a_masked_loss_by_the_valid_elements_of_one_process() -> None:
+    loss = keras.losses.SparseCategoricalCrossentropy(ignore_class=2)
+    y, predicted = np.array([0, 2, 1]), np.full((3, 3), 1 / 3, np.float32)
+    with masked_means(lambda valid: valid * 10):
+        assert float(loss(y, predicted)) == pytest.approx(20 * float(np.log(3)), rel=1e-6)
+    assert float(loss(y, predicted)) == pytest.approx(float(np.log(3)), rel=1e-6)
+
+
+def test_keras_weighs_the_loss_of_an_output_by_the_static_batch_size() -> None:
+    inputs = keras.Input((2,))
+    model = keras.Model(inputs, [keras.layers.Dense(1)(inputs), keras.layers.Dense(1)(inputs)])
+    model.compile("sgd", ["mse", "mse"])
+    x = np.ones((3, 2), np.float32)
+    model.fit(x, [x[:, :1], x[:, :1]], batch_size=2, verbose=0)
+    counts = [float(mean.count) for mean in output_losses(model)]
+    assert counts == [2.0, 2.0], "Keras counts rows now, not steps"
 
 
 def test_tensorflow_cannot_be_reconfigured_once_it_runs() -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import keras
 import numpy as np
 import pytest
 
-from dlspark import DataError, Trainer
+from dlspark import ConfigError, DataError, Trainer
+from dlspark.local import LocalBackend
 from dlspark.testing import toys
 
 pytestmark = [pytest.mark.spark, pytest.mark.timeout(120)]
@@ -36,3 +38,35 @@ def test_labels_outside_the_classes_are_refused(spark: Any) -> None:
 def test_a_frame_without_rows_is_refused(spark: Any) -> None:
     with pytest.raises(DataError, match="row"):
         Trainer("local").fit(toys.dense_classifier(), frame(spark, Y).limit(0), verbose=0)
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "message"),
+    [
+        (["features", "label + 0.5D as label"], DataError, "whole numbers; got fractions from 0.5 to 2.5"),
+        (["features", "double('NaN') as label"], DataError, "got labels from nan to nan"),
+        (
+            ["features", "if(label = 1, null, label) as label"],
+            DataError,
+            r"of column .label. in data; got 23 nulls",
+        ),
+        (["features", "cast(label as string) as label"], ConfigError, "got the type string.*StringIndexer"),
+        (["features", "array(1.0f, 0.0f, 0.0f) as label"], DataError, "as one-hot labels have"),
+        (["slice(features, 2, 7) as features", "label"], DataError, r"rows of shape \(8,\) .*got \(7,\)"),
+        (["features", "label as x", "label as X"], DataError, r"different names in data; got \['x', 'X'\].*toDF"),
+        (["label"], DataError, "Expected feature columns in data and the label column last"),
+    ],
+)
+def test_frames_that_do_not_fit_are_refused(
+    spark: Any, monkeypatch: pytest.MonkeyPatch, changed: list[str], error: type[Exception], message: str
+) -> None:
+    monkeypatch.setattr(LocalBackend, "fit", lambda *_: pytest.fail("the job was launched"))
+    with pytest.raises(error, match=message):
+        Trainer("local").fit(toys.dense_classifier(), frame(spark, Y).selectExpr(*changed), verbose=0)
+
+
+def test_ignored_labels_are_no_classes(spark: Any) -> None:
+    loss = keras.losses.SparseCategoricalCrossentropy(ignore_class=255)
+    void = np.where(Y == 1, 255, Y)
+    result = Trainer("local").fit(toys.dense_classifier(loss=loss, metrics=[]), frame(spark, void), verbose=0)
+    assert np.isfinite(result.history["loss"]).all()

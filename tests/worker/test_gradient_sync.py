@@ -29,9 +29,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 WORLD = 3
 # The parts of a batch are rounded differently.
 TOLERANCE = {"mixed precision": 2e-3, "mixed bfloat16 without its policy": 2e-2}
-    "mixed precision": 2e-3,
-    "mixed bfloat16 without its policy": 2e-2,
-}  # float16 activations: the parts of a batch are rounded differently
 EXACT = 1e-5
 
 Fit = Callable[..., list[attach_cases.Trained]]

@@ -31,6 +31,7 @@ from dlspark.plugin import (
     load_model,
     load_payload,
     messages,
+    optimizers_of,
     restore_callbacks,
     resumed,
     save_trained,
@@ -138,6 +139,12 @@ class _Rounds:
             raise ConfigError(
                 "Backend 'elephas' cannot train with use_ema=True: every round would replace the weights by their moving "
                 "averages. Set it to False, or use 'mirrored' or 'horovod'."
+            )
+        names = [optimizer.name for optimizer in optimizers_of(self._model)]
+        if len(names) > 1:
+            raise ConfigError(
+                f"Backend 'elephas' exchanges the state of one optimizer; the model has {', '.join(names)}. Use 'mirrored' "
+                "or 'horovod'."
             )
         self._callbacks = payload.callbacks_for(self._model)
         self._master: Master = (

@@ -85,12 +85,19 @@ class Master:
         """Nothing to remove from the store in this mode."""
 
     def merged_metrics(self, outcomes: Sequence[Outcome]) -> dict[str, float]:
-        """The metrics over all workers' rows. Their states are sums over rows, so the states can be added."""
+        """The metrics over all workers' rows. Their states are sums over rows, so the states can be added.
+
+        A custom step may report something else; that is averaged, weighted by rows.
+        """
         for i, variable in enumerate(self._model.metrics_variables):
             variable.assign(sum(outcome.metric_states[i] for outcome in outcomes))
         values = {name: float(value) for name, value in self._model.get_metrics_result().items()}
         self._model.reset_metrics()
-        return values
+        names = outcomes[0].logs
+        if not names or set(names) == set(values):
+            return values
+        rows = sum(outcome.report.rows for outcome in outcomes)
+        return {name: sum(each.logs[name] * each.report.rows for each in outcomes) / rows for name in names}
 
     def _build_metrics(self) -> None:
         """Create the metrics' variables by evaluating one row."""

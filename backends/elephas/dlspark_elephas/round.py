@@ -8,7 +8,7 @@ import socket
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -42,11 +42,12 @@ from dlspark.plugin import (
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result of a worker's round, besides its weights."""
+    """The result of a worker's round, besides its weights; ``logs`` is what its ``fit`` reported, empty for validation."""
 
     rank: int
     metric_states: list[NDArray[Any]]
     report: WorkerReport
+    logs: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -115,7 +116,8 @@ class RoundPart:
         )
         rank = self._session.rank
         report = worker_report(rank, device=self._device, trained=trained, seconds=time.perf_counter() - self._started)
-        return Outcome(rank, _metric_states(self.model), report)
+        logs = {name: values[-1] for name, values in trained.history.items()}
+        return Outcome(rank, _metric_states(self.model), report, logs)
 
 
 @contextmanager
