@@ -25,7 +25,6 @@ class Given:
         data: the training rows; those of `toys.separable` when None.
         callbacks: Keras callbacks.
         options: further arguments of ``fit``.
-        state: called with the model after training; returns further arrays to compare.
     """
 
     model: Any

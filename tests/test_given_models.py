@@ -8,14 +8,14 @@ import keras
 import numpy as np
 import pytest
 
-from dlspark import Trainer
+from dlspark import ConfigError, Trainer
 from dlspark.data import Feed
 from dlspark.data.shard_writer import write_rows
 from dlspark.mends import keras_layers
 from dlspark.storage.store import Store
 from dlspark.testing import toys
 from dlspark.worker.gradient_sync import optimizers_of
-from tests.given_models import MODELS, ROWS, Given, given
+from tests.given_models import MODELS, PACKAGE, ROWS, Given, dense, given, one_hot
 
 EPOCHS, BATCH, SEED = 2, 25, 3
 VALIDATION_ROWS = 33
@@ -79,3 +79,134 @@ def test_local_trains_the_model_that_was_given(name: str, tmp_path: Any) -> None
         )
     for key, values in expected.items():
         np.testing.assert_allclose(history[key], values, **tolerance, err_msg=f"{name}: {key}")
+
+
+# Those that exchange differently: masks, output losses, states, scalars, other dtypes, several optimizers, callbacks.
+EXCHANGED = (
+    "masked steps with weights", "ignored pixels", "two outputs", "a trained scalar", "constants of many dtypes",
+    "a counter", "two optimizers", "a callback that evaluates", "LoRA", "mixed precision without its policy",
+)  # fmt: skip
+TOLERANCE = {"mixed precision without its policy": 2e-2}
+
+
+@pytest.mark.spark
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EXCHANGED)
+@pytest.mark.parametrize("backend", ["mirrored", "horovod"])
+def test_two_workers_train_the_model_that_was_given(backend: str, name: str, spark: Any) -> None:
+    ours, theirs = given(name), given(name)
+    expected = fitted(theirs, Trainer("local"))
+    history = fitted(ours, Trainer(backend, num_workers=2))
+    assert set(history) == set(expected)
+    tolerance = {"rtol": 0, "atol": TOLERANCE.get(name, 1e-5)}
+    mine, other = state_of(ours.model), state_of(theirs.model)
+    assert set(mine) == set(other)
+    for key, array in other.items():
+        assert array.dtype == mine[key].dtype
+        np.testing.assert_allclose(mine[key].astype(np.float64), array.astype(np.float64), **tolerance, err_msg=key)
+    for key, values in expected.items():
+        np.testing.assert_allclose(history[key], values, **tolerance, err_msg=key)
+
+
+@keras.saving.register_keras_serializable(package=PACKAGE)
+class Forgets(keras.layers.Dense):  # type: ignore[misc]
+    """Has an argument that its configuration lacks."""
+
+    def __init__(self, units: int, temperature: float = 1.0, **kwargs: Any) -> None:
+        super().__init__(units, **kwargs)
+        self.temperature = temperature
+
+
+@keras.saving.register_keras_serializable(package=PACKAGE)
+class Minimum(keras.layers.Layer):  # type: ignore[misc]
+    """Keeps a running minimum and does not say how to merge it."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.least = self.add_weight(shape=(), initializer="ones", trainable=False, name="least")
+
+    def call(self, inputs: Any, training: bool = False) -> Any:
+        if training:
+            self.least.assign(keras.ops.minimum(self.least, keras.ops.min(inputs)))
+        return inputs
+
+
+@keras.saving.register_keras_serializable(package=PACKAGE)
+class Sums(keras.layers.Layer):  # type: ignore[misc]
+    """Adds a loss that is a sum over rows."""
+
+    def call(self, inputs: Any) -> Any:
+        self.add_loss(keras.ops.sum(keras.ops.square(inputs)))
+        return inputs
+
+
+class Unregistered(keras.layers.Dense):  # type: ignore[misc]
+    """Not registered."""
+
+
+class UnregisteredSchedule(keras.optimizers.schedules.ExponentialDecay):  # type: ignore[misc]
+    """Not registered."""
+
+
+class UnregisteredLoss(keras.losses.SparseCategoricalCrossentropy):  # type: ignore[misc]
+    """Not registered."""
+
+
+def unregistered_loss(y_true: Any, y_pred: Any) -> Any:
+    return keras.ops.mean(y_pred, axis=-1)
+
+
+def replaced_call() -> Any:
+    model = dense()
+    layer = model.layers[0]
+    layer.call = lambda inputs: keras.layers.Dense.call(layer, inputs) * 2
+    return model
+
+
+def shares_layers() -> Given:
+    model = dense()
+    callback = keras.callbacks.LambdaCallback()
+    callback.view = keras.Model(model.inputs, model.layers[0].output)
+    return Given(model, callbacks=[callback])
+
+
+def stateful() -> Given:
+    model = keras.Sequential([keras.layers.Input(batch_shape=(25, 8, 1)), keras.layers.GRU(3, stateful=True)])
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    x, y = toys.separable(100)
+    return Given(model, (x[..., None], y))
+
+
+REFUSED: dict[str, tuple[Any, str]] = {
+    "an unregistered layer": (lambda: dense("sgd", Unregistered(4)), "Unregistered of .* not registered"),
+    "an unregistered layer inside a layer": (
+        lambda: dense("sgd", keras.layers.SpectralNormalization(Unregistered(4))), "Unregistered of .* not registered",
+    ),
+    "an unregistered schedule": (
+        lambda: dense(keras.optimizers.SGD(UnregisteredSchedule(0.1, 3, 0.5))), "UnregisteredSchedule of .* not registered",
+    ),
+    "an unregistered loss": (lambda: dense(loss=UnregisteredLoss()), "UnregisteredLoss of .* not registered"),
+    "an unregistered function": (lambda: dense(loss=unregistered_loss), "unregistered_loss(.|\n)*register_keras_serializable"),
+    "a lambda as a metric": (lambda: dense(metrics=[lambda y, p: p[:, 0]]), "lambda(.|\n)*register_keras_serializable"),
+    "an argument that get_config lacks": (lambda: dense("sgd", Forgets(4, 0.3)), "temperature=0.3, in its file 1.0"),
+    "a method of one layer": (replaced_call, "a call of its own"),
+    "a callback with a view of the model": (shares_layers, "shares the variable"),
+    "a state that no rule merges": (lambda: dense("sgd", Minimum()), "how to merge .*least.*attribute merge of Minimum"),
+    "a loss of the whole batch": (lambda: Given(dense(loss="dice"), one_hot()[1]), "mean over rows.*dice"),
+    "a sum over rows": (lambda: dense("sgd", Sums()), "mean over rows.*a loss that a layer adds"),
+    "a state of each row": (stateful, "stateful"),
+}  # fmt: skip
+
+
+@pytest.mark.spark
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_would_train_otherwise_is_refused_by_name(name: str, spark: Any) -> None:
+    build, message = REFUSED[name]
+    keras.utils.clear_session()
+    found = build()
+    each = found if isinstance(found, Given) else Given(found)
+    before = each.model.get_weights()
+    data = each.data or toys.separable(ROWS)
+    with pytest.raises(ConfigError, match=message):
+        Trainer("mirrored", num_workers=2).fit(each.model, data, batch_size=25, callbacks=each.callbacks, verbose=0)
+    assert all((a == b).all() for a, b in zip(before, each.model.get_weights(), strict=True))

@@ -148,8 +148,5 @@ def _adds_losses(model: Any) -> bool:
 def _suspects(model: Any) -> str:
     import keras
 
-    regularized = [layer.name for layer in keras_layers.flatten(model) if getattr(layer, "activity_regularizer", None)]
-    if regularized:
-        return f"the activity regularizer of {regularized[0]!r}"
     names = [getattr(each, "name", getattr(each, "__name__", each)) for each in keras.tree.flatten(model.loss)]
     return f"{', '.join(map(str, names)) or 'the loss'}, or a loss that a layer adds,"

@@ -80,9 +80,8 @@ def train(
             ).history
     ours = {"train_step", "test_step", "get_metrics_result", "evaluate", "apply", "_get_metrics_result_or_logs"}
     replaced = ours & (set(vars(model)) | set(vars(model.optimizer)))
-    model.fit(
-        *(toys.separable(32) if each.data is None else each.data), verbose=0, epochs=0
-    )  # the model can still be trained alone
+    x, y, *_ = toys.separable(32) if each.data is None else each.data
+    model.fit(x, y, verbose=0, epochs=0)  # the model can still be trained alone
     return Trained(model.get_weights(), history, replaced)
 
 
@@ -170,6 +169,7 @@ GIVEN = (
     "masked steps", "masked steps with weights", "ignored pixels", "two outputs", "two outputs with weights",
     "a trained scalar", "constants of many dtypes", "a counter", "a callback that evaluates", "frozen batch norm", "LoRA",
     "spectral norm", "mixed bfloat16 without its policy", "sample weights", "many metrics",
+    "an activity regularizer",
 )  # fmt: skip
 """Models of tests.given_models whose exchanges are special."""
 
