@@ -26,6 +26,9 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 RESIZES = ("fit", "crop")
 """Ways to scale an image; see `decode_measured`."""
 
+BITS = range(8, 17)
+"""How many bits the values of 16-bit images may use; see `decode_measured`."""
+
 MAX_PIXELS = 50_000_000
 """Larger images are rejected: 150 MB decoded, more than cameras and scanners of lesions or cells produce."""
 
@@ -75,7 +78,7 @@ def decode_measured(data: bytes, image_size: tuple[int, int], *, resize: str = "
         image_size: (height, width) in pixels.
         resize: one of `RESIZES`: ``"fit"`` keeps the whole image and distorts it; ``"crop"`` keeps the aspect ratio and the
             largest centered window.
-        bits: how many bits the values of 16-bit images use, 8 to 16: 12 for those of many cameras and scanners.
+        bits: how many bits the values of 16-bit images use, one of `BITS`: 12 for those of many cameras and scanners.
 
     Raises:
         DataError: the image cannot be used; the message is the reason, without the name of the file.

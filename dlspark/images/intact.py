@@ -62,7 +62,7 @@ def check_tiff(image: Any, data: bytes) -> None:
         count = -(-width // tags[_TILE_WIDTH]) * -(-height // tags[_TILE_HEIGHT])
     else:
         name, offsets, lengths = "strip", tags[_STRIP_OFFSETS], tags.get(_STRIP_LENGTHS, ())
-        count = -(-height // tags.get(_STRIP_HEIGHT, height))
+        count = -(-height // (tags.get(_STRIP_HEIGHT) or height))
     count *= tags.get(_SAMPLES, 1) if tags.get(_PLANES, 1) == 2 else 1
     if len(offsets) < count:
         raise DataError(f"damaged: expected {count} {name}s; got {len(offsets)}")

@@ -24,7 +24,7 @@ from dlspark._require import choice, installed_versions, number, require
 from dlspark.data import PARTS, Split, assign, leak_warning, split_report, undersampled
 from dlspark.errors import ConfigError, DataError
 from dlspark.images.dataset import FORMAT, MANIFEST, ImageDataset
-from dlspark.images.decode import RESIZES
+from dlspark.images.decode import BITS, RESIZES
 from dlspark.images.layouts import Layout, describe, find_layout, reads
 from dlspark.images.progress import show_progress
 from dlspark.images.rejected import MAX_LISTED, REJECTED, Rejected, judge
@@ -90,7 +90,7 @@ def prepare_images(
     split = split or Split()
     height, width = _checked(image_size, max_rejected_fraction)
     choice("resize", resize, RESIZES)
-    choice("bits", bits, range(8, 17))
+    choice("bits", bits, BITS)
     find_layout(layout)
     store = Store(out)
     settings = {

@@ -24,6 +24,12 @@ JPEGS = {
     "grey": encoded(PHOTO.convert("L"), "JPEG", quality=95),
     "CMYK": encoded(PHOTO.convert("CMYK"), "JPEG", quality=95),
 }
+_CMYK, _GREY = JPEGS["CMYK"], JPEGS["grey"]
+JPEGS |= {
+    "RGB": encoded(PHOTO, "JPEG", keep_rgb=True),
+    "YCCK": _CMYK[: _CMYK.index(b"Adobe") + 11] + b"\x02" + _CMYK[_CMYK.index(b"Adobe") + 12 :],
+    "grey 2x2": _GREY[: _GREY.index(b"\xff\xc0") + 11] + b"\x22" + _GREY[_GREY.index(b"\xff\xc0") + 12 :],
+}
 SIZES = ((200, 300), (100, 100), (20, 30), (1, 1))
 
 
