@@ -41,6 +41,9 @@ def add_parser(commands: Any) -> None:
         default="fit",
         help="fit: the whole image, distorted; crop: its middle, with its aspect ratio (default: fit)",
     )
+    parser.add_argument(
+        "--bits", metavar="N", type=int, default=16, help="bits that the values of 16-bit images use, 8 to 16 (default: 16)"
+    )
     group = parser.add_argument_group("split")
     group.add_argument(
         "--test",
@@ -79,6 +82,7 @@ def run(options: argparse.Namespace) -> Report:
         layout=_layout(options.layout, options.layout_option),
         image_size=options.image_size,
         resize=options.resize,
+        bits=options.bits,
         split=Split(
             test=_test_size(options),
             validation=options.validation,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dlspark._require import LAYOUTS
 from dlspark.images.counts import rows_of
 from dlspark.images.dataset import ImageDataset
-from dlspark.images.decode import RESIZES, decode, scale
+from dlspark.images.decode import BITS, RESIZES, decode, scale
 from dlspark.images.explore import explore
 from dlspark.images.layouts import CsvLayout, KnownLayout, Layout, find_layout
 from dlspark.images.prepare import prepare_images
@@ -13,6 +13,7 @@ from dlspark.images.progress import show_progress
 from dlspark.images.read import READ_AT_ONCE, read_files
 
 __all__ = [
+    "BITS",
     "LAYOUTS",
     "READ_AT_ONCE",
     "RESIZES",

@@ -24,13 +24,13 @@ from dlspark._require import choice, installed_versions, number, require
 from dlspark.data import PARTS, Split, assign, leak_warning, split_report, undersampled
 from dlspark.errors import ConfigError, DataError
 from dlspark.images.dataset import FORMAT, MANIFEST, ImageDataset
-from dlspark.images.decode import RESIZES
+from dlspark.images.decode import BITS, RESIZES
 from dlspark.images.layouts import Layout, describe, find_layout, reads
 from dlspark.images.progress import show_progress
 from dlspark.images.rejected import MAX_LISTED, REJECTED, Rejected, judge
 from dlspark.images.sharding import numbered, shards_of
 from dlspark.images.table import counted, normalised
-from dlspark.images.write import SOURCE_SIZE, ShardTask, column_kind, write_counted
+from dlspark.images.write import SOURCE_SIZE, ShardTask, column_kind, dark_warning, write_counted
 from dlspark.spark import available_slots, get_session, local_cores, told_plainly
 from dlspark.storage import Store
 
@@ -44,7 +44,7 @@ UNFINISHED = "unfinished.json"
 _OURS = re.compile(rf"^((train|validation|test)-\d{{5}}-[0-9a-f-]+\.arrow|{re.escape(REJECTED)}|{re.escape(UNFINISHED)})$")
 
 _SHARDS_PER_TASK = 16
-_VERSIONS_OF = ("dlspark", "numpy", "pillow", "pyarrow", "pyspark")
+_VERSIONS_OF = ("dlspark", "numpy", "pillow", "simplejpeg", "pyarrow", "pyspark")
 
 
 def prepare_images(
@@ -54,6 +54,7 @@ def prepare_images(
     layout: str | Layout,
     image_size: tuple[int, int],
     resize: str = "fit",
+    bits: int = 16,
     split: Split | None = None,
     strict: bool = False,
     max_rejected_fraction: float = 0.01,
@@ -73,6 +74,8 @@ def prepare_images(
         image_size: (height, width) in pixels; every image is scaled to it, bilinearly.
         resize: ``"fit"`` keeps the whole image and distorts it; ``"crop"`` keeps the aspect ratio and the middle of the
             longer side.
+        bits: how many bits the values of 16-bit images use, 8 to 16. Many cameras and scanners use 12, which come out dark
+            by default; a warning says so.
         split: the split into parts; ``Split()`` when None.
         strict: fail if a single image cannot be read.
         max_rejected_fraction: otherwise, the largest fraction of images that may be unreadable. They are left out and
@@ -87,6 +90,7 @@ def prepare_images(
     split = split or Split()
     height, width = _checked(image_size, max_rejected_fraction)
     choice("resize", resize, RESIZES)
+    choice("bits", bits, BITS)
     find_layout(layout)
     store = Store(out)
     settings = {
@@ -94,6 +98,7 @@ def prepare_images(
         "layout": describe(layout),
         "image_size": [height, width],
         "resize": resize,
+        "bits": bits,
         "split": json.loads(json.dumps(asdict(split))),  # as in the manifest: lists for tuples
     }
     finished = _finished(store, settings)
@@ -164,6 +169,7 @@ def _prepare(
             classes=classes,
             columns=kinds,
             max_listed=max(10, MAX_LISTED // count),
+            bits=settings["bits"],
         )
         logger.info("preparing %s images into %d shards", f"{total:,}", count)
         work = numbered(parted, shards, [name for name, _ in kinds])
@@ -187,6 +193,9 @@ def _prepare(
     judge(rejected.summary(), strict, max_rejected_fraction)
     rejected.write(store)
     _all_there(store, summaries)
+    dark = dark_warning(summaries)
+    if dark:
+        logger.warning("%s", dark)
     return {
         "format": FORMAT,
         "classes": list(classes),
@@ -223,7 +232,7 @@ def _finished(store: Store, settings: dict[str, Any]) -> ImageDataset | None:
             )
         return None
     dataset = ImageDataset.open(store.uri)
-    before = dataset.manifest["settings"]
+    before = {"bits": 16, **dataset.manifest["settings"]}  # the default, which earlier versions do not state
     differing = [key for key in settings if before.get(key) != settings[key]]
     if differing:
         told = "; ".join(f"{key}: {before.get(key)!r} there, {settings[key]!r} requested" for key in differing)

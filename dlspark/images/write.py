@@ -45,6 +45,7 @@ class ShardTask:
         classes: names of the classes, sorted.
         columns: name and kind (see `column_kind`) of the columns besides image and label, including ``id``.
         max_listed: the most rejected images listed per shard; all are counted.
+        bits: see `decode.decode_measured`.
     """
 
     uri: str
@@ -54,6 +55,7 @@ class ShardTask:
     classes: tuple[str, ...]
     columns: tuple[tuple[str, str], ...]
     max_listed: int
+    bits: int = 16
 
 
 def column_kind(name: str, spark_type: str) -> str:
@@ -79,8 +81,9 @@ def write_shards(task: ShardTask, rows: Iterable[tuple[int, tuple[Any, ...]]]) -
 
     Yields:
         A dict per shard: ``part``, ``shard``, ``file`` (a `ShardInfo` as a dict; None if all images were rejected),
-        ``by_class`` (rows by class name), ``rejected_rows``, ``rejected`` (pairs of path and reason) and ``error`` (None or
-        the error; it is returned because Spark would retry a task that raises).
+        ``by_class`` (rows by class name), ``rejected_rows``, ``rejected`` (pairs of path and reason), ``deep_rows`` (images
+        of 16 bits), ``largest`` (the largest of their values) and ``error`` (None or the error; it is returned because Spark
+        would retry a task that raises).
     """
     shards: dict[int, list[tuple[Any, ...]]] = {}
     for number, values in rows:
@@ -89,12 +92,26 @@ def write_shards(task: ShardTask, rows: Iterable[tuple[int, tuple[Any, ...]]]) -
     for number in sorted(shards):
         by_id = sorted(shards[number], key=lambda values: str(values[id_at]).encode())
         summary: dict[str, Any] = {"part": by_id[0][0], "shard": number, "file": None, "by_class": {}}
-        summary |= {"rejected_rows": 0, "rejected": [], "error": None}
+        summary |= {"rejected_rows": 0, "rejected": [], "deep_rows": 0, "largest": 0, "error": None}
         try:
             _fill(task, summary, by_id)
         except DataError as error:
             summary["error"] = str(error)
         yield summary
+
+
+def dark_warning(summaries: Iterable[dict[str, Any]]) -> str:
+    """A warning if no image of 16 bits uses the upper ones, from what `write_shards` yields; else an empty text."""
+    deep = [summary for summary in summaries if summary["deep_rows"]]
+    largest = max((summary["largest"] for summary in deep), default=0xFFFF)
+    used = max(8, largest.bit_length())
+    if used == 16:
+        return ""
+    rows = sum(summary["deep_rows"] for summary in deep)
+    return (
+        f"{rows:,} images have values of 16 bits, and the largest is {largest:,}: they come out dark. If their "
+        f"range is {used} bits, prepare them with bits={used} (--bits {used})."
+    )
 
 
 def write_counted(task: ShardTask, done: Any, rows: Iterable[tuple[int, tuple[Any, ...]]]) -> Iterator[dict[str, Any]]:
@@ -112,14 +129,18 @@ def _fill(task: ShardTask, summary: dict[str, Any], rows: Sequence[tuple[Any, ..
         try:
             if data is None:
                 raise DataError(reason)
-            pixels[len(kept)], size = decode_measured(data, task.image_size, resize=task.resize)
+            found = decode_measured(data, task.image_size, resize=task.resize, bits=task.bits)
         except DataError as error:
             summary["rejected_rows"] += 1
             if len(summary["rejected"]) < task.max_listed:
                 summary["rejected"].append((str(row[1]), str(error)))
         else:
+            pixels[len(kept)] = found.pixels
             kept.append(row)
-            sizes.append(size)
+            sizes.append(found.size)
+            if found.largest is not None:
+                summary["deep_rows"] += 1
+                summary["largest"] = max(summary["largest"], found.largest)
     if not kept:
         return
     index = {name: label for label, name in enumerate(task.classes)}

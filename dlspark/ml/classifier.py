@@ -79,6 +79,7 @@ class KerasImageClassificationModel(NetworkStage, Model, _Columns):
         self._setDefault(
             batchBytes=BATCH_BYTES,
             resize="fit",
+            bits=16,
             probabilityCol="probability",
             predictionCol="prediction",
             handleInvalid="error",
@@ -102,7 +103,7 @@ class KerasImageClassificationModel(NetworkStage, Model, _Columns):
 
     def _source(self, spark: SparkSession, column: Column, kind: DataType, network: Network) -> tuple[Column, Reader]:
         check_images(spark, self.getInputCol(), kind)
-        return column, reader_of(network, None, self.getResize())
+        return column, reader_of(network, None, self.getResize(), self.getBits())
 
     def _transform(self, dataset: DataFrame) -> DataFrame:
         name = self.getPredictionCol()
@@ -141,6 +142,7 @@ class KerasImageClassifier(
             A stage whose backbone is a `Backbone` object cannot be saved.
         imageSize: (height, width) in pixels.
         resize: "fit" or "crop".
+        bits: how many bits the values of 16-bit images use, as for `prepare_images`.
         epochs, batchSize, seed: as for `Trainer.fit`.
         backend, numWorkers, backendOptions: as for `Trainer`.
         store: folder or URI for shards and runs, which all workers must reach. Runs are kept, and never resumed. Without
@@ -167,6 +169,7 @@ class KerasImageClassifier(
         errorCol: str | None = None,
         imageSize: Sequence[int] = (224, 224),
         resize: str = "fit",
+        bits: int = 16,
         epochs: int = 1,
         batchSize: int = 32,
         seed: int = 0,
@@ -184,6 +187,7 @@ class KerasImageClassifier(
             predictionCol="prediction",
             imageSize=[224, 224],
             resize="fit",
+            bits=16,
             epochs=1,
             batchSize=32,
             seed=0,
@@ -213,7 +217,7 @@ class KerasImageClassifier(
                 dataset,
                 image=column,
                 label=self.getLabelCol(),
-                reader=ImageReader((height, width), self.getResize()),
+                reader=ImageReader((height, width), self.getResize(), self.getBits()),
                 skip=self.getHandleInvalid() == "skip",
             )
             with random_states():

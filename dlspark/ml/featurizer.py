@@ -41,6 +41,7 @@ class ImageFeaturizer(NetworkStage, HasOutputCol, HasBackbone, HasImageSize, Has
             stage and its copies.
         imageSize: (height, width) in pixels; by default (224, 224) for a backbone, and the size of the model's input.
         resize: "fit" or "crop", see `dlspark.images.decode.RESIZES`.
+        bits: how many bits the values of 16-bit images use, as for `prepare_images`.
         pooling: "avg": the mean of each of the backbone's maps; "none": the flattened maps, 100,352 values for ResNet50 at
             224 x 224 pixels.
         model: a trained network that takes RGB images in [0, 255]: a Keras model, a `FitResult`, or a ``.keras`` file.
@@ -66,13 +67,14 @@ class ImageFeaturizer(NetworkStage, HasOutputCol, HasBackbone, HasImageSize, Has
         weights: str | os.PathLike[str] | None = "imagenet",
         imageSize: Sequence[int] | None = None,
         resize: str = "fit",
+        bits: int = 16,
         pooling: str = "avg",
         model: Any = None,
         layer: str | None = None,
         batchBytes: int = BATCH_BYTES,
     ) -> None:
         super().__init__()
-        self._setDefault(weights="imagenet", resize="fit", pooling="avg", batchBytes=BATCH_BYTES)
+        self._setDefault(weights="imagenet", resize="fit", bits=16, pooling="avg", batchBytes=BATCH_BYTES)
         self.setParams(**self._input_kwargs)
 
     def network_to_save(self) -> Network:
@@ -122,4 +124,4 @@ class ImageFeaturizer(NetworkStage, HasOutputCol, HasBackbone, HasImageSize, Has
     def _source(self, spark: SparkSession, column: Column, kind: DataType, network: Network) -> tuple[Column, Reader]:
         check_images(spark, self.getInputCol(), kind)
         size = self._size() if self.isDefined(self.backbone) or self.isDefined(self.imageSize) else None
-        return column, reader_of(network, size, self.getResize())
+        return column, reader_of(network, size, self.getResize(), self.getBits())

@@ -11,7 +11,7 @@ from typing import Any, Self, TypeVar
 from pyspark.ml.param import Param, Params, TypeConverters
 
 from dlspark.errors import did_you_mean
-from dlspark.images import RESIZES
+from dlspark.images import BITS, RESIZES
 from dlspark.ml.network import Network
 from dlspark.models import BACKBONES, Backbone, ClassifierOptions
 
@@ -114,6 +114,13 @@ def one_of(allowed: Iterable[str]) -> Any:
     return convert
 
 
+def to_bits(value: Any) -> int:
+    """A converter: one of `BITS`."""
+    if value not in BITS:
+        raise TypeError(f"Expected a whole number from {BITS[0]} to {BITS[-1]}; got {value!r}.")
+    return int(value)
+
+
 def to_weights(value: Any) -> str | None:
     """A converter: "imagenet", a file, or None."""
     if value is not None and not isinstance(value, (str, os.PathLike)):
@@ -200,11 +207,17 @@ class HasImageSize(Params):
 
 
 class HasResize(Params):
-    """Mixin for param resize."""
+    """Mixin for params resize and bits."""
 
     resize: Param[str] = Param(
         Params._dummy(),
         "resize",
         "'fit' keeps the whole image and changes its proportions; 'crop' keeps them and the middle of the longer side",
         typeConverter=one_of(RESIZES),
+    )
+    bits: Param[int] = Param(
+        Params._dummy(),
+        "bits",
+        "how many bits the values of 16-bit images use, 8 to 16",
+        typeConverter=to_bits,
     )

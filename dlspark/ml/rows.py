@@ -60,10 +60,12 @@ class ImageReader:
     Attributes:
         image_size: (height, width) in pixels.
         resize: one of `dlspark.images.decode.RESIZES`.
+        bits: one of `dlspark.images.decode.BITS`.
     """
 
     image_size: tuple[int, int]
     resize: str
+    bits: int = 16
 
     @property
     def row_bytes(self) -> int:
@@ -85,7 +87,9 @@ class ImageReader:
         try:
             if isinstance(value, ImageStruct):
                 return scale(_rgb(value), self.image_size, resize=self.resize)
-            return reason if value is None else decode(bytes(value), self.image_size, resize=self.resize)
+            if value is None:
+                return reason
+            return decode(bytes(value), self.image_size, resize=self.resize, bits=self.bits)
         except DataError as error:
             return str(error)
 

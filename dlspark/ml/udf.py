@@ -16,7 +16,7 @@ from pyspark.sql.types import BinaryType, StringType, StructType
 
 from dlspark._require import choice, whole_number
 from dlspark.errors import ConfigError, DataError
-from dlspark.images import RESIZES
+from dlspark.images import BITS, RESIZES
 from dlspark.mends import zip_directories
 from dlspark.ml.network import Network, Predict, takes_images
 from dlspark.ml.rows import ArrayReader, ImageReader, ImageStruct, Read, Reader
@@ -44,6 +44,7 @@ def register_udf(
     layer: str | None = None,
     image_size: tuple[int, int] | None = None,
     resize: str = "fit",
+    bits: int = 16,
     batch_bytes: int = BATCH_BYTES,
 ) -> None:
     """Make ``SELECT name(column) FROM …`` predict: array<float> from images or arrays of numbers.
@@ -58,6 +59,7 @@ def register_udf(
         layer: name of the layer whose flattened output is used; None is the model's output.
         image_size: (height, width) in pixels, for a model with a variable size.
         resize: how images are scaled: one of `dlspark.images.decode.RESIZES`.
+        bits: how many bits the values of 16-bit images use, as for `prepare_images`.
         batch_bytes: maximum bytes of decoded pixels or numbers in a batch of the network.
 
     Raises:
@@ -65,7 +67,7 @@ def register_udf(
     """
     network = Network.of(model)
     network = network if layer is None else network.cut(layer)
-    reader = reader_of(network, image_size, resize)
+    reader = reader_of(network, image_size, resize, bits)
     if takes_images(network.input_shape):
         warn_of_large_batches(spark)
     spark.udf.register(name, pandas_udf(_values(_function(spark, network, reader, batch_bytes)), "array<float>"))
@@ -81,13 +83,14 @@ def outcome_udf(spark: SparkSession, network: Network, reader: Reader, batch_byt
     return pandas_udf(function, "values array<float>, error string").asNondeterministic()
 
 
-def reader_of(network: Network, image_size: Sequence[int] | None, resize: str) -> Reader:
+def reader_of(network: Network, image_size: Sequence[int] | None, resize: str, bits: int) -> Reader:
     """The reader of rows for a network.
 
     Raises:
-        ConfigError: ``image_size`` is missing for a variable size, or differs from a fixed one; an unknown ``resize``.
+        ConfigError: ``image_size`` is missing for a variable size, or differs from a fixed one; unknown words or bits.
     """
     choice("resize", resize, RESIZES)
+    choice("bits", bits, BITS)
     shape = network.input_shape
     if not takes_images(shape):
         if image_size is not None:
@@ -102,7 +105,7 @@ def reader_of(network: Network, image_size: Sequence[int] | None, resize: str) -
             f"Expected an image size that the network takes, (height, width) = {shape[:2]}; got {image_size!r}. "
             + ("Give one." if None in shape else "Leave it out.")
         )
-    return ImageReader((height, width), resize)
+    return ImageReader((height, width), resize, bits)
 
 
 def array_reader(network: Network) -> Reader:

@@ -58,6 +58,8 @@ class StudyPlan:
                 check_backbone(network.classifier["backbone"], settings.data.size)
                 check_augment(network.classifier["augment"])
         data = {key: value for key, value in vars(settings.data).items() if key != "max_rejected_fraction"}
+        if settings.data.bits == 16:
+            del data["bits"]  # the default, which steps of earlier versions do not state
         with at_place("data.source"):
             data["files"] = _fingerprint(settings.data.source, self._store)
         if settings.classifiers:

@@ -22,6 +22,7 @@ class DataSettings:
         layout_options: options of the layout, by name.
         image_size: pixels: a side, or height and width.
         resize: "fit" or "crop".
+        bits: how many bits the values of 16-bit images use.
         known: columns; rows without a value in one of them are left out.
         max_rejected_fraction: the largest fraction of images that may be unreadable.
     """
@@ -31,6 +32,7 @@ class DataSettings:
     layout_options: Mapping[str, Any]
     image_size: int | Sequence[int]
     resize: str
+    bits: int
     known: Sequence[str]
     max_rejected_fraction: float
 

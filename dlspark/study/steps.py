@@ -38,6 +38,7 @@ def prepare_data(folder: Folder, spark: SparkSession, data: DataSettings, split:
         layout=layout,
         image_size=data.size,
         resize=data.resize,
+        bits=data.bits,
         split=split,
         max_rejected_fraction=data.max_rejected_fraction,
         spark=spark,

@@ -145,8 +145,8 @@ def test_one_pixel_fills_the_picture() -> None:
         (b"<!DOCTYPE html><html><body>404</body></html>", "not a JPEG"),
         (b"\xff\xd8\xff\xe0 nothing", "not a JPEG|cannot be decoded"),
         (encoded(halves(), "GIF"), "not a JPEG"),
-        (encoded(halves(400, 300), "JPEG")[:2500], "cannot be decoded.*truncated"),
-        (encoded(halves(400, 300))[:200], "cannot be decoded"),
+        (encoded(halves(400, 300), "JPEG")[:2500], "truncated: Premature end"),
+        (encoded(halves(400, 300))[:200], "truncated"),
         (encoded(halves(400, 300), "BMP")[:5000], "cannot be decoded"),
     ],
 )

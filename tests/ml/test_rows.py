@@ -49,6 +49,23 @@ def test_bytes_paths_and_structs_of_one_image_are_one_input(
     assert (found == decode(data, (8, 6), resize=resize)).all()
 
 
+def test_a_damaged_image_has_a_reason(pool: ThreadPoolExecutor) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 300, 3), np.uint8)).save(buffer, "JPEG")
+    whole = buffer.getvalue()
+    found, reasons = ImageReader((8, 6), "fit").read([whole[: len(whole) // 2] + whole[-2:], whole], pool)
+    assert len(found) == 1
+    assert str(reasons[0]).startswith("damaged: ")
+    assert reasons[1] is None
+
+
+def test_sixteen_bit_images_are_scaled_by_the_bits_in_use(pool: ThreadPoolExecutor) -> None:
+    data = png(np.full((8, 8), 4095, np.uint16))
+    for bits, expected in ((16, 15), (12, 255)):
+        found, _ = ImageReader((4, 4), "fit", bits).read([data], pool)
+        assert (found == expected).all()
+
+
 def test_what_is_no_image_has_a_reason(tmp_path: Path, pool: ThreadPoolExecutor) -> None:
     struct = ImageStruct(2, 2, 3, bytes(11))
     values = [

@@ -49,6 +49,8 @@ def test_defaults_are_filled_in(tmp_path: Path) -> None:
     assert (settings.cross_validation.folds, settings.cross_validation.metric) == (5, "f1")
     assert settings.evaluate.bootstrap == 1000
     assert settings.models == ["net", "lr/pooled"]
+    assert settings.data.bits == 16
+    assert read(tmp_path, SMALL.replace("image_size: 32", "image_size: 32, bits: 12")).data.bits == 12
 
 
 @pytest.mark.parametrize(
@@ -64,6 +66,7 @@ def test_defaults_are_filled_in(tmp_path: Path) -> None:
         ("epochs: 1", "epochs: one", r'line 10: networks\.net\.phases\.0\.epochs: expected a whole number; got "one"'),
         ("image_size: 32", "image_size: 32x32", r"line 3: data.image_size: expected a whole number or a list \(Pixels"),
         ("image_size: 32", "image_size: [32]", r"line 3: data.image_size"),
+        ("image_size: 32", "image_size: 32, bits: 20", r"line 3: data.bits"),
         ("backbone: mobilenetv2", "backbone: mobilenet_v2", r"line 8: networks.net.backbone: .*Did you mean 'mobilenetv2'"),
         ("layout: folders", "layout: folder", r"line 3: data.layout: .*Did you mean 'folders'"),
         ("networks: [net]", "networks: [nett]", r"line 12: features.pooled.networks.0: .*Did you mean 'net'"),
