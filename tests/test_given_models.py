@@ -186,7 +186,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
         lambda: dense(keras.optimizers.SGD(UnregisteredSchedule(0.1, 3, 0.5))), "UnregisteredSchedule of .* not registered",
     ),
     "an unregistered loss": (lambda: dense(loss=UnregisteredLoss()), "UnregisteredLoss of .* not registered"),
-    "an unregistered function": (lambda: dense(loss=unregistered_loss), "unregistered_loss(.|\n)*register_keras_serializable"),
+    "an unregistered function": (lambda: dense(loss=unregistered_loss), "unregistered_loss(.|\n)*register_keras_serial"),
     "a lambda as a metric": (lambda: dense(metrics=[lambda y, p: p[:, 0]]), "lambda(.|\n)*register_keras_serializable"),
     "an argument that get_config lacks": (lambda: dense("sgd", Forgets(4, 0.3)), "temperature=0.3, in its file 1.0"),
     "a method of one layer": (replaced_call, "a call of its own"),
