@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from dlspark.driver.stops import Place, lone_stop
 from dlspark.errors import WorkerError
 from dlspark.timeouts import Timeouts
 from dlspark.wire import HEARTBEAT_SECONDS, messages
@@ -83,6 +84,11 @@ class _Rank:
     memory_bytes: int = 0
     own_seconds: float = 0.0
     steps: int = 0
+    stops: dict[Place, str] = field(default_factory=dict)  # where a callback stopped it, and how
+
+    def begun(self) -> Place:
+        """The last step that it has begun."""
+        return -1 if self.epoch is None else self.epoch, self.step if self.phase == "step" else self.step - 1
 
     def where(self) -> str:
         """Its epoch and step, in words."""
@@ -153,12 +159,16 @@ class Watch:
                 rank.epoch, rank.step = message.epoch, message.step
             case messages.EpochEnded():
                 rank.moved_at, rank.stepped, rank.epoch = now, True, message.epoch
+            case messages.Stopped():
+                rank.stops[message.epoch, message.step] = message.cause
             case messages.Left() | messages.Interrupted():
                 rank.left, rank.left_at = True, now
             case messages.Failed():
                 rank.left, rank.left_at, rank.host = True, now, message.host
                 if not message.waits:
                     return _reported(message)
+                if (alone := self._alone()) is not None:
+                    return alone  # whose sum broke as the other rank ended
                 self._broken = self._broken or (now, _reported(message))
             case messages.Lost() if not rank.left:
                 rank.lost = True
@@ -184,9 +194,24 @@ class Watch:
             text += ": killed by a signal (not by the kernel for memory), or crashed in native code"
         return Failure(message.rank, host, text, complete=ended is not None, **_place(rank))
 
+    def _alone(self) -> Failure | None:
+        """The failure of ranks that have stopped training while others continue."""
+        found = lone_stop(
+            {number: rank.stops for number, rank in self._ranks.items()},
+            {number: rank.begun() for number, rank in self._ranks.items()},
+        )
+        if found is None:
+            return None
+        number, (epoch, step) = min(found.stopped), found.place
+        host = self._ranks[number].host
+        # A restart would stop at the same place.
+        return Failure(number, host, str(found), retryable=False, epoch=epoch, step=step)
+
     def verdict(self) -> Failure | None:
-        """The failure of a time limit, or of a sum that no other rank explains, if the time for it has passed."""
+        """The failure of a rank that stopped alone, of a time limit, or of a sum that no other rank explains."""
         limits, now = self._timeouts, self._clock()
+        if (alone := self._alone()) is not None:
+            return alone
         if self._broken and now - self._broken[0] > CAUSE_SECONDS:
             return self._broken[1]
         missing = [number for number in range(self._num_workers) if number not in self._ranks]

@@ -87,6 +87,22 @@ class EpochEnded(FromWorker):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Stopped(FromWorker):
+    """A callback ended the worker's training, or its epoch, before the end. Several workers must do so after the same step.
+
+    Attributes:
+        epoch: the epoch of the first step that this worker leaves out; after a whole epoch, the next one.
+        step: complete steps of ``epoch``.
+        cause: what the callback did, in words.
+    """
+
+    kind = "stopped"
+    epoch: int
+    step: int
+    cause: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class CheckpointSaved(FromWorker):
     """The checkpoint ``name`` is complete in the store. ``seconds`` is the time to write it."""
 

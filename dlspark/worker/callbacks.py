@@ -79,9 +79,9 @@ def progress_callback(
 
         def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
             self._step_began = time.perf_counter()
-            status.move("step")
 
         def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            status.move("callbacks")  # before the step counts as complete: see WorkerStatus.heartbeat
             # With steps_per_execution the last call may name a step past the end.
             step = min(self._offset + batch, feed.steps - 1)
             self.rows_seen += sum(feed.part_rows(each) for each in range(status.step, step + 1))
@@ -93,7 +93,6 @@ def progress_callback(
             status.step = step + 1
             now = self._step_ended = time.perf_counter()
             due = first or now - self._reported > STEP_REPORT_SECONDS or step == feed.steps - 1
-            status.move("callbacks")
             loss = (logs or {}).get("loss")
             # Reading the loss waits for the step to end. Several workers wait for each other anyway.
             if loss is not None and (due or session.world_size > 1):
@@ -161,6 +160,9 @@ def saver_callback(
             self._epoch_began = time.perf_counter()
             self._step_before = status.step
 
+        def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+            status.move("step")  # no callback can prevent the step from here on
+
         def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
             self._interrupted = self._interrupted or reporter.must_stop()
             step, before = status.step, self._step_before
@@ -185,10 +187,13 @@ def saver_callback(
                 self.history.setdefault(name, []).append(value)
             seconds = self.epoch_seconds[-1]
             reporter.send(messages.EpochEnded(rank=session.rank, epoch=epoch, logs=values, seconds=seconds))
-            if checkpoints is not None and session.rank == 0:
+            if checkpoints is not None:
                 stopped = bool(self.model.stop_training)
-                synchronise(self.model)
-                self._save(capture(self.model), Position(epoch=epoch + 1, stopped=stopped, **self._so_far()))
+                # The driver fails a run in which only some ranks stop. No later run may resume it as if all had stopped.
+                agreed = self._total(stopped) == stopped * session.world_size or epoch + 1 == job.epochs
+                if agreed and session.rank == 0:
+                    synchronise(self.model)
+                    self._save(capture(self.model), Position(epoch=epoch + 1, stopped=stopped, **self._so_far()))
             if self._interrupted:
                 self._end()
 
@@ -213,9 +218,15 @@ def saver_callback(
 
         def _end(self) -> None:
             """End, but after rank 0 has saved: an engine may end all ranks when the first one ends."""
-            if session.exchanges:
-                keras.ops.convert_to_numpy(session.sum([keras.ops.convert_to_tensor(np.zeros(1, np.float32))])[0])
+            self._total(0)
             raise RunInterruptedError("The driver interrupted the run.")
+
+        def _total(self, value: float) -> float:
+            """The sum of ``value`` over all ranks, which wait for each other here."""
+            if not session.exchanges:
+                return value * session.world_size
+            (total,) = session.sum([keras.ops.convert_to_tensor(np.full(1, value, np.float32))])
+            return float(keras.ops.convert_to_numpy(total)[0])
 
     return Saver()
 

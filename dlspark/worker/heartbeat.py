@@ -57,7 +57,11 @@ class Pulse:
             moves = self._status.moves
             stack = stack_of(self._watched) if moves == before else ""
             before = moves
-            self._reporter.send(self._status.heartbeat(self._rank, memory_bytes=_resident_bytes(), stack=stack))
+            self._send(stack)
+        self._send("")  # where the work ended, which explains a failure that is reported next
+
+    def _send(self, stack: str) -> None:
+        self._reporter.send(self._status.heartbeat(self._rank, memory_bytes=_resident_bytes(), stack=stack))
 
 
 def stack_of(thread: int) -> str:

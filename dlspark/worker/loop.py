@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from dlspark.data import Feed
 from dlspark.job import TrainJob
 from dlspark.storage import Checkpoints, Position
-from dlspark.wire import Reporter
+from dlspark.wire import Reporter, messages
 from dlspark.worker.callbacks import Start, of_rank, progress_callback, saver_callback
 from dlspark.worker.gradient_sync import attached
 from dlspark.worker.model_state import fits_within_epoch, vary_random_layers
@@ -85,7 +85,12 @@ def train(
         passes = opened.enter_context(attached(model, session, last_rows.__getitem__))
         progress = progress_callback(job, feed, session, reporter, status, start, passes.own_seconds)
         own = [passes, progress, *of_rank(callbacks, session.rank), saver]
-        _fit(model, feed, validation, job, own, epochs, start.position)
+
+        def stopped(epoch: int, step: int, cause: str) -> None:
+            if session.exchanges:  # the other ranks would wait for this one
+                reporter.send(messages.Stopped(rank=session.rank, epoch=epoch, step=step, cause=cause))
+
+        _fit(model, feed, validation, job, own, epochs, start.position, status, stopped)
     return Trained(
         history=saver.history,
         epoch_seconds=saver.epoch_seconds,
@@ -95,11 +100,21 @@ def train(
 
 
 def _fit(
-    model: Any, feed: Feed, validation: Feed | None, job: TrainJob, callbacks: list[Any], epochs: range, start: Position
+    model: Any,
+    feed: Feed,
+    validation: Feed | None,
+    job: TrainJob,
+    callbacks: list[Any],
+    epochs: range,
+    start: Position,
+    status: WorkerStatus,
+    stopped: Callable[[int, int, str], None],
 ) -> None:
     """``fit`` from ``start`` to the end of ``epochs``.
 
-    Resuming mid-epoch takes two ``fit`` calls, because the first epoch is partial.
+    Resuming mid-epoch takes two ``fit`` calls, because the first epoch is partial. ``stopped`` is called before this rank
+    leaves out a step, because a callback ends the epoch or the training: with the epoch of that step, the complete steps
+    before it, and what the callback did.
     """
     import keras
 
@@ -113,6 +128,30 @@ def _fit(
             if not self.begun:
                 self.begun = True
                 super().on_train_begin(logs)
+
+        def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+            with self._ending():
+                super().on_train_batch_begin(batch, logs)
+
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            with self._ending():
+                super().on_train_batch_end(batch, logs)
+            if model.stop_training and status.step < feed.steps:
+                stopped(feed.epoch, status.step, "sets stop_training")
+
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            super().on_epoch_end(epoch, logs)
+            if model.stop_training and epoch + 1 < epochs.stop:
+                stopped(epoch + 1, 0, "sets stop_training")
+
+        @contextmanager
+        def _ending(self) -> Iterator[None]:
+            try:
+                yield
+            except StopIteration:  # Keras takes it for the end of the data
+                if status.step < feed.steps:
+                    stopped(feed.epoch, status.step, "raises StopIteration")
+                raise
 
         def on_train_end(self, logs: Any = None) -> None:
             if not self.continues:

@@ -55,7 +55,11 @@ class WorkerStatus:
         return self.exchanging or (self.phase == "step" and self.waits())
 
     def heartbeat(self, rank: int, *, memory_bytes: int, stack: str) -> messages.Heartbeat:
-        """The heartbeat of this process, with this status."""
+        """The heartbeat of this process, with this status.
+
+        The training thread may change the status meanwhile. It sets ``phase`` before ``step``, and ``step`` before
+        ``epoch``. They are read here in the reverse order, so that they never name a step that has not begun.
+        """
         return messages.Heartbeat(
             rank=rank,
             epoch=self.epoch,

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from dlspark.driver.health import Failure, Watch
+from dlspark.driver.stops import lone_stop
 from dlspark.timeouts import Timeouts
 from dlspark.wire import messages
 
@@ -331,6 +332,87 @@ class TestConnections:
         failure = case.verdict(100.1)
         assert failure is not None
         assert "rank 0, 1 did not start" in failure.message
+
+
+class TestStops:
+    """A rank that a callback stops alone, and ranks that stop together, whichever is heard of first."""
+
+    def stop(self, case: Case, rank: int, epoch: int, step: int) -> None:
+        report = messages.Stopped(rank=rank, connection=rank, epoch=epoch, step=step, cause="sets stop_training")
+        assert case.watch.note(report) is None
+
+    def test_within_an_epoch(self, case: Case) -> None:
+        case.connect(0, 1)
+        self.stop(case, 1, 0, 3)
+        case.beat(1, epoch=0, step=3, phase="callbacks")
+        case.beat(0, epoch=0, step=3, phase="step")
+        failure = case.watch.verdict()
+        assert failure is not None
+        assert (failure.rank, failure.host, failure.epoch, failure.step, failure.retryable) == (1, "host1", 0, 3, False)
+        assert failure.message.startswith(
+            "rank 1 stopped training after step 3 of epoch 1, and rank 0 went on to step 4: a callback sets stop_training "
+            "on rank 1 only."
+        )
+
+    def test_after_an_epoch_by_a_rank_that_has_ended(self, case: Case) -> None:
+        case.connect(0, 1)
+        self.stop(case, 0, 2, 0)
+        case.leave(0)
+        case.beat(1, epoch=2, step=0, phase="callbacks")
+        assert case.watch.verdict() is None
+        case.beat(1, epoch=2, step=0, phase="step")
+        failure = case.watch.verdict()
+        assert failure is not None
+        assert "rank 0 stopped training after epoch 2, and rank 1 went on to epoch 3:" in failure.message
+
+    @pytest.mark.parametrize(
+        "behind",
+        [
+            {"epoch": None, "step": 0, "phase": "loading"},
+            {"epoch": 0, "step": 2, "phase": "step"},
+            {"epoch": 0, "step": 3, "phase": "callbacks"},
+        ],
+        ids=["loading", "in the step before", "in the same callback"],
+    )
+    def test_a_slower_rank_that_may_stop_at_the_same_place(self, case: Case, behind: Any) -> None:
+        case.connect(0, 1)
+        self.stop(case, 1, 0, 3)
+        case.beat(0, **behind)
+        assert case.watch.verdict() is None
+
+    def test_ranks_that_stop_together_and_train_on(self, case: Case) -> None:
+        """StopIteration ends an epoch only."""
+        case.connect(0, 1)
+        for rank in (0, 1):
+            self.stop(case, rank, 0, 3)
+            case.beat(rank, epoch=1, step=5)
+        assert case.watch.verdict() is None
+
+    def test_one_of_two_that_stopped_together_continues(self, case: Case) -> None:
+        case.connect(0, 1)
+        for rank in (0, 1):
+            self.stop(case, rank, 0, 3)
+        self.stop(case, 1, 1, 0)
+        case.beat(0, epoch=1, step=0, phase="step")
+        failure = case.watch.verdict()
+        assert failure is not None
+        assert "rank 1 stopped training after epoch 1, and rank 0 went on to epoch 2:" in failure.message
+
+    def test_several_ranks(self) -> None:
+        found = lone_stop({0: {(0, 3): "A"}, 1: {}, 2: {(0, 3): "A"}, 3: {}, 4: {}}, {1: (0, 3), 3: (1, 0), 4: (0, 2)})
+        assert found is not None
+        assert (list(found.stopped), found.continued) == ([0, 2], [1, 3])
+        assert "rank 0, 2 stopped training after step 3 of epoch 1, and rank 1, 3 went on to step 4:" in str(found)
+
+    def test_a_sum_that_breaks_as_the_stopped_rank_ends(self, case: Case) -> None:
+        case.connect(0, 1)
+        self.stop(case, 1, 1, 0)
+        case.leave(1)
+        case.beat(0, epoch=1, step=0, phase="step", waits=True)
+        words = {"host": "there", "error": "UnavailableError", "message": "", "traceback": ""}
+        failure = case.watch.note(messages.Failed(rank=0, connection=0, retryable=True, waits=True, **words))
+        assert failure is not None
+        assert failure.message.startswith("rank 1 stopped training")
 
 
 class TestReports:
