@@ -17,8 +17,6 @@ from numpy.typing import NDArray
 from dlspark.errors import DataError
 
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-"""File names that layouts treat as images. Once a file is read, only its content matters."""
 
 RESIZES = ("fit", "crop")
 """Ways to scale an image; see `decode_measured`."""
