@@ -27,6 +27,8 @@ MISNAMED = "an image by its content, of an unknown extension"
 
 _MARKS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _START_BYTES = 18
+# Folders that macOS, Synology, Windows and ext4 add. Those of Synology hold smaller copies of the images.
+_OF_SYSTEMS = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"})
 _CHANGED = ("ETag", "etag", "mtime", "LastModified", "last_modified")  # each file system has its own name for it
 _AT_ONCE = 256
 
@@ -262,7 +264,7 @@ def _extension(name: str) -> str:
 
 
 def _is_hidden(name: str) -> bool:
-    return name.startswith(".") or name == "__MACOSX"
+    return name.startswith(".") or name in _OF_SYSTEMS
 
 
 def _is_inside(path: str, folder: str) -> bool:

@@ -64,8 +64,18 @@ class Store:
         return Store(self._address("/".join(names))) if names else self
 
     def exists(self, name: str) -> bool:
-        """Whether the file or folder ``name`` exists."""
-        return bool(self._filesystem().exists(self._address(name)))
+        """Whether the file or folder ``name`` exists.
+
+        Raises:
+            StoreError: it cannot be told, for lack of a permission or a network.
+        """
+        address = self._address(name)
+        with self._explained("look for", name):
+            try:
+                os.stat(address) if self.is_local else self._filesystem().info(address)
+            except (FileNotFoundError, NotADirectoryError):
+                return False
+            return True
 
     def list(self) -> tuple[str, ...]:
         """Sorted names of the files and folders in the store; empty if the store does not exist."""

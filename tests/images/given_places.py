@@ -57,7 +57,16 @@ def named(root: Path) -> None:
     image(root / "dog" / "1.jpg")
     image(root / "dog" / "2.jpg").rename(root / "dog" / "2.jpg_original")
     Image.new("RGB", (8, 8)).save(root / "dog" / "raw.nef", "TIFF")
-    for name in ("Thumbs.db", "notes.txt", "more.txt", "README", ".hidden.jpg", ".git/a.jpg", "__MACOSX/._1.jpg"):
+    for name in (
+        "Thumbs.db",
+        "notes.txt",
+        "more.txt",
+        "README",
+        ".hidden.jpg",
+        ".git/a.jpg",
+        "__MACOSX/._1.jpg",
+        "@eaDir/1.jpg",
+    ):
         (root / "dog" / name).parent.mkdir(exist_ok=True)
         (root / "dog" / name).write_bytes(b"BMI of the patients")
     os.mkfifo(root / "dog" / "pipe.jpg")
@@ -161,7 +170,7 @@ PLACES: list[Given] = [
         named,
         rows={"cat": 9, "dog": 1},
         passed_over={
-            "hidden": 3,
+            "hidden": 4,
             "not an image (.txt)": 2,
             "not an image (.db)": 1,
             "not an image (no extension)": 1,

@@ -181,6 +181,28 @@ def test_local_file_of_a_local_store_is_the_file_itself(tmp_path: Path) -> None:
     assert Store(tmp_path).local_file("a") == tmp_path / "a"
 
 
+def test_what_cannot_be_read_is_not_said_to_be_missing(tmp_path: Path) -> None:
+    """By another user, as root reads everything; tmp_path is readable by its owner only."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "manifest.json").touch()
+    tmp_path.chmod(0o700 if os.getuid() == 0 else 0)
+    code = (
+        "import os, sys\n"
+        "from dlspark.images.files import images\n"
+        "from dlspark.storage import Store\n"
+        "if os.getuid() == 0: os.setuid(54321)\n"
+        "for read in (lambda: Store(sys.argv[1]).exists('manifest.json'), Store(sys.argv[1]).list,\n"
+        "             lambda: list(images(sys.argv[1]))):\n"
+        "    try: print(read())\n"
+        "    except Exception as error: print(type(error).__name__, error)\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "data")]
+    told = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    tmp_path.chmod(0o700)
+    assert [line.partition(" ")[0] for line in told.stdout.splitlines()] == ["StoreError", "StoreError", "DataError"], told
+    assert told.stdout.count("Permission denied") == 3
+
+
 @pytest.mark.parametrize("cache", ["a file", "no home", "a full disk"])
 def test_trouble_of_the_cache_names_the_cache(cache: str, tmp_path: Path) -> None:
     """Not the dataset. In another process, as limits and the user's number stay."""
