@@ -218,7 +218,7 @@ def _listing(folder: str) -> Iterator[None]:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise DataError(f"Expected a folder; got {folder!r}, which does not exist.") from error
     except OSError as error:
-        raise DataError(f"Expected a readable folder {folder!r}; got: {error.strerror or error}.") from error
+        raise DataError(f"Expected a readable folder {folder!r}; got {error.strerror or error}.") from error
 
 
 def _starts(uri: str, paths: Sequence[str]) -> Sequence[bytes | Exception]:
