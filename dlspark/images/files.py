@@ -47,15 +47,6 @@ class Found(NamedTuple):
     passed_over: str | None
 
 
-def walk(uri: str) -> Iterator[str]:
-    """Yield the paths or URIs of all files at any depth in a folder, in no fixed order, hidden files excepted.
-
-    Raises:
-        DataError: a folder cannot be listed.
-    """
-    return (found.path for found in _files(uri) if found.passed_over is None)
-
-
 def images(uri: str) -> Iterator[Found]:
     """Yield all files at any depth in a folder, in no fixed order; a hidden folder counts as one.
 
@@ -78,7 +69,7 @@ def images(uri: str) -> Iterator[Found]:
 
 
 def stamps(uri: str) -> Iterator[tuple[str, int, Any]]:
-    """Yield name, size and time or tag of the last change of all files of `walk`.
+    """Yield name, size and time or tag of the last change of all files at any depth, hidden ones excepted.
 
     Raises:
         DataError: a folder cannot be listed.
@@ -190,9 +181,13 @@ def _kind(entry: os.DirEntry[str]) -> str | None:
 
 
 def _remote_files(uri: str) -> Iterator[Found]:
-    for name, _ in _remote_entries(uri):
-        hidden = any(_is_hidden(part) for part in name.split("/"))
-        yield Found(f"{uri.rstrip('/')}/{name}", name, HIDDEN if hidden else None)
+    for name, about in _remote_entries(uri):
+        reason = None
+        if any(_is_hidden(part) for part in name.split("/")):
+            reason = HIDDEN
+        elif not about["size"] and not is_image(name):  # S3 has no first bytes of an empty object
+            reason = _judged(_extension(name), b"")
+        yield Found(f"{uri.rstrip('/')}/{name}", name, reason)
 
 
 def _remote_entries(uri: str) -> Iterator[tuple[str, dict[str, Any]]]:

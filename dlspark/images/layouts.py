@@ -227,16 +227,21 @@ def ham10000(source: str, spark: SparkSession) -> DataFrame:
     from pyspark.sql import functions as F
 
     store = Store(source)
-    files = sorted(images(store.uri), reverse=True)
+    files = sorted(images(store.uri))
     tables = [path for path, name, _ in files if "ham10000_metadata" in PurePosixPath(name).name.lower()]
     if not tables:
         raise DataError(f"Expected a file HAM10000_metadata.csv in {store.uri!r}; got none.")
-    # Of two images with one name, the first path is used.
-    pictures = {PurePosixPath(path).stem: path for path, _, passed_over in files if not passed_over}
+    pictures: dict[str, str] = {}
+    aside = []
+    for path, name, passed_over in files:
+        if passed_over is None and pictures.setdefault(PurePosixPath(name).stem, path) != path:
+            passed_over = "a second image of one name"
+        if passed_over and path != tables[0]:
+            aside.append((path, name, passed_over))
     paths = spark.createDataFrame(list(pictures.items()), "image_id string, path string")
     missing = F.concat(F.lit(f"{store.uri}/"), F.col("image_id"), F.lit(".jpg"))
     rows = (
-        read_csv(sorted(tables)[0], spark)
+        read_csv(tables[0], spark)
         .withColumn("listed", F.lit(True))
         .join(paths, "image_id", "full")
         .select(
@@ -252,7 +257,6 @@ def ham10000(source: str, spark: SparkSession) -> DataFrame:
             F.when(F.col("listed").isNull(), "not in the table").alias("passed_over"),
         )
     )
-    aside = [(path, name, why) for path, name, why in files if why and path not in tables]
     others = spark.createDataFrame(aside, "path string, id string, passed_over string")
     return rows.unionByName(others, allowMissingColumns=True)
 

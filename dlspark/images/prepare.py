@@ -145,6 +145,8 @@ def _prepare(
         if passed_over:
             lost = passed_over.keys() & {EMPTY} or [reason for reason in passed_over if reason.startswith(MISNAMED)]
             logger.log(logging.WARNING if lost else logging.INFO, "passed over: %s", in_words(passed_over))
+        if len(classes) == 1:
+            logger.warning("All images have the label %r. Is %r a folder above the classes?", classes[0], settings["source"])
         split = given_split(rows, split, settings["source"])
         known = {"path", "label", "part", "given_part"}
         kinds = tuple((name, column_kind(name, kind)) for name, kind in rows.dtypes if name not in known)

@@ -22,10 +22,12 @@ BOUND = "DLSPARK_CACHE_BYTES"
 WAIT_SECONDS = 3600.0
 """How long a process waits for another process that copies the same file."""
 
+OF_THE_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG})
+"""Errors of a local disk, never of a remote store."""
+
 _POLL_SECONDS = 0.05
 _TEMPORARY = ".copying-"
 _STALE_SECONDS = 24 * 3600.0  # a copy in progress that is older belongs to a dead process
-_OF_THE_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG})  # never of a remote store
 
 
 class CacheError(DlsparkError, OSError):
@@ -103,7 +105,7 @@ class HostCache:
             try:
                 fetch(temporary)
             except OSError as error:
-                if error.errno in _OF_THE_DISK:
+                if error.errno in OF_THE_DISK:
                     raise _trouble(self.folder, error) from error
                 raise
             copied = temporary.stat().st_size

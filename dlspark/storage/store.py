@@ -23,7 +23,7 @@ import fsspec
 
 from dlspark.errors import ConfigError, DlsparkError, MissingDependencyError
 from dlspark.storage.address import OBJECT_STORES, check_path, spelled
-from dlspark.storage.host_cache import HostCache
+from dlspark.storage.host_cache import OF_THE_DISK, HostCache
 
 _TEMPORARY = ".dlspark-tmp-"
 # A put to one of these is atomic. Other remote file systems get a temporary name and a rename.
@@ -168,6 +168,13 @@ class Store:
                     _sync(folder)
                 else:
                     self._upload(temporary, address)
+            except OSError as error:
+                if self.is_local or error.errno not in OF_THE_DISK:
+                    raise
+                raise StoreError(
+                    f"Cannot write {address!r}: the temporary folder {str(folder)!r} has no room ({error.strerror}). Set "
+                    "TMPDIR to a larger one."
+                ) from error
             finally:
                 temporary.unlink(missing_ok=True)
 

@@ -139,6 +139,7 @@ def lesions(root: Path) -> None:
     for number in range(7):
         image(root.parent / "elsewhere" / f"ISIC_{number}.jpg")
     (root / "part 1").symlink_to(root.parent / "elsewhere")
+    image(root / "part 2" / "ISIC_0.jpg")
     header = "lesion_id,image_id,dx,dx_type,age,sex,localization\n"
     lines = "".join(f"HAM_{number},ISIC_{number},{'nv' if number % 2 else 'mel'},histo,50,male,ear\n" for number in range(6))
     (root / "HAM10000_metadata").write_text(header + lines)
@@ -161,7 +162,7 @@ PLACES: list[Given] = [
         lesions,
         layout="ham10000",
         rows={"mel": 3, "nv": 3},
-        passed_over={"not an image (.txt)": 1, "not in the table": 1},
+        passed_over={"not an image (.txt)": 1, "a second image of one name": 1, "not in the table": 1},
     ),
     Given("a class that links to nothing", dangling, error=r"link to 'nowhere'.*Correct or remove"),
     Given("a folder that cannot be listed", too_deep, error="readable folder .*File name too long"),
@@ -197,6 +198,7 @@ PLACES: list[Given] = [
         parts={"train": 6, "test": 2},
         passed_over={"beside the class folders": 4},
     ),
+    Given("a folder above the classes", parted("photos"), rows={"photos": 8}, warning="All images have the label 'photos'"),
     Given("parts and another split", parted("train", "test"), settings={"split": Split(test=0.5)}, error="is split already"),
     Given("parts without train", parted("val", "test"), error="Add the part train"),
     Given("a part among classes", mixed, error="Move 'cat' away, or rename 'test'"),

@@ -69,8 +69,8 @@ def test_a_folder_made_in_a_console_is_empty(endpoint: str) -> None:
     def put(key: str, content: bytes = b"") -> None:
         s3fs.S3FileSystem().call_s3("put_object", Bucket="clinic", Key=key, Body=content)
 
-    def names(uri: str) -> list[str]:
-        return sorted(found.name for found in images(uri))
+    def names(uri: str) -> dict[str, str | None]:
+        return {name: passed_over for _, name, passed_over in sorted(images(uri))}
 
     for key in ("console/", "console/out/", "console/in/", "console/in/cat/", "console/in/dog/", "console/in/dog/deep/"):
         put(key)
@@ -80,12 +80,14 @@ def test_a_folder_made_in_a_console_is_empty(endpoint: str) -> None:
     put("console/in/cat/a b.jpg", b"two")
     put("console/in/cat/scan.001", b"\xff\xd8\xff and more")
     put("console/in_$folder$")
+    put("console/in/cat/deep_$folder$")
     source = Store(f"{BUCKET}/console/in").uri
     assert subfolders(source) == (["cat", "dog"], [])
     assert [found.name for found in subfolders(f"{BUCKET}/console")[1]] == ["in_$folder$"]
-    assert names(f"{source}/dog") == []
+    assert names(f"{source}/dog") == {}
     assert subfolders(source) == (["cat", "dog"], [])
-    assert names(source) == ["cat/100%25.jpg", "cat/a b.jpg", "cat/scan.001"]
+    taken = dict.fromkeys(["cat/100%25.jpg", "cat/a b.jpg", "cat/scan.001"])
+    assert names(source) == {**taken, "cat/deep_$folder$": "not an image (no extension)"}
     paths = [f"{source}/cat/100%25.jpg", "s3a://clinic/console/in/cat/a%20b.jpg", "s3:/clinic/console/in/cat/a b.jpg"]
     assert [content for content, _ in read_files(paths)] == [b"one", b"two", b"two"]
     out.write_bytes("manifest.json", b"")

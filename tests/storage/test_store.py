@@ -229,6 +229,20 @@ def test_trouble_of_the_cache_names_the_cache(cache: str, tmp_path: Path) -> Non
     assert [path.name for path in tmp_path.glob("**/*") if path.is_file() and path.suffix != ".lock"] == ["file"]
 
 
+def test_a_full_temporary_folder_is_named(tmp_path: Path) -> None:
+    code = (
+        "import resource\n"
+        "from dlspark.storage.store import Store\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))\n"
+        "Store('memory://data').write_bytes('shard', bytes(100_000))\n"
+    )
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    command = [sys.executable, "-c", code]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert f"the temporary folder '{tmp_path}' has no room (File too large). Set TMPDIR" in run.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_remote_file_is_copied_once_and_again_when_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     store = Store(f"memory://{uuid.uuid4().hex}/data")
