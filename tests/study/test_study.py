@@ -293,7 +293,7 @@ def test_what_cannot_work_is_refused_before_any_work(
         (
             'source: "cells"',
             "source: 's3://nowhere-at-all/cells'",
-            "data.source: Expected a folder of images; got an error",
+            "data.source: Expected a folder; got 's3://nowhere-at-all/cells', which does not exist",
         ),
     ):
         assert old in study
