@@ -31,6 +31,7 @@ from dlspark import (
     build_classifier,
     prepare_images,
 )
+from dlspark.cli.arguments import local_folder
 from dlspark.images.layouts import csv_layout
 
 mpl.use("Agg")
@@ -132,7 +133,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--backend", action="append", help="use only this backend; repeatable (default: all installed)")
     parser.add_argument("--epochs", type=int, default=EPOCHS)
-    parser.add_argument("--out", type=Path, default=Path("demo-output"))
+    parser.add_argument("--out", type=local_folder, default=Path("demo-output"))
     options = parser.parse_args()
     started = time.monotonic()
     installed = available_backends()

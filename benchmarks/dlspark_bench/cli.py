@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dlspark import ConfigError, DlsparkError
+from dlspark.cli.arguments import local_folder
 from dlspark.cli.output import Block, Facts, Report, Table
 from dlspark.cli.output import write as write_report
 from dlspark_bench import hardware, predict, report
@@ -64,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--backend", help="measure this backend, a hand-written loop, and the engine without dlspark")
     run.add_argument("--workers", type=int, default=1, help="workers of --backend (default: 1)")
     run.add_argument("--threads", type=int, default=1, help="threads per worker of --backend (default: 1)")
-    run.add_argument("--out", type=Path, default=RESULTS, help=f"folder for the results (default: {RESULTS})")
+    run.add_argument("--out", type=local_folder, default=RESULTS, help=f"folder for the results (default: {RESULTS})")
     run.set_defaults(run=_run)
     compare = commands.add_parser("compare", help="compare runs of the same work, on CPU or GPU")
     compare.add_argument("results", nargs="+", type=Path)
@@ -84,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     ahead.set_defaults(run=_predict)
     page = commands.add_parser("report", help="write tables, pictures and one offline page")
     page.add_argument("results", nargs="+", type=Path)
-    page.add_argument("--out", type=Path, help=f"folder for {report.PAGE} and the pictures")
+    page.add_argument("--out", type=local_folder, help=f"folder for {report.PAGE} and the pictures")
     page.set_defaults(run=_report)
     listed = commands.add_parser("list", help="list built-in scenarios and results")
     listed.add_argument("--results", type=Path, default=RESULTS)

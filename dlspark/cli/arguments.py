@@ -8,6 +8,7 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, NoReturn
 
 from dlspark.errors import ConfigError, did_you_mean
@@ -82,6 +83,19 @@ def image_size(text: str) -> tuple[int, int]:
     if match is None:
         raise argparse.ArgumentTypeError(f"expected pixels as 224 or HEIGHTxWIDTH, got {text!r}")
     return int(match[1]), int(match[2] or match[1])
+
+
+def local_folder(text: str) -> Path:
+    """A folder on this machine, in any spelling that a `Store` takes."""
+    from dlspark.storage import Store  # here, so that the commands start fast
+
+    try:
+        store = Store(text)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    if not store.is_local:
+        raise argparse.ArgumentTypeError(f"expected a folder on this machine, got {text!r}")
+    return Path(store.uri)
 
 
 def words(text: str) -> list[str]:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from dlspark.data.arrow import dtype_and_shape, in_words, view
 from dlspark.data.sharding import epoch_order, num_steps, step_range
 from dlspark.data.structure import Structure, columns_of, restore, with_tuples
-from dlspark.errors import DataError
+from dlspark.errors import DataError, DlsparkError
 from dlspark.storage import BOUND, HostCache, Store, StoreError
 
 _LARGE_ROW_BYTES = 4096
@@ -230,7 +230,11 @@ def _map_file(store: Store, name: str, crc32: int | None) -> tuple[list[pa.Recor
         with pa.ipc.open_file(pa.BufferReader(pa.py_buffer(mapped))) as reader:
             return [reader.get_batch(number) for number in range(reader.num_record_batches)], reader.schema, mapped
     except StoreError as error:
-        raise DataError(f"The shard {name!r} of {store.uri!r} is missing: {error} Prepare the dataset again.") from error
+        if store.is_local or isinstance(error.__cause__, FileNotFoundError):
+            raise DataError(f"The shard {name!r} of {store.uri!r} is missing: {error} Prepare the dataset again.") from error
+        raise  # the network, or a right: the dataset may be intact
+    except DlsparkError:  # of the cache, or of its limits
+        raise
     except (pa.ArrowException, OSError, ValueError) as error:
         raise DataError(f"The shard {name!r} of {store.uri!r} is damaged: {error}. Prepare the dataset again.") from error
 

@@ -20,8 +20,6 @@ from dlspark.images.intact import PNG, bare_png, check_png, check_tiff
 from dlspark.images.jpeg import load_jpeg
 
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-"""File names that layouts treat as images. Once a file is read, only its content matters."""
 
 RESIZES = ("fit", "crop")
 """Ways to scale an image; see `decode_measured`."""

@@ -8,6 +8,8 @@ A layout is a function ``(source, spark) -> DataFrame`` with one row per image a
 - ``group``, optional: a patient or lesion whose images must stay in one part of a split,
 - ``problem``, optional: why the image cannot be used, or null. A row with a problem is rejected, and its other columns may
   be null,
+- ``passed_over``, optional: why the file is not an image of the collection, or null. Such a row is only counted,
+- ``given_part``, optional: "train", "validation" or "test", the collection's own split, which the default split keeps,
 
 and any further columns of text, numbers or booleans, which are kept beside the images.
 
@@ -19,18 +21,18 @@ docstring says what the layout reads.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import partial
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-import fsspec
-
 from dlspark._require import LAYOUTS, known
 from dlspark.data import quoted
 from dlspark.errors import ConfigError, DataError, did_you_mean
-from dlspark.images.source import is_image, read_csv, walk
+from dlspark.images.files import EMPTY, images, subfolders
+from dlspark.images.source import read_csv
 from dlspark.storage import Store
 
 if TYPE_CHECKING:
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
 
 Layout: TypeAlias = "Callable[[str, SparkSession], DataFrame]"
 
-RESERVED = ("path", "id", "label", "group", "image", "problem", "fold")
+RESERVED = ("path", "id", "label", "group", "image", "problem", "passed_over", "given_part", "fold")
 """Columns with a fixed meaning; a CSV column of such a name is kept as ``csv_<name>``."""
 
 
@@ -85,25 +87,51 @@ def reads(layout: Layout) -> str:
 
 
 def folders(source: str, spark: SparkSession) -> DataFrame:
-    """Class folders with image files at any depth: ``<source>/<class>/…/<image>``.
+    """Class folders with image files at any depth: ``<source>/<class>/…/<image>``, or below ``train/``, ``test/``, ….
 
-    The id is the path within ``source``. Hidden files and files without the extension of an image are skipped.
+    The id is the path within ``source``. If all folders are named like parts (``train``, ``val``, ``test_set``, …), the
+    classes are one folder below, and the parts are kept in ``given_part``; a part alone is only a folder in between.
 
     Raises:
-        DataError: ``source`` holds no folders.
+        DataError: ``source`` holds no folders, or folders of parts beside others.
     """
-    store = Store(source)
-    filesystem, root = fsspec.core.url_to_fs(store.uri)
-    try:
-        entries = filesystem.ls(root, detail=True)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise DataError(f"Expected a folder; got {store.uri!r}, which does not exist.") from error
-    names = sorted(PurePosixPath(entry["name"]).name for entry in entries if entry["type"] == "directory")
-    classes = [name for name in names if not name.startswith(".")]
-    if not classes:
-        raise DataError(f"Expected folders named after the classes in {store.uri!r}; got none.")
-    listed = spark.sparkContext.parallelize(classes, len(classes)).flatMap(partial(_list_class, uri=store.uri))
-    return spark.createDataFrame(listed, "path string, id string, label string")
+    uri = Store(source).uri
+    names, beside = subfolders(uri)
+    parts = _parts(uri, names)
+    todo: list[tuple[str, str | None]] = []  # a class folder's path within the source, and its part
+    for folder in parts or [""]:
+        below, others = subfolders(f"{uri}/{folder}") if folder else (names, [])
+        todo += [(f"{folder}/{name}".lstrip("/"), parts.get(folder)) for name in below]
+        beside += others
+    if not todo:
+        raise DataError(f"Expected folders named after the classes in {uri!r}; got none.")
+    listed = spark.sparkContext.parallelize(todo, min(len(todo), _MOST_TASKS)).flatMap(partial(_list_class, uri=uri))
+    aside = [(each.path, each.name, None, None, each.passed_over) for each in beside]
+    if aside:
+        listed = listed.union(spark.sparkContext.parallelize(aside, 1))
+    rows = spark.createDataFrame(listed, "path string, id string, label string, given_part string, passed_over string")
+    # One part with classes is no split: the others may be missing, or without labels.
+    return rows if len({part for _, part in todo}) > 1 else rows.drop("given_part")
+
+
+_MOST_TASKS = 256
+_PART = re.compile(r"(train|val|test)(ing|id|idation)?([ _-]?(set|data|images))?", re.IGNORECASE)
+
+
+def _parts(uri: str, names: Sequence[str]) -> dict[str, str]:
+    """The part of each folder, if the folders are parts and not classes."""
+    matches = {name: _PART.fullmatch(name) for name in names}
+    parts = {name: "validation" if (word := match[1].lower()) == "val" else word for name, match in matches.items() if match}
+    if not parts:
+        return {}
+    others = [name for name in names if name not in parts]
+    if others or (len(parts) > 1 and "train" not in parts.values()):
+        remedy = f"Move {others[0]!r} away" if others else "Add the part train"
+        raise DataError(
+            f"Expected folders of classes, or of parts such as train and test, in {uri!r}; got {names}. {remedy}, or "
+            f"rename {next(iter(parts))!r} if it is a class."
+        )
+    return parts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,17 +227,23 @@ def ham10000(source: str, spark: SparkSession) -> DataFrame:
     from pyspark.sql import functions as F
 
     store = Store(source)
-    files = list(walk(store.uri))
-    tables = [path for path in files if "ham10000_metadata" in PurePosixPath(path).name.lower()]
+    files = sorted(images(store.uri))
+    tables = [path for path, name, _ in files if "ham10000_metadata" in PurePosixPath(name).name.lower()]
     if not tables:
         raise DataError(f"Expected a file HAM10000_metadata.csv in {store.uri!r}; got none.")
-    # Of two images with one name, the first path is used.
-    images = {PurePosixPath(path).stem: path for path in sorted(files, reverse=True) if is_image(path)}
-    paths = spark.createDataFrame(list(images.items()), "image_id string, path string")
+    pictures: dict[str, str] = {}
+    aside = []
+    for path, name, passed_over in files:
+        if passed_over is None and pictures.setdefault(PurePosixPath(name).stem, path) != path:
+            passed_over = "a second image of one name"
+        if passed_over and path != tables[0]:
+            aside.append((path, name, passed_over))
+    paths = spark.createDataFrame(list(pictures.items()), "image_id string, path string")
     missing = F.concat(F.lit(f"{store.uri}/"), F.col("image_id"), F.lit(".jpg"))
-    return (
-        read_csv(sorted(tables)[0], spark)
-        .join(paths, "image_id", "left")
+    rows = (
+        read_csv(tables[0], spark)
+        .withColumn("listed", F.lit(True))
+        .join(paths, "image_id", "full")
         .select(
             F.coalesce("path", missing).alias("path"),
             F.col("image_id").alias("id"),
@@ -220,8 +254,11 @@ def ham10000(source: str, spark: SparkSession) -> DataFrame:
             F.col("age").cast("double").alias("age"),
             "sex",
             "localization",
+            F.when(F.col("listed").isNull(), "not in the table").alias("passed_over"),
         )
     )
+    others = spark.createDataFrame(aside, "path string, id string, passed_over string")
+    return rows.unionByName(others, allowMissingColumns=True)
 
 
 _CNMC_NAME = r"^UID_(H?\d+)_(\d+)_(\d+)_(all|hem)\.[A-Za-z]+$"
@@ -237,8 +274,8 @@ def cnmc(source: str, spark: SparkSession) -> DataFrame:
     from pyspark.sql import functions as F
 
     root = Store(source).uri
-    found = spark.createDataFrame([(path,) for path in sorted(walk(root)) if is_image(path)], "path string")
-    name = F.element_at(F.split("path", "/"), -1)
+    found = spark.createDataFrame(sorted(images(root)), "path string, id string, passed_over string")
+    name = F.element_at(F.split("id", "/"), -1)
 
     def field(number: int) -> Any:
         return F.regexp_extract(name, _CNMC_NAME, number)
@@ -247,7 +284,7 @@ def cnmc(source: str, spark: SparkSession) -> DataFrame:
     consistent = field(1).startswith("H") == (field(4) == "hem")
     return found.select(
         "path",
-        F.substring(F.col("path"), len(root) + 2, 2**31 - 1).alias("id"),
+        "id",
         field(4).alias("label"),
         field(1).alias("group"),
         field(1).alias("subject"),
@@ -256,14 +293,18 @@ def cnmc(source: str, spark: SparkSession) -> DataFrame:
         F.when(~parsed, "its name is not UID_<subject>_<image>_<cell>_<all or hem>")
         .when(~consistent, "its name gives a diagnosis that contradicts its subject")
         .alias("problem"),
+        "passed_over",
     )
 
 
-def _list_class(name: str, *, uri: str) -> Iterator[tuple[str, str, str]]:
-    folder = f"{uri}/{name}"
-    for path in walk(folder):
-        if is_image(path):
-            yield path, path[len(uri) + 1 :], name
+def _list_class(task: tuple[str, str | None], *, uri: str) -> Iterator[tuple[str | None, ...]]:
+    folder, part = task
+    label, empty = folder.rpartition("/")[2], True
+    for found in images(f"{uri}/{folder}"):
+        empty = empty and found.passed_over is not None
+        yield found.path, f"{folder}/{found.name}", label, part, found.passed_over
+    if empty:
+        yield f"{uri}/{folder}", folder, label, part, EMPTY
 
 
 def _column(name: str) -> Any:

@@ -25,11 +25,12 @@ from dlspark.data import PARTS, Split, assign, leak_warning, split_report, under
 from dlspark.errors import ConfigError, DataError
 from dlspark.images.dataset import FORMAT, MANIFEST, ImageDataset
 from dlspark.images.decode import BITS, RESIZES
+from dlspark.images.files import EMPTY, MISNAMED
 from dlspark.images.layouts import Layout, describe, find_layout, reads
 from dlspark.images.progress import show_progress
 from dlspark.images.rejected import MAX_LISTED, REJECTED, Rejected, judge
 from dlspark.images.sharding import numbered, shards_of
-from dlspark.images.table import counted, normalised
+from dlspark.images.table import counted, given_split, in_words, normalised, without_passed_over
 from dlspark.images.write import SOURCE_SIZE, ShardTask, column_kind, dark_warning, write_counted
 from dlspark.spark import available_slots, get_session, local_cores, told_plainly
 from dlspark.storage import Store
@@ -76,7 +77,7 @@ def prepare_images(
             longer side.
         bits: how many bits the values of 16-bit images use, 8 to 16. Many cameras and scanners use 12, which come out dark
             by default; a warning says so.
-        split: the split into parts; ``Split()`` when None.
+        split: the split into parts; ``Split()`` when None. The default keeps the parts of a collection that has them.
         strict: fail if a single image cannot be read.
         max_rejected_fraction: otherwise, the largest fraction of images that may be unreadable. They are left out and
             listed with path and reason in ``rejected.parquet``.
@@ -134,24 +135,31 @@ def _prepare(
     max_rejected_fraction: float,
 ) -> dict[str, Any]:
     found = normalised(layout(settings["source"], spark)).persist()
-    rows, cached = found, [found]
+    cached = [found]
     useless = Rejected((), 0, 0)
     try:
-        if "problem" in found.columns:
-            aside = found.filter("problem IS NOT NULL")
+        rows, passed_over = without_passed_over(found)
+        if "problem" in rows.columns:
+            aside = rows.filter("problem IS NOT NULL")
             listed = tuple((row["path"], row["problem"]) for row in aside.limit(MAX_LISTED).collect())
-            useless = Rejected(listed, aside.count(), found.count())
+            useless = Rejected(listed, aside.count(), rows.count())
             # Checked before decoding too: the collection may not fit the layout at all.
             judge(useless.summary(), strict, max_rejected_fraction)
-            rows = found.filter("problem IS NULL").drop("problem")
-        total, classes = counted(rows, settings, reads(layout))
-        known = {"path", "label", "part"}
+            rows = rows.filter("problem IS NULL").drop("problem")
+        total, classes = counted(rows, settings, reads(layout), in_words(passed_over))
+        if passed_over:
+            lost = passed_over.keys() & {EMPTY} or [reason for reason in passed_over if reason.startswith(MISNAMED)]
+            logger.log(logging.WARNING if lost else logging.INFO, "passed over: %s", in_words(passed_over))
+        if len(classes) == 1:
+            logger.warning("All images have the label %r. Is %r a folder above the classes?", classes[0], settings["source"])
+        split = given_split(rows, split, settings["source"])
+        known = {"path", "label", "part", "given_part"}
         kinds = tuple((name, column_kind(name, kind)) for name, kind in rows.dtypes if name not in known)
         parted = assign(rows, split)
         if split.undersample:
             parted = undersampled(parted, seed=split.seed)
         cached.append(parted.persist())
-        drawn = split_report(parted)
+        drawn = {**split_report(parted), "column": split.column}
         drawn["left_out"] = total - sum(part["rows"] for part in drawn["parts"].values())
         warning = leak_warning(drawn)
         if warning:
@@ -203,6 +211,7 @@ def _prepare(
         "columns": ["image", "label", *SOURCE_SIZE, *(name for name, _ in kinds)],
         "parts": {part: _part(part, classes, summaries) for part in PARTS},
         "rejected": rejected.summary(),
+        "passed_over": passed_over,
         "split": drawn,
         "settings": settings,
         "versions": {"python": platform.python_version(), **installed_versions(_VERSIONS_OF)},

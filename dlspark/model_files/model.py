@@ -95,15 +95,15 @@ def check_model_file(path: Path, name: str, *, registered: Container[str] = ()) 
 
 def _local_file(name: str) -> Path:
     """The model's file on this machine."""
-    folder, _, last = name.rstrip("/").rpartition("/")
+    store = Store(name)
+    folder, _, last = store.uri.rpartition("/")
     if last.lower().endswith((".h5", ".hdf5")):
         raise _legacy(name)
-    if last.endswith(".keras") and not os.path.isdir(name):
-        store = Store(folder or ("/" if name.startswith("/") else "."))
+    if last.endswith(".keras") and not os.path.isdir(store.uri):
+        store = Store(folder or "/")
         if not store.exists(last):
             raise DataError(f"Expected a model at {name!r}; got no such file.")
         return store.local_file(last)
-    store = Store(name)
     if store.exists("saved_model.pb"):
         raise ConfigError(
             f"{name!r} is a SavedModel folder, whose graph can read and write files when it runs; only .keras files are "

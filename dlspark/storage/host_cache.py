@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shutil
+import socket
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -20,9 +22,16 @@ BOUND = "DLSPARK_CACHE_BYTES"
 WAIT_SECONDS = 3600.0
 """How long a process waits for another process that copies the same file."""
 
+OF_THE_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG})
+"""Errors of a local disk, never of a remote store."""
+
 _POLL_SECONDS = 0.05
 _TEMPORARY = ".copying-"
 _STALE_SECONDS = 24 * 3600.0  # a copy in progress that is older belongs to a dead process
+
+
+class CacheError(DlsparkError, OSError):
+    """The cache of this host cannot be used: its folder is not writable, or its disk is full. The data may be intact."""
 
 
 class HostCache:
@@ -38,17 +47,25 @@ class HostCache:
 
     Raises:
         ConfigError: `BOUND` is not a whole number of bytes.
+        CacheError: the folder cannot be created.
     """
 
     def __init__(self, folder: Path, max_bytes: int | None = None) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self.folder = folder
-        self.max_bytes = _bound(folder) if max_bytes is None else max_bytes
+        with _explained(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            self.folder = folder
+            self.max_bytes = _bound(folder) if max_bytes is None else max_bytes
 
     @classmethod
     def of_user(cls) -> HostCache:
         """The cache in ``$XDG_CACHE_HOME/dlspark/files`` (``~/.cache/dlspark/files``)."""
-        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        try:
+            home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        except RuntimeError as error:  # a user without an entry in the passwords' file, as in some containers
+            raise CacheError(
+                f"Expected a home for the cache of remote files; got none on {socket.gethostname()}: {error} Set "
+                "XDG_CACHE_HOME to a folder."
+            ) from error
         return cls(Path(home, "dlspark", "files"))
 
     def get(self, key: str, size: Callable[[], int], fetch: Callable[[Path], object], *, crc32: int | None = None) -> Path:
@@ -63,6 +80,7 @@ class HostCache:
         Raises:
             DataError: the fetched file has another size or CRC-32; it is removed.
             ConfigError: the file is larger than the cache.
+            CacheError: the cache cannot be written. Errors of ``fetch`` that are not of the disk are raised as they are.
             DlsparkError: another process has been copying the file for `WAIT_SECONDS`.
         """
         path = self.folder / key
@@ -79,10 +97,17 @@ class HostCache:
         return path
 
     def _copy(self, path: Path, size: int, fetch: Callable[[Path], object], crc32: int | None) -> None:
-        self._make_room(size)
         temporary = self.folder / f"{_TEMPORARY}{uuid.uuid4().hex}"
+        with _explained(self.folder):
+            self._make_room(size)
+            temporary.touch()
         try:
-            fetch(temporary)
+            try:
+                fetch(temporary)
+            except OSError as error:
+                if error.errno in OF_THE_DISK:
+                    raise _trouble(self.folder, error) from error
+                raise
             copied = temporary.stat().st_size
             if copied != size:
                 raise DataError(f"Expected {size:,} bytes in {path.name!r}; got {copied:,}. Try again, or prepare it again.")
@@ -91,7 +116,8 @@ class HostCache:
                     f"Expected the CRC-32 {crc32:08x} for {path.name!r}; got {found:08x}: the file is damaged, in the store "
                     "or by the copy. Try again, or prepare it again."
                 )
-            os.replace(temporary, path)
+            with _explained(self.folder):
+                os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -117,11 +143,12 @@ class HostCache:
 
     def _touch(self, path: Path) -> bool:
         """Mark a copy as used now; returns whether it exists."""
-        try:
-            os.utime(path)
-        except FileNotFoundError:
-            return False
-        return True
+        with _explained(self.folder):
+            try:
+                os.utime(path)
+            except FileNotFoundError:
+                return False
+            return True
 
 
 def _bound(folder: Path) -> int:
@@ -133,11 +160,28 @@ def _bound(folder: Path) -> int:
     return int(text)
 
 
+def _trouble(folder: Path, error: OSError) -> CacheError:
+    return CacheError(
+        f"The cache of remote files {str(folder)!r} on {socket.gethostname()} cannot be used: {error.strerror or error}. "
+        f"Set XDG_CACHE_HOME to a folder that this user can write, on a disk with room, or {BOUND} to a smaller size."
+    )
+
+
+@contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise _trouble(folder, error) from error
+
+
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """Lock ``path`` against all other processes of this host; the kernel releases the lock when the holder dies."""
     deadline = time.monotonic() + WAIT_SECONDS
-    with path.open("w") as handle:
+    with _explained(path.parent):
+        handle = path.open("w")
+    with handle:
         while True:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -22,11 +22,12 @@ from typing import Any
 import fsspec
 
 from dlspark.errors import ConfigError, DlsparkError, MissingDependencyError
-from dlspark.storage.host_cache import HostCache
+from dlspark.storage.address import OBJECT_STORES, check_path, spelled
+from dlspark.storage.host_cache import OF_THE_DISK, HostCache
 
 _TEMPORARY = ".dlspark-tmp-"
 # A put to one of these is atomic. Other remote file systems get a temporary name and a rename.
-_OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "oci", "r2", "memory"})
+_ATOMIC = OBJECT_STORES | {"memory"}
 _WITH_PASSWORD = re.compile(r"^[a-z0-9+.-]+://[^/@]*:[^/@]*@", re.IGNORECASE)
 
 
@@ -39,11 +40,12 @@ class Store:
     """A folder named by a URI. Frozen, picklable, and equal to other stores of the same URI.
 
     Args:
-        uri: a path, or a URI of a file system that fsspec supports. A local path becomes absolute; it need not exist.
+        uri: a path, or a URI of a file system that fsspec supports, in any spelling of `address.spelled`. A local path
+            becomes absolute; it need not exist.
 
     Raises:
-        ConfigError: the URI is empty, has an unknown protocol, or contains a password or a signature, which would end up in
-            logs and saved files.
+        ConfigError: the URI is empty, has an unknown protocol, is misspelled, or contains a password or a signature, which
+            would end up in logs and saved files.
         MissingDependencyError: the package for this protocol is not installed.
     """
 
@@ -64,8 +66,18 @@ class Store:
         return Store(self._address("/".join(names))) if names else self
 
     def exists(self, name: str) -> bool:
-        """Whether the file or folder ``name`` exists."""
-        return bool(self._filesystem().exists(self._address(name)))
+        """Whether the file or folder ``name`` exists.
+
+        Raises:
+            StoreError: it cannot be told, for lack of a permission or a network.
+        """
+        address = self._address(name)
+        with self._explained("look for", name):
+            try:
+                os.stat(address) if self.is_local else self._filesystem().info(address)
+            except (FileNotFoundError, NotADirectoryError):
+                return False
+            return True
 
     def list(self) -> tuple[str, ...]:
         """Sorted names of the files and folders in the store; empty if the store does not exist."""
@@ -158,6 +170,13 @@ class Store:
                     _sync(folder)
                 else:
                     self._upload(temporary, address)
+            except OSError as error:
+                if self.is_local or error.errno not in OF_THE_DISK:
+                    raise
+                raise StoreError(
+                    f"Cannot write {address!r}: the temporary folder {str(folder)!r} has no room ({error.strerror}). Set "
+                    "TMPDIR to a larger one."
+                ) from error
             finally:
                 temporary.unlink(missing_ok=True)
 
@@ -188,16 +207,19 @@ class Store:
             )
 
     def _names(self) -> set[str]:
-        try:
-            found = self._filesystem().ls(self.uri, detail=False)
-        except (FileNotFoundError, NotADirectoryError):
-            return set()
-        return {str(path).rstrip("/").rpartition("/")[2] for path in found} - {""}
+        with self._explained("list", ""):
+            try:
+                found = [str(path) for path in self._filesystem().ls(self.uri, detail=False)]
+            except (FileNotFoundError, NotADirectoryError):
+                return set()
+        # S3's console marks a folder by an empty object "folder/", which is listed in the folder itself.
+        marker = f"{fsspec.core.url_to_fs(self.uri)[1]}/"
+        return {path.rstrip("/").rpartition("/")[2] for path in found if path != marker} - {""}
 
     def _upload(self, source: Path, address: str) -> None:
         filesystem = self._filesystem()
         parent, _, last = address.rpartition("/")
-        if self.uri.partition("://")[0] in _OBJECT_STORES:
+        if self.uri.partition("://")[0] in _ATOMIC:
             filesystem.put_file(str(source), address)
             return
         filesystem.makedirs(parent, exist_ok=True)
@@ -233,9 +255,15 @@ class Store:
 def _normalise(uri: str) -> str:
     if not uri:
         raise ConfigError("Expected the URI of a folder, such as 'runs/1' or 's3://bucket/runs/1'; got an empty one.")
+    uri = spelled(uri)
+    try:
+        if b"\0" in uri.encode():
+            raise ConfigError(f"Expected a path; got {uri!r}, with a null character. Correct it.")
+    except UnicodeEncodeError as error:  # Python writes such bytes as surrogates
+        raise ConfigError(f"Expected a path in UTF-8; got {uri!r}. Rename the folder.") from error
     protocol, separator, rest = uri.partition("://")
-    if not separator or protocol in {"file", "local"}:
-        return os.path.abspath(os.path.expanduser(rest if separator else uri))
+    if not separator:
+        return check_path(uri)
     if _WITH_PASSWORD.match(uri) or (protocol in {"http", "https"} and "?" in rest):
         raise ConfigError(
             f"Expected a plain {protocol} URI; got one with a password or a signature, which would end up in logs and saved "

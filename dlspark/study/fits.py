@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dlspark.data import quoted
@@ -43,8 +42,9 @@ def keep_fit(folder: Folder, spark: SparkSession, settings: FitSettings) -> Docu
             predicted = predict_classes(fitted, test, num_classes=len(classes))
             table = write_table(folder.store, predicted.select("id", "probabilities"))
         if folder.store.is_local:
-            # With a scheme, because Spark takes a bare path to be on the cluster's default file system.
-            fitted.pipeline.write().overwrite().save(Path(folder.store.child(PIPELINE).uri).as_uri())
+            # With a scheme, because Spark takes a bare path to be on the cluster's default file system. Not Path.as_uri:
+            # Hadoop would not decode "a%20b".
+            fitted.pipeline.write().overwrite().save(f"file://{folder.store.child(PIPELINE).uri}")
     finally:
         train.unpersist()
         test.unpersist()

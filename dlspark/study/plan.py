@@ -8,9 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import fsspec
-
-from dlspark.errors import ConfigError
+from dlspark.errors import ConfigError, DataError
+from dlspark.images import stamps
 from dlspark.job import versions
 from dlspark.models import check_augment, check_backbone
 from dlspark.spark import get_session, local_cores
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
 Work = Callable[[Folder], Document]
 _KERAS = ("keras", "tensorflow")
 _KERAS_ON_SPARK = (*_KERAS, "pyspark")
-_CHANGED = ("ETag", "etag", "mtime", "LastModified", "last_modified")  # each file system has its own name for it
 
 
 class StudyPlan:
@@ -204,7 +202,7 @@ class StudyPlan:
 
 
 def _fingerprint(source: str, store: Store) -> str:
-    """A digest of the names, sizes and modification times of the files in a folder, hidden files excepted."""
+    """A digest of the names, sizes and modification times of the files in a folder; hidden ones are left out."""
     uri = Store(source).uri
     if f"{store.uri}/".startswith(f"{uri.rstrip('/')}/"):
         raise ConfigError(
@@ -212,19 +210,16 @@ def _fingerprint(source: str, store: Store) -> str:
             "changed images. Set another store."
         )
     try:
-        filesystem, root = fsspec.core.url_to_fs(uri)
-        found = filesystem.find(root, detail=True)
+        found = sorted(stamps(uri))
+    except DataError as error:
+        raise ConfigError(f"{error} Correct data.source.") from error
     except Exception as error:  # every file system has its own errors: no credentials, no such bucket, no network
         raise ConfigError(f"Expected a folder of images; got an error when listing {uri!r}: {error}") from error
     if not found:
         raise ConfigError(f"Expected a folder of images; got no file in {uri!r}. Correct data.source.")
     digest = hashlib.sha256()
-    for path, about in sorted(found.items()):
-        name = path[len(root) :].lstrip("/")
-        if any(part.startswith(".") for part in name.split("/")):
-            continue
-        changed = next((about[word] for word in _CHANGED if word in about), "")
-        digest.update(f"{name}\0{about['size']}\0{changed}\n".encode())
+    for name, size, changed in found:
+        digest.update(f"{name}\0{size}\0{changed}\n".encode())
     return digest.hexdigest()
 
 

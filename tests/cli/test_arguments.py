@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 
-from dlspark.cli.arguments import image_size, key_value, typed, whole_numbers, words
+from dlspark.cli.arguments import image_size, key_value, local_folder, typed, whole_numbers, words
 from dlspark.errors import ConfigError
 
 
@@ -65,6 +66,13 @@ def test_a_value_of_another_type_is_refused(text: str, expected: str) -> None:
 
 def test_the_last_of_two_counts() -> None:
     assert typed([("count", "1"), ("count", "2")], Options) == {"count": 2}
+
+
+def test_a_local_folder_is_no_uri() -> None:
+    assert local_folder("file:///data/a%20b") == Path("/data/a b")
+    for other in ("s3://bucket/out", "s3:/bucket/out", "dbfs:/out"):
+        with pytest.raises(argparse.ArgumentTypeError, match=r"on this machine|Write '/dbfs/out'"):
+            local_folder(other)
 
 
 def test_sizes_and_lists() -> None:

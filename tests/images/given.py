@@ -20,6 +20,8 @@ class Given:
         rows: the expected number of rows of each class.
         rejected: regular expressions of the reasons, by id or by the end of the path.
         error: a regular expression of the expected DataError or ConfigError; then there is no dataset.
+        passed_over: the expected numbers of files passed over, by reason.
+        parts: the expected numbers of rows of the parts, if the case is about them.
         warning: a regular expression that a logged warning must match.
         layout: the layout.
         source: what is given as the source, from the folder.
@@ -30,6 +32,8 @@ class Given:
     make: Callable[[Path], None]
     rows: Mapping[str, int] = field(default_factory=dict)
     rejected: Mapping[str, str] = field(default_factory=dict)
+    passed_over: Mapping[str, int] = field(default_factory=dict)
+    parts: Mapping[str, int] = field(default_factory=dict)
     error: str = ""
     warning: str = ""
     layout: Any = "folders"

@@ -38,5 +38,8 @@ def test_every_row_is_there_or_named(given: Given, spark: Any, tmp_path: Path, c
     for name, reason in given.rejected.items():
         (found,) = [each["reason"] for each in listed if each["path"].endswith(name)]
         assert re.search(reason, found)
+    assert dataset.summary()["passed_over"] == given.passed_over
+    if given.parts:
+        assert {name: part["rows"] for name, part in dataset.summary()["parts"].items() if part["rows"]} == given.parts
     if given.warning:
         assert re.search(given.warning, caplog.text)

@@ -16,7 +16,7 @@ from PIL import Image
 
 from dlspark.data.split import Split
 from dlspark.errors import ConfigError, DataError
-from dlspark.images import layouts, prepare, read
+from dlspark.images import files, layouts, prepare, read
 from dlspark.images.dataset import ImageDataset
 from dlspark.images.layouts import KnownLayout, csv_layout
 from dlspark.images.prepare import prepare_images
@@ -351,9 +351,13 @@ def test_remote_files_are_listed_and_read() -> None:
     for name in ("nv/a.JPG", "nv/deep/b[1].png", "nv/.hidden.png", "nv/notes.txt"):
         with fsspec.open(f"{bucket}/{name}", "wb") as file:
             file.write(name.encode())
-    listed = sorted(layouts._list_class("nv", uri=bucket))
-    assert [name for _, name, _ in listed] == ["nv/a.JPG", "nv/deep/b[1].png"]
-    paths = [path for path, _, _ in listed]
+    listed = sorted(files.images(bucket))
+    assert {name: reason for _, name, reason in listed if reason} == {
+        "nv/.hidden.png": "hidden",
+        "nv/notes.txt": "not an image (.txt)",
+    }
+    paths = [path for path, _, reason in listed if reason is None]
+    assert paths == [f"{bucket}/nv/a.JPG", f"{bucket}/nv/deep/b[1].png"]
     found = list(read.read_files([paths[1], f"{bucket}/nv/gone.png", None, paths[0]]))
     assert [data for data, _ in found] == [b"nv/deep/b[1].png", None, None, b"nv/a.JPG"]
     assert "FileNotFoundError" in found[1][1]

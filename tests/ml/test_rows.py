@@ -42,10 +42,10 @@ def test_bytes_paths_and_structs_of_one_image_are_one_input(
     file.write_bytes(data)
     as_opencv = np.ascontiguousarray(pixels[..., [2, 1, 0, 3][:channels]] if channels > 1 else pixels)
     struct = ImageStruct(20, 30, channels, as_opencv.tobytes())
-    values = [data, bytearray(data), str(file), f"file:{file}", f"file://{file}", struct]
+    values = [data, bytearray(data), str(file), f"file:{file}", f"file://{file}", file.as_uri(), struct]
     found, reasons = ImageReader((8, 6), resize).read(values, pool)
-    assert reasons == [None] * 6
-    assert found.shape == (6, 8, 6, 3)
+    assert reasons == [None] * 7
+    assert found.shape == (7, 8, 6, 3)
     assert (found == decode(data, (8, 6), resize=resize)).all()
 
 

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 from dlspark.images.dataset import ImageDataset
+from dlspark.images.files import images, subfolders
+from dlspark.images.read import read_files
 from dlspark.storage.host_cache import HostCache
 from dlspark.storage.store import Store, StoreError
 
@@ -58,6 +60,40 @@ def test_what_is_not_there_is_said_so(endpoint: str) -> None:
         Store(f"{BUCKET}/runs").read_bytes("nothing")
     with pytest.raises(StoreError, match="no-such-bucket"):
         Store("s3://no-such-bucket/runs").write_bytes("a", b"b")
+
+
+def test_a_folder_made_in_a_console_is_empty(endpoint: str) -> None:
+    """S3's console makes a folder by an empty object whose key ends with a slash."""
+    import s3fs
+
+    def put(key: str, content: bytes = b"") -> None:
+        s3fs.S3FileSystem().call_s3("put_object", Bucket="clinic", Key=key, Body=content)
+
+    def names(uri: str) -> dict[str, str | None]:
+        return {name: passed_over for _, name, passed_over in sorted(images(uri))}
+
+    for key in ("console/", "console/out/", "console/in/", "console/in/cat/", "console/in/dog/", "console/in/dog/deep/"):
+        put(key)
+    out = Store(f"{BUCKET}/console/out")
+    assert out.list() == ()
+    put("console/in/cat/100%25.jpg", b"one")
+    put("console/in/cat/a b.jpg", b"two")
+    put("console/in/cat/scan.001", b"\xff\xd8\xff and more")
+    put("console/in_$folder$")
+    put("console/in/cat/deep_$folder$")
+    source = Store(f"{BUCKET}/console/in").uri
+    assert subfolders(source) == (["cat", "dog"], [])
+    assert [found.name for found in subfolders(f"{BUCKET}/console")[1]] == ["in_$folder$"]
+    assert names(f"{source}/dog") == {}
+    assert subfolders(source) == (["cat", "dog"], [])
+    taken = dict.fromkeys(["cat/100%25.jpg", "cat/a b.jpg", "cat/scan.001"])
+    assert names(source) == {**taken, "cat/deep_$folder$": "not an image (no extension)"}
+    paths = [f"{source}/cat/100%25.jpg", "s3a://clinic/console/in/cat/a%20b.jpg", "s3:/clinic/console/in/cat/a b.jpg"]
+    assert [content for content, _ in read_files(paths)] == [b"one", b"two", b"two"]
+    out.write_bytes("manifest.json", b"")
+    assert out.list() == ("manifest.json",)
+    out.delete_all()
+    assert out.list() == ()
 
 
 def test_a_public_bucket_is_read_without_credentials(endpoint: str, tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def needed(store: Store, shift: float) -> list[Result]:
 def test_changed_test_rows_change_nothing_that_was_fitted(spark: Any, tmp_path: Path) -> None:
     results, predicted = [], []
     for shift in (0.0, 50.0):
-        store = Store(tmp_path / str(shift))
+        store = Store(tmp_path / "a b%20c" / str(shift))
         document = keep_fit(Folder(store.child("fit"), needed(store, shift)), spark, SETTINGS)
         results.append(Result(store.child("fit"), document, 0.0, {}))
         predicted.append(read_local(results[-1].store, document["table"]).sort_by("id").to_pydict())

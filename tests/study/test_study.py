@@ -289,11 +289,11 @@ def test_what_cannot_work_is_refused_before_any_work(
         ("backend: mirrored", "backend: local", "networks.tuned: Expected num_workers of at most 1 for backend 'local'"),
         ("image_size: 32", "image_size: 16", "networks.plain: Expected image_size"),
         ("augment: [flip]", "augment: ['flip:banana']", "networks.tuned: Expected 'flip' without a number"),
-        ('source: "cells"', "source: cellz", "data.source: Expected a folder of images; got no file in"),
+        ('source: "cells"', "source: cellz", "data.source: Expected a folder; got"),
         (
             'source: "cells"',
             "source: 's3://nowhere-at-all/cells'",
-            "data.source: Expected a folder of images; got an error",
+            "data.source: Expected a folder; got 's3://nowhere-at-all/cells', which does not exist",
         ),
     ):
         assert old in study
