@@ -71,7 +71,7 @@ def add_parser(commands: Any) -> None:
 def run(options: argparse.Namespace) -> Report:
     """Prepare the dataset and count its rows."""
     from dlspark.data import PARTS, Split, leak_warning
-    from dlspark.images import prepare_images
+    from dlspark.images import in_words, prepare_images
 
     dataset = prepare_images(
         options.source,
@@ -104,6 +104,7 @@ def run(options: argparse.Namespace) -> Report:
         "on disk": f"{summary['size_bytes'] / 1e6:.1f} MB",
         "rejected": f"{rejected['rows']} of {rejected['of']}" + (f", see {rejected['file']}" if rejected["file"] else ""),
     }
+    facts |= {name: in_words(summary[name]) for name in ("missing", "trimmed") if summary[name]}
     drawn = summary["split"]
     if drawn["left_out"]:
         facts["left out"] = f"{drawn['left_out']} training rows, by --undersample"

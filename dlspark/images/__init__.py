@@ -11,6 +11,7 @@ from dlspark.images.layouts import CsvLayout, KnownLayout, Layout, find_layout
 from dlspark.images.prepare import prepare_images
 from dlspark.images.progress import show_progress
 from dlspark.images.read import READ_AT_ONCE, read_files
+from dlspark.images.table import in_words
 
 __all__ = [
     "LAYOUTS",
@@ -23,6 +24,7 @@ __all__ = [
     "decode",
     "explore",
     "find_layout",
+    "in_words",
     "prepare_images",
     "read_files",
     "rows_of",

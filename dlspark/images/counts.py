@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dlspark.data import PARTS
+from dlspark.data import PARTS, is_missing
 from dlspark.report import new_figure
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def by_value(name: str, values: NDArray[Any], labels: NDArray[Any], num_classes:
 
 
 def _categories(name: str, values: NDArray[Any]) -> tuple[NDArray[np.int64], list[str]]:
-    texts = np.array([str(value) or "(empty)" for value in values.tolist()], object)
+    texts = np.array(["(empty)" if is_missing(value) else str(value) for value in values.tolist()], object)
     tally = Counter(texts.tolist())
     if name == "part":
         ordered = [part for part in PARTS if part in tally]

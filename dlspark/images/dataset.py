@@ -78,7 +78,7 @@ class ImageDataset:
         return {label: sum(counts.values()) / (len(counts) * count) for label, count in counts.items()}
 
     def summary(self) -> dict[str, Any]:
-        """A summary as plain data: sizes, rows by part and class, and the number of rejected images."""
+        """A summary as plain data: sizes, rows by part and class, rejected images; missing and trimmed values by column."""
         parts = self.manifest["parts"]
         return {
             "uri": self.uri,
@@ -87,6 +87,8 @@ class ImageDataset:
             "parts": {part: {"rows": parts[part]["rows"], "by_class": parts[part]["by_class"]} for part in parts},
             "size_bytes": sum(file["size_bytes"] for part in parts.values() for file in part["files"]),
             "rejected": self.manifest["rejected"]["rows"],
+            "missing": self.manifest.get("missing", {}),
+            "trimmed": self.manifest.get("trimmed", {}),
             "split": self.manifest["split"],
         }
 

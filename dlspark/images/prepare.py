@@ -29,7 +29,7 @@ from dlspark.images.layouts import Layout, describe, find_layout, reads
 from dlspark.images.progress import show_progress
 from dlspark.images.rejected import MAX_LISTED, REJECTED, Rejected, judge
 from dlspark.images.sharding import numbered, shards_of
-from dlspark.images.table import counted, normalised
+from dlspark.images.table import cleaning, counted, normalised
 from dlspark.images.write import SOURCE_SIZE, ShardTask, column_kind, write_counted
 from dlspark.spark import available_slots, get_session, local_cores, told_plainly
 from dlspark.storage import Store
@@ -128,10 +128,12 @@ def _prepare(
     strict: bool,
     max_rejected_fraction: float,
 ) -> dict[str, Any]:
-    found = normalised(layout(settings["source"], spark)).persist()
-    rows, cached = found, [found]
+    table = layout(settings["source"], spark).persist()
+    cached = [table]
     useless = Rejected((), 0, 0)
     try:
+        found = rows = normalised(table)
+        cleaned = cleaning(table)
         if "problem" in found.columns:
             aside = found.filter("problem IS NOT NULL")
             listed = tuple((row["path"], row["problem"]) for row in aside.limit(MAX_LISTED).collect())
@@ -174,8 +176,8 @@ def _prepare(
         with show_progress("prepared", sum(sizes.values()), lambda: done.value):
             summaries = work.collect()
     finally:
-        for table in cached:
-            table.unpersist()
+        for each in cached:
+            each.unpersist()
     for summary in summaries:
         if summary["error"]:
             raise DataError(summary["error"])
@@ -194,6 +196,7 @@ def _prepare(
         "columns": ["image", "label", *SOURCE_SIZE, *(name for name, _ in kinds)],
         "parts": {part: _part(part, classes, summaries) for part in PARTS},
         "rejected": rejected.summary(),
+        **cleaned,
         "split": drawn,
         "settings": settings,
         "versions": {"python": platform.python_version(), **installed_versions(_VERSIONS_OF)},
