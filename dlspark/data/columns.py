@@ -53,17 +53,34 @@ def try_cast(column: str, kind: str) -> Column:
     return F.expr(f"try_cast({quoted(column)} AS {kind})")  # Column.try_cast needs Spark 4
 
 
-def check_distinct(df: DataFrame, what: str) -> None:
+def has_column(df: DataFrame, name: str) -> bool:
+    """Whether Spark finds a column of that name; by default it ignores the case."""
+    form = _form(df)
+    return form(name) in map(form, df.columns)
+
+
+def check_distinct(df: DataFrame, what: str, used: Iterable[str] | None = None) -> None:
     """Reject a DataFrame with two columns that Spark cannot tell apart.
+
+    Args:
+        df: the DataFrame.
+        what: it, for the message.
+        used: only these columns matter; None for all.
 
     Raises:
         ConfigError: two columns have one name, or names that differ only by case in a session that ignores it.
     """
-    exact = df.sparkSession.conf.get("spark.sql.caseSensitive", "false") == "true"
-    for names in _alike(df.columns, str if exact else str.lower):
-        raise ConfigError(
-            f"Expected columns with distinct names in {what}; got {' and '.join(map(repr, names))}. Rename or drop one."
-        )
+    form = _form(df)
+    matter = None if used is None else set(map(form, used))
+    for names in _alike(df.columns, form):
+        if matter is None or form(names[0]) in matter:
+            raise ConfigError(
+                f"Expected columns with distinct names in {what}; got {' and '.join(map(repr, names))}. Rename or drop one."
+            )
+
+
+def _form(df: DataFrame) -> Callable[[str], str]:
+    return str if df.sparkSession.conf.get("spark.sql.caseSensitive", "false") == "true" else str.lower
 
 
 def may_be_missing(column: str) -> Column:

@@ -9,7 +9,7 @@ from typing import Any
 
 import cloudpickle
 
-from dlspark.data import ShardedRows, write_rows
+from dlspark.data import ShardedRows, check_distinct, write_rows
 from dlspark.driver import checks
 from dlspark.errors import ConfigError, DataError
 from dlspark.job import MODEL_FILE, Payload
@@ -106,6 +106,7 @@ def as_rows(name: str, data: Any, store: Store, part: str, model: Any, *, batch_
         return write_rows(store.child("data"), part, *data)
     from dlspark.spark import write_dataframe
 
+    check_distinct(data, name)
     *features, label = data.columns
     if not features:
         raise DataError(f"Expected feature columns in {name} and the label column last; got {data.columns}.")

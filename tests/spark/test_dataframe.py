@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dlspark import DataError, Trainer
+from dlspark import ConfigError, DataError, Trainer
 from dlspark.testing import toys
 
 pytestmark = [pytest.mark.spark, pytest.mark.timeout(120)]
@@ -31,6 +31,12 @@ def test_it_trains_as_the_arrays_do(spark: Any) -> None:
 def test_labels_outside_the_classes_are_refused(spark: Any) -> None:
     with pytest.raises(DataError, match="class indices from 0 to 2, as the model has 3 outputs; got labels from 0 to 3"):
         Trainer("local").fit(toys.dense_classifier(), frame(spark, np.where(Y == 2, 3, Y)), verbose=0)
+
+
+def test_two_columns_of_one_name_are_refused(spark: Any) -> None:
+    rows = frame(spark, Y)
+    with pytest.raises(ConfigError, match="distinct names in data; got 'label' and 'label'"):
+        Trainer("local").fit(toys.dense_classifier(), rows.select("features", "label", "label"), verbose=0)
 
 
 def test_a_frame_without_rows_is_refused(spark: Any) -> None:
