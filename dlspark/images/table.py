@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from dlspark.data import check_distinct, empty, may_be_missing, name_warnings, quoted, trimmed
@@ -124,18 +125,29 @@ def counted(rows: DataFrame, settings: dict[str, Any], reads: str) -> tuple[int,
         raise DataError(f"Expected distinct ids; got {name!r} {times} times, for {one!r} and {other!r}.")
     for warning in name_warnings("classes", seen["classes"]):
         logger.warning("%s", warning)
-    _check_paths([row["path"] for row in rows.select("path").limit(_TRIED).collect()])
+    _check_paths(rows)
     return total, tuple(sorted(seen["classes"]))
 
 
-def _check_paths(paths: list[str | None]) -> None:
-    """Reject a table whose first files cannot be read: a wrong folder or extension, which all rows share."""
-    reason = ""
-    for data, why in read_files(paths):
+def _check_paths(rows: DataFrame) -> None:
+    """Reject a table whose first files cannot be read: a wrong folder or extension, which all rows share.
+
+    An executor tries, since the driver need not reach the images.
+    """
+    tried = rows.select("path").limit(_TRIED).rdd.mapPartitions(_unreadable).collect()
+    if tried:
+        raise DataError(
+            f"Expected images where the layout says; got none at the first {len(tried)} paths. {tried[0][0]}: {tried[0][1]}."
+            " Correct the source, or the layout's folder and extension."
+        )
+
+
+def _unreadable(rows: Iterable[Any]) -> list[tuple[str | None, str]]:
+    """The paths with the reasons, if none can be read."""
+    paths = [row["path"] for row in rows]
+    found = []
+    for path, (data, reason) in zip(paths, read_files(paths), strict=True):
         if data is not None:
-            return
-        reason = reason or why
-    raise DataError(
-        f"Expected images where the layout says; got none at the first {len(paths)} paths. {paths[0]}: {reason}. Correct "
-        "the source, or the layout's folder and extension."
-    )
+            return []
+        found.append((path, reason))
+    return found
