@@ -7,7 +7,7 @@ import csv
 import io
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -122,11 +122,12 @@ def _sniffed(uri: str, text: str, *, cut: bool) -> str:
     """
     fitting, possible = [], []
     for delimiter in _DELIMITERS:
-        try:
-            rows = list(islice(_cells(_Form(uri, delimiter, ""), io.StringIO(text, newline="")), _SAMPLE_ROWS))
-        except DataError:
-            rows = [next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), [])]
-        lengths = [len(row) for row in rows[: -1 if cut and 1 < len(rows) < _SAMPLE_ROWS else None]]
+        lengths: list[int] = []
+        with suppress(DataError):  # in a row that the sample cuts, or that is read again with all others
+            for row in islice(_cells(_Form(uri, delimiter, ""), io.StringIO(text, newline="")), _SAMPLE_ROWS):
+                lengths.append(len(row))
+        if cut and 1 < len(lengths) < _SAMPLE_ROWS:
+            lengths.pop()
         if lengths and lengths[0] > 1:
             possible.append(delimiter)
             if set(lengths) == {lengths[0]}:

@@ -223,17 +223,18 @@ def ham10000(source: str, spark: SparkSession) -> DataFrame:
         raise DataError(f"Expected a file HAM10000_metadata.csv in {store.uri!r}; got none.")
     # Of two images with one name, the first path is used.
     images = {PurePosixPath(path).stem: path for path in sorted(files, reverse=True) if is_image(path)}
-    paths = spark.createDataFrame(list(images.items()), "image_id string, path string")
-    missing = F.concat(F.lit(f"{store.uri}/"), F.col("image_id"), F.lit(".jpg"))
+    paths = spark.createDataFrame(list(images.items()), "name string, path string")
+    missing = F.concat(F.lit(f"{store.uri}/"), trimmed("image_id"), F.lit(".jpg"))
     uri, *others = sorted(tables)
     if others:
         logger.warning("%s is read; %s is not.", uri, ", ".join(others))
     table = read_csv(uri, spark)
-    for column in ("lesion_id", "image_id", "dx", "dx_type", "age", "sex", "localization"):
+    wanted = ("lesion_id", "image_id", "dx", "dx_type", "age", "sex", "localization")
+    for column in wanted:
         known(f"a column of {uri!r}", column, table.columns)
     return (
-        table.withColumn("image_id", trimmed("image_id"))
-        .join(paths, "image_id", "left")
+        table.select(*wanted)
+        .join(paths, trimmed("image_id") == paths["name"], "left")
         .select(
             F.coalesce("path", missing).alias("path"),
             F.col("image_id").alias("id"),

@@ -225,7 +225,11 @@ TABLES: list[Given] = [
     _given("everything outside the source", _apart, _BOTH, layout=_Outside(), source=lambda folder: folder / "source"),
     # Collections with a layout of their own.
     _given(
-        "HAM10000 as Dataverse has it", _csv(_HAM.format("\t"), name="HAM10000_metadata.tab"), {"nv": 2}, layout="ham10000"
+        "HAM10000 as Dataverse has it",
+        _csv(_HAM.format("\t"), name="HAM10000_metadata.tab"),
+        {"nv": 2},
+        layout="ham10000",
+        warning=r"Removed spaces.* id 2",
     ),
     _given(
         "HAM10000 without a column",

@@ -52,7 +52,7 @@ def test_the_options_of_csv_are_checked() -> None:
         (b"a;b\n1;2\n", r"x\.csv: read with delimiter ';' and encoding utf-8"),
         ("a,b\n1,2\n".encode("utf-16"), "delimiter ',' and encoding utf-16"),
         (b'a;"b,c"\n1;2\n', "delimiter ';'"),
-        (b"a|b;c\n" + b"1|2\n" * 300_000, r"delimiter '\|'"),  # longer than what is looked at
+        (b"a|b;c\n" + b'1|"2"\n' * 300_000, r"delimiter '\|'"),  # longer than what is looked at
     ],
 )
 def test_what_a_csv_is_read_as_is_logged(
