@@ -58,11 +58,17 @@ def forks(own_temporary_folder: None) -> None:
 
 @pytest.fixture(scope="session")
 def spark() -> Iterator[Any]:
-    """The one session of this test process. Its Python workers begin with Keras imported (tests/preloaded.py)."""
+    """The one session of this test process. Its Python workers begin with Keras imported (tests/preloaded.py).
+
+    Its SQL is ANSI, as in Spark 4 by default: a cast that fails is an error there, and a null in Spark 3.5.
+    """
     from dlspark.spark import get_session
 
     with pytest.MonkeyPatch.context() as patch:  # Spark reads both when it starts
-        patch.setenv("PYSPARK_SUBMIT_ARGS", "--conf spark.python.daemon.module=preloaded pyspark-shell")
+        patch.setenv(
+            "PYSPARK_SUBMIT_ARGS",
+            "--conf spark.python.daemon.module=preloaded --conf spark.sql.ansi.enabled=true pyspark-shell",
+        )
         patch.setenv("PYTHONPATH", str(Path(__file__).parent / "tests"), prepend=os.pathsep)
         session = get_session(2, app_name="dlspark-tests")
     yield session

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dlspark import ConfigError
-from dlspark.report.page import Page, new_figure, png
+from dlspark.report import Page, new_figure, png, shown
 from dlspark_bench.figures import FigureResult, Run, Spread, SubjectResult, differ, learned_less
 
 if TYPE_CHECKING:
@@ -221,7 +221,7 @@ def _bars(run: Run) -> Figure:
         axis.barh(place, result.images_per_second.median, color="#9ecae1")
         rates = [result.rows / seconds for seconds in result.steps_seconds]
         axis.plot(rates, [place] * len(rates), "o", markersize=3, color="#08519c")
-    axis.set_yticks(range(len(names)), names)
+    axis.set_yticks(range(len(names)), [shown(name) for name in names])
     axis.invert_yaxis()
     axis.set(xlabel="images/s over all workers (bar: median; dots: turns)", title=run.scenario.name)
     return figure

@@ -100,13 +100,13 @@ def run(options: argparse.Namespace) -> Report:
 def _check_early(options: argparse.Namespace) -> None:
     """Check numbers and packages that are needed only after the predictions, which take long."""
     from dlspark.evaluation import scores
-    from dlspark.report import page
+    from dlspark.report import figure
 
     whole_number("bootstrap", options.bootstrap, least=0)
     whole_number("seed", options.seed, least=0)
     require("sklearn.metrics", install=scores.INSTALL, purpose="Evaluating")
     for module in ("matplotlib", "jinja2") if options.out is not None else ():
-        require(module, install=page.INSTALL, purpose="Writing a report")
+        require(module, install=figure.INSTALL, purpose="Writing a report")
 
 
 def _report(

@@ -74,7 +74,7 @@ def add_parser(commands: Any) -> None:
 def run(options: argparse.Namespace) -> Report:
     """Prepare the dataset and count its rows."""
     from dlspark.data import PARTS, Split, leak_warning
-    from dlspark.images import in_words, prepare_images
+    from dlspark.images import in_words, prepare_images, reasons_in_words
 
     dataset = prepare_images(
         options.source,
@@ -108,7 +108,8 @@ def run(options: argparse.Namespace) -> Report:
         "on disk": f"{summary['size_bytes'] / 1e6:.1f} MB",
         "rejected": f"{rejected['rows']} of {rejected['of']}" + (f", see {rejected['file']}" if rejected["file"] else ""),
     }
-    facts |= {"passed over": in_words(summary["passed_over"])} if summary["passed_over"] else {}
+    facts |= {"passed over": reasons_in_words(summary["passed_over"])} if summary["passed_over"] else {}
+    facts |= {name: in_words(summary[name]) for name in ("missing", "trimmed") if summary[name]}
     drawn = summary["split"]
     if drawn.get("column") == "given_part":
         facts["split"] = "kept, as the folders give it"

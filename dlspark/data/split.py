@@ -107,7 +107,10 @@ def assign(df: DataFrame, split: Split) -> DataFrame:
     if split.group is not None:
         missing = df.filter(empty(split.group)).select("id").first()
         if missing is not None:
-            raise DataError(f"Expected a {split.group} in every row, to split by; got none in row {missing[0]!r}.")
+            raise DataError(
+                f"Expected a {split.group} in every row, to split by; got none in row {missing[0]!r}. Remove such rows, or "
+                "reject them with KnownLayout."
+            )
     if split.column is not None:
         return _given(df, split, split.column)
     df = df.drop("part")  # Split.column was not set, so a column of that name has no meaning

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dlspark.report import new_figure
+from dlspark.report import new_figure, shown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -77,7 +77,7 @@ def accuracy_by(evaluation: Evaluation, column: str) -> Figure:
     parts = evaluation.by[column]
     names = [f"{_shortened(value)} ({part.rows:,})" for value, part in parts.items()]
     figure, axis = _with_intervals(names, [part.scores["accuracy"] for part in parts.values()])
-    axis.set(xlabel="accuracy", title=f"Accuracy by {column} (rows)")
+    axis.set(xlabel="accuracy", title=f"Accuracy by {_shortened(column)} (rows)")
     _mean_line(axis, evaluation.scores["accuracy"], "all rows")
     return figure
 
@@ -163,4 +163,4 @@ def _mean_line(axis: Any, estimate: Estimate, what: str) -> None:
 
 
 def _shortened(name: str) -> str:
-    return name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…"
+    return shown(name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…")

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlspark._require import whole_number
-from dlspark.data import Feed, ShardedRows
+from dlspark.data import BLANKS, Feed, ShardedRows, is_missing
 from dlspark.driver import checks
 from dlspark.errors import ConfigError, DataError
 from dlspark.evaluation.bootstrap import Floats
@@ -116,7 +116,7 @@ def bands(values: Any, width: float) -> NDArray[Any]:
     if not width > 0:
         raise ConfigError(f"Expected bands of a width above 0; got {width!r}.")
     try:
-        numbers = np.array([np.nan if _is_empty(value) else value for value in np.asarray(values).tolist()], np.float64)
+        numbers = np.array([np.nan if is_missing(value) else value for value in np.asarray(values).tolist()], np.float64)
     except (TypeError, ValueError) as error:
         raise DataError(f"Expected numbers to put into bands; got: {error}. Remove the width.") from error
     lower = np.floor(numbers / width) * width
@@ -156,12 +156,11 @@ def checked_probabilities(values: Any, rows: int, num_classes: int) -> Floats:
 def unit_numbers(groups: Any) -> NDArray[np.int64]:
     """Groups as integers from 0; every row without a group gets an integer of its own."""
     numbers: dict[Any, int] = {}
-    keys = [(row, None) if _is_empty(group) else group for row, group in enumerate(np.asarray(groups).tolist())]
+    keys = [
+        (row, None) if is_missing(group) else group.strip(BLANKS) if isinstance(group, str) else group
+        for row, group in enumerate(np.asarray(groups).tolist())
+    ]
     return np.array([numbers.setdefault(key, len(numbers)) for key in keys], np.int64)
-
-
-def _is_empty(value: Any) -> bool:
-    return value is None or value != value or (isinstance(value, str) and not value.strip())
 
 
 def value_texts(name: str, values: Any, width: float | None = None) -> NDArray[Any]:
@@ -173,7 +172,7 @@ def value_texts(name: str, values: Any, width: float | None = None) -> NDArray[A
     """
     found = np.asarray(values) if width is None else bands(values, width)
     texts = [
-        "(unknown)" if _is_empty(value) else f"{value:g}" if isinstance(value, float) else str(value)
+        "(unknown)" if is_missing(value) else f"{value:g}" if isinstance(value, float) else str(value).strip(BLANKS)
         for value in found.tolist()
     ]
     different = len(set(texts))

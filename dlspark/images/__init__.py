@@ -12,7 +12,7 @@ from dlspark.images.layouts import CsvLayout, KnownLayout, Layout, find_layout
 from dlspark.images.prepare import prepare_images
 from dlspark.images.progress import show_progress
 from dlspark.images.read import READ_AT_ONCE, read_files
-from dlspark.images.table import in_words
+from dlspark.images.table import in_words, reasons_in_words
 
 __all__ = [
     "BITS",
@@ -29,6 +29,7 @@ __all__ = [
     "in_words",
     "prepare_images",
     "read_files",
+    "reasons_in_words",
     "rows_of",
     "scale",
     "show_progress",

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dlspark.data import PARTS
-from dlspark.report import new_figure
+from dlspark.data import PARTS, is_missing
+from dlspark.report import new_figure, shown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -56,7 +56,7 @@ def by_value(name: str, values: NDArray[Any], labels: NDArray[Any], num_classes:
 
 
 def _categories(name: str, values: NDArray[Any]) -> tuple[NDArray[np.int64], list[str]]:
-    texts = np.array([str(value) or "(empty)" for value in values.tolist()], object)
+    texts = np.array(["(empty)" if is_missing(value) else str(value) for value in values.tolist()], object)
     tally = Counter(texts.tolist())
     if name == "part":
         ordered = [part for part in PARTS if part in tally]
@@ -86,11 +86,11 @@ def bars(counts: ColumnCounts, classes: Sequence[str]) -> Figure:
     axis = figure.subplots()
     left = np.zeros(len(counts.values))
     for label, name in enumerate(classes):
-        axis.barh(range(len(counts.values)), counts.counts[:, label], left=left, label=name)
+        axis.barh(range(len(counts.values)), counts.counts[:, label], left=left, label=shown(name))
         left += counts.counts[:, label]
-    axis.set_yticks(range(len(counts.values)), counts.values)
+    axis.set_yticks(range(len(counts.values)), [shown(value) for value in counts.values])
     axis.invert_yaxis()
-    axis.set(xlabel="images", title=f"by {counts.column}")
+    axis.set(xlabel="images", title=f"by {shown(counts.column)}")
     if len(classes) <= MOST_VALUES:
         axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     return figure

@@ -78,7 +78,7 @@ class ImageDataset:
         return {label: sum(counts.values()) / (len(counts) * count) for label, count in counts.items()}
 
     def summary(self) -> dict[str, Any]:
-        """A summary as plain data: sizes, rows by part and class, rejected images, and files passed over by reason."""
+        """A summary as plain data: sizes, rows by part and class; what was rejected, passed over, missing and trimmed."""
         parts = self.manifest["parts"]
         return {
             "uri": self.uri,
@@ -88,6 +88,8 @@ class ImageDataset:
             "size_bytes": sum(file["size_bytes"] for part in parts.values() for file in part["files"]),
             "rejected": self.manifest["rejected"]["rows"],
             "passed_over": self.manifest.get("passed_over", {}),
+            "missing": self.manifest.get("missing", {}),
+            "trimmed": self.manifest.get("trimmed", {}),
             "split": self.manifest["split"],
         }
 

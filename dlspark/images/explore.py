@@ -20,7 +20,7 @@ from dlspark.data import PARTS, ShardedRows, leak_warning
 from dlspark.images.counts import MOST_VALUES, ColumnCounts, bars, by_value, rows_of
 from dlspark.images.dataset import ImageDataset
 from dlspark.images.write import SOURCE_SIZE
-from dlspark.report import Page, new_figure
+from dlspark.report import Page, new_figure, shown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -218,7 +218,7 @@ def _sheet(samples: dict[str, NDArray[np.uint8]]) -> Figure:
         for axis in row:
             axis.set(xticks=[], yticks=[])
             axis.set_frame_on(False)
-        row[0].set_ylabel(name, rotation=0, ha="right", va="center")
+        row[0].set_ylabel(shown(name), rotation=0, ha="right", va="center")
         for axis, image in zip(row, images, strict=False):
             axis.imshow(image)
     return figure

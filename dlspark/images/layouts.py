@@ -21,6 +21,8 @@ docstring says what the layout reads.
 from __future__ import annotations
 
 import inspect
+import logging
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
@@ -29,19 +31,22 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from dlspark._require import LAYOUTS, known
-from dlspark.data import quoted
+from dlspark.data import empty, quoted, trimmed, try_cast
 from dlspark.errors import ConfigError, DataError, did_you_mean
-from dlspark.images.files import EMPTY, images, subfolders
-from dlspark.images.source import read_csv
+from dlspark.images.csv_table import check_form, read_csv
+from dlspark.images.files import EMPTY, EXTENSIONS, images, subfolders
+from dlspark.images.write import SOURCE_SIZE
 from dlspark.storage import Store
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
+logger = logging.getLogger(__name__)
+
 Layout: TypeAlias = "Callable[[str, SparkSession], DataFrame]"
 
-RESERVED = ("path", "id", "label", "group", "image", "problem", "passed_over", "given_part", "fold")
-"""Columns with a fixed meaning; a CSV column of such a name is kept as ``csv_<name>``."""
+RESERVED = ("path", "id", "label", "group", "image", "problem", "passed_over", "given_part", "fold", *SOURCE_SIZE)
+"""Columns with a fixed meaning; a CSV column of such a name, in any case, is kept as ``csv_<name>``."""
 
 
 def find_layout(layout: str | Layout, options: Mapping[str, Any] | None = None) -> Layout:
@@ -141,12 +146,18 @@ class CsvLayout:
     All cells are text. Columns without a meaning of their own keep their names.
 
     Attributes:
-        csv: the file, relative to the source.
-        image_column: the column with the name of the image, which is also its id.
+        csv: the file: a path relative to the source, or any path or URI. It may be compressed.
+        image_column: the column with the name of the image, which is also its id: a path relative to ``folder``, or any path
+            or URI.
         label_column: the column with the class.
         group_column: the column with the patient or lesion; None if there is none. A split can use any other column.
-        extension: appended to the name of the image to get its file name; empty if the column has the whole name.
-        folder: the folder of the images, relative to the source.
+        extension: appended to names of images that do not end with the extension of an image.
+        folder: the folder of the images: a path relative to the source, or any path or URI.
+        delimiter: between cells; ``"tab"`` is a tab. None takes the one of comma, semicolon, tab and bar that fits.
+        encoding: of the text, such as ``"latin-1"``. None takes UTF-8, or UTF-16 or UTF-32 if the file begins with its mark.
+
+    Raises:
+        ConfigError: the delimiter is not one character, or Python does not know the encoding.
     """
 
     csv: str = "metadata.csv"
@@ -155,6 +166,11 @@ class CsvLayout:
     group_column: str | None = None
     extension: str = ".jpg"
     folder: str = "."
+    delimiter: str | None = None
+    encoding: str | None = None
+
+    def __post_init__(self) -> None:
+        check_form(self.delimiter, self.encoding)
 
     def __call__(self, source: str, spark: SparkSession) -> DataFrame:
         """One row per line of the file.
@@ -163,25 +179,24 @@ class CsvLayout:
             ConfigError: a column is missing.
             DataError: there is no such file, or it is not a table.
         """
-        from pyspark.sql import functions as F
-
-        root = Store(source)
-        table = read_csv(root.child(*PurePosixPath(self.csv).parts).uri, spark)
+        table = read_csv(_place(source, self.csv), spark, delimiter=self.delimiter, encoding=self.encoding)
         for column in (self.image_column, self.label_column, self.group_column):
             if column is not None:
                 known(f"a column of {self.csv!r}", column, table.columns)
-        folder = root.child(*PurePosixPath(self.folder).parts).uri
-        path = F.concat(F.lit(f"{folder}/"), F.trim(_column(self.image_column)), F.lit(self.extension))
         columns = [
-            path.alias("path"),
+            _path(self.image_column, _place(source, self.folder), self.extension).alias("path"),
             _column(self.image_column).alias("id"),
             _column(self.label_column).alias("label"),
         ]
+        used = {self.image_column, self.label_column}
         if self.group_column is not None:
             columns.append(_column(self.group_column).alias("group"))
-        used = {self.image_column, self.label_column} | ({self.group_column} & set(RESERVED))
-        kept = [name for name in table.columns if name not in used]
-        columns += [_column(name).alias(f"csv_{name}" if name in RESERVED else name) for name in kept]
+            used |= {self.group_column} if self.group_column.lower() in RESERVED else set()
+        for name in table.columns:
+            # "part" in small letters is for Split.column.
+            ours = name.lower() in RESERVED or (name.lower() == "part" and name != "part")
+            if name not in used:
+                columns.append(_column(name).alias(f"csv_{name}" if ours else name))
         return table.select(columns)
 
 
@@ -210,13 +225,13 @@ class KnownLayout:
             known("a column of the layout", column, rows.columns)
         problems = [F.col("problem")] if "problem" in rows.columns else []
         for column in self.columns:
-            text = F.lower(F.trim(_column(column).cast("string")))
-            problems.append(F.when(text.isNull() | text.isin("", "nan", "unknown"), f"its {column} is not known"))
+            unknown = empty(column) | (F.lower(trimmed(column)) == "unknown")
+            problems.append(F.when(unknown, f"its {column} is not known"))
         return rows.withColumn("problem", F.coalesce(*problems))
 
 
 def ham10000(source: str, spark: SparkSession) -> DataFrame:
-    """HAM10000 as downloaded: ``HAM10000_metadata`` and the images, in one or several folders at any depth.
+    """HAM10000 as downloaded: ``HAM10000_metadata.csv`` or ``.tab``, and the images, in folders at any depth.
 
     The label is ``dx``, the group ``lesion_id``. The columns ``lesion_id``, ``dx_type``, ``age`` (years, NaN if unknown),
     ``sex`` and ``localization`` are kept. An image that the table names and that does not exist is rejected.
@@ -231,37 +246,44 @@ def ham10000(source: str, spark: SparkSession) -> DataFrame:
     tables = [path for path, name, _ in files if "ham10000_metadata" in PurePosixPath(name).name.lower()]
     if not tables:
         raise DataError(f"Expected a file HAM10000_metadata.csv in {store.uri!r}; got none.")
+    uri, *others = tables
+    if others:
+        logger.warning("%s is read; %s is not.", uri, ", ".join(others))
     pictures: dict[str, str] = {}
     aside = []
     for path, name, passed_over in files:
         if passed_over is None and pictures.setdefault(PurePosixPath(name).stem, path) != path:
             passed_over = "a second image of one name"
-        if passed_over and path != tables[0]:
+        if passed_over and path != uri:
             aside.append((path, name, passed_over))
-    paths = spark.createDataFrame(list(pictures.items()), "image_id string, path string")
-    missing = F.concat(F.lit(f"{store.uri}/"), F.col("image_id"), F.lit(".jpg"))
+    paths = spark.createDataFrame(list(pictures.items()), "name string, path string")
+    missing = F.concat(F.lit(f"{store.uri}/"), trimmed("image_id"), F.lit(".jpg"))
+    table = read_csv(uri, spark)
+    wanted = ("lesion_id", "image_id", "dx", "dx_type", "age", "sex", "localization")
+    for column in wanted:
+        known(f"a column of {uri!r}", column, table.columns)
     rows = (
-        read_csv(tables[0], spark)
+        table.select(*wanted)
         .withColumn("listed", F.lit(True))
-        .join(paths, "image_id", "full")
+        .join(paths, trimmed("image_id") == paths["name"], "full")
         .select(
             F.coalesce("path", missing).alias("path"),
-            F.col("image_id").alias("id"),
+            F.coalesce("image_id", "name").alias("id"),
             F.col("dx").alias("label"),
             F.col("lesion_id").alias("group"),
             "lesion_id",
             "dx_type",
-            F.col("age").cast("double").alias("age"),
+            try_cast("age", "double").alias("age"),
             "sex",
             "localization",
             F.when(F.col("listed").isNull(), "not in the table").alias("passed_over"),
         )
     )
-    others = spark.createDataFrame(aside, "path string, id string, passed_over string")
-    return rows.unionByName(others, allowMissingColumns=True)
+    left = spark.createDataFrame(aside, "path string, id string, passed_over string")
+    return rows.unionByName(left, allowMissingColumns=True)
 
 
-_CNMC_NAME = r"^UID_(H?\d+)_(\d+)_(\d+)_(all|hem)\.[A-Za-z]+$"
+_CNMC_NAME = r"^UID_(H?\d+)_(\d{1,9})_(\d{1,9})_(all|hem)\.[A-Za-z]+$"
 
 
 def cnmc(source: str, spark: SparkSession) -> DataFrame:
@@ -282,19 +304,22 @@ def cnmc(source: str, spark: SparkSession) -> DataFrame:
 
     parsed = name.rlike(_CNMC_NAME)
     consistent = field(1).startswith("H") == (field(4) == "hem")
-    return found.select(
+    texts = found.select(
         "path",
         "id",
         field(4).alias("label"),
         field(1).alias("group"),
         field(1).alias("subject"),
-        field(2).cast("int").alias("image_number"),
-        field(3).cast("int").alias("cell"),
+        field(2).alias("image_number"),
+        field(3).alias("cell"),
         F.when(~parsed, "its name is not UID_<subject>_<image>_<cell>_<all or hem>")
         .when(~consistent, "its name gives a diagnosis that contradicts its subject")
         .alias("problem"),
         "passed_over",
     )
+    for number in ("image_number", "cell"):
+        texts = texts.withColumn(number, try_cast(number, "int"))
+    return texts
 
 
 def _list_class(task: tuple[str, str | None], *, uri: str) -> Iterator[tuple[str | None, ...]]:
@@ -305,6 +330,27 @@ def _list_class(task: tuple[str, str | None], *, uri: str) -> Iterator[tuple[str
         yield found.path, f"{folder}/{found.name}", label, part, found.passed_over
     if empty:
         yield f"{uri}/{folder}", folder, label, part, EMPTY
+
+
+def _place(source: str, name: str) -> str:
+    """The path or URI ``name``, which may be relative to the source."""
+    root = Store(source)
+    if "://" in name or name.startswith(("/", "~", "file:")):
+        return Store(name).uri
+    if root.is_local:
+        return os.path.abspath(os.path.join(root.uri, name))
+    return root.child(*PurePosixPath(name).parts).uri
+
+
+def _path(column: str, folder: str, extension: str) -> Any:
+    """The path of each image: names, relative paths, or whole paths and URIs."""
+    from pyspark.sql import functions as F
+
+    name = trimmed(column)
+    whole = name.startswith("/") | name.contains("://") | name.startswith("file:")
+    complete = F.lower(name).rlike(f"({'|'.join(map(re.escape, EXTENSIONS))})$")
+    file = F.when(complete, name).otherwise(F.concat(name, F.lit(extension)))
+    return F.when(whole, file).otherwise(F.concat(F.lit(f"{folder}/"), F.regexp_replace(file, r"^(\./)+", "")))
 
 
 def _column(name: str) -> Any:

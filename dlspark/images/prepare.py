@@ -30,7 +30,14 @@ from dlspark.images.layouts import Layout, describe, find_layout, reads
 from dlspark.images.progress import show_progress
 from dlspark.images.rejected import MAX_LISTED, REJECTED, Rejected, judge
 from dlspark.images.sharding import numbered, shards_of
-from dlspark.images.table import counted, given_split, in_words, normalised, without_passed_over
+from dlspark.images.table import (
+    cleaning,
+    counted,
+    given_split,
+    normalised,
+    reasons_in_words,
+    without_passed_over,
+)
 from dlspark.images.write import SOURCE_SIZE, ShardTask, column_kind, dark_warning, write_counted
 from dlspark.spark import available_slots, get_session, local_cores, told_plainly
 from dlspark.storage import Store
@@ -134,11 +141,13 @@ def _prepare(
     strict: bool,
     max_rejected_fraction: float,
 ) -> dict[str, Any]:
-    found = normalised(layout(settings["source"], spark)).persist()
-    cached = [found]
+    table = layout(settings["source"], spark).persist()
+    cached = [table]
     useless = Rejected((), 0, 0)
     try:
-        rows, passed_over = without_passed_over(found)
+        images, passed_over = without_passed_over(table)
+        rows = normalised(images)
+        cleaned = cleaning(images)
         if "problem" in rows.columns:
             aside = rows.filter("problem IS NOT NULL")
             listed = tuple((row["path"], row["problem"]) for row in aside.limit(MAX_LISTED).collect())
@@ -146,10 +155,10 @@ def _prepare(
             # Checked before decoding too: the collection may not fit the layout at all.
             judge(useless.summary(), strict, max_rejected_fraction)
             rows = rows.filter("problem IS NULL").drop("problem")
-        total, classes = counted(rows, settings, reads(layout), in_words(passed_over))
+        total, classes = counted(rows, settings, reads(layout), reasons_in_words(passed_over))
         if passed_over:
             lost = passed_over.keys() & {EMPTY} or [reason for reason in passed_over if reason.startswith(MISNAMED)]
-            logger.log(logging.WARNING if lost else logging.INFO, "passed over: %s", in_words(passed_over))
+            logger.log(logging.WARNING if lost else logging.INFO, "passed over: %s", reasons_in_words(passed_over))
         if len(classes) == 1:
             logger.warning("All images have the label %r. Is %r a folder above the classes?", classes[0], settings["source"])
         split = given_split(rows, split, settings["source"])
@@ -188,8 +197,8 @@ def _prepare(
         with show_progress("prepared", sum(sizes.values()), lambda: done.value):
             summaries = work.collect()
     finally:
-        for table in cached:
-            table.unpersist()
+        for each in cached:
+            each.unpersist()
     for summary in summaries:
         if summary["error"]:
             raise DataError(summary["error"])
@@ -212,6 +221,7 @@ def _prepare(
         "parts": {part: _part(part, classes, summaries) for part in PARTS},
         "rejected": rejected.summary(),
         "passed_over": passed_over,
+        **cleaned,
         "split": drawn,
         "settings": settings,
         "versions": {"python": platform.python_version(), **installed_versions(_VERSIONS_OF)},

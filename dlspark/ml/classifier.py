@@ -17,7 +17,7 @@ from pyspark.ml.param.shared import HasHandleInvalid, HasInputCol, HasLabelCol, 
 from pyspark.ml.util import DefaultParamsReadable, DefaultParamsWritable
 from pyspark.sql import functions as F
 
-from dlspark.data import quoted
+from dlspark.data import check_distinct, has_column, quoted
 from dlspark.errors import ConfigError
 from dlspark.ml.network import Network
 from dlspark.ml.params import (
@@ -107,7 +107,7 @@ class KerasImageClassificationModel(NetworkStage, Model, _Columns):
 
     def _transform(self, dataset: DataFrame) -> DataFrame:
         name = self.getPredictionCol()
-        if name in dataset.columns:
+        if has_column(dataset, name):
             raise ConfigError(f"The column {name!r} exists already. Set another predictionCol.")
         vector = F.col(quoted(self.getProbabilityCol()))
         values = vector_to_array(vector)
@@ -246,6 +246,7 @@ class KerasImageClassifier(
             raise ConfigError(f"Expected handleInvalid as 'error' or 'skip'; got {self.getHandleInvalid()!r}.")
         name: str = self.getInputCol()
         check_column("inputCol", name, dataset.columns)
+        check_distinct(dataset, "the DataFrame", (name, self.getLabelCol()))
         check_images(dataset.sparkSession, name, dataset.schema[name].dataType)
         return name
 

@@ -13,7 +13,7 @@ from pyspark.ml.param.shared import HasInputCol
 from pyspark.ml.util import MLReadable, MLReader, MLWritable, MLWriter
 from pyspark.sql import functions as F
 
-from dlspark.data import quoted
+from dlspark.data import check_distinct, has_column, quoted
 from dlspark.errors import ConfigError
 from dlspark.ml.network import Network
 from dlspark.ml.params import HasErrorCol, HasModel, HasSetParams
@@ -93,8 +93,9 @@ class NetworkStage(Transformer, HasInputCol, HasErrorCol, HasModel, HasSetParams
     def _transform(self, dataset: DataFrame) -> DataFrame:
         name, output, error = self.getInputCol(), self._output(), self.getErrorCol()
         check_column("inputCol", name, dataset.columns)
+        check_distinct(dataset, "the DataFrame")
         for added in (output, error):
-            if added in dataset.columns or output == error:
+            if has_column(dataset, added) or output == error:
                 raise ConfigError(f"The column {added!r} exists already. Set another outputCol or errorCol.")
         network = self._network()
         spark, kind = dataset.sparkSession, dataset.schema[name].dataType

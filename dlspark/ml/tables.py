@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dlspark.data import PARTS, ShardedRows, quoted
+from dlspark.data import PARTS, ShardedRows, empty, quoted
 from dlspark.errors import DataError
 from dlspark.images import ImageDataset
 from dlspark.spark import available_slots, told_plainly
@@ -71,7 +71,7 @@ def read_local(store: Store, table: Mapping[str, Any]) -> pa.Table:
 
 
 def dataset_rows(spark: SparkSession, dataset: ImageDataset) -> DataFrame:
-    """A prepared dataset without its pixels: id, part, label and all further columns. An empty text is a null."""
+    """A prepared dataset without its pixels: id, part, label and all further columns. A missing value is a null."""
     from pyspark.sql import functions as F
 
     shards = _shards(dataset, PARTS)
@@ -84,7 +84,7 @@ def dataset_rows(spark: SparkSession, dataset: ImageDataset) -> DataFrame:
     df = _numbers(spark, len(shards)).mapInArrow(task, schema)
     for name, kind in kinds.items():
         if kind == "string":  # shards have no nulls
-            df = df.withColumn(name, F.when(F.trim(F.col(quoted(name))) != "", F.col(quoted(name))))
+            df = df.withColumn(name, F.when(~empty(name), F.col(quoted(name))))
     return df
 
 

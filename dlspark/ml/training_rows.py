@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dlspark.data import ShardedRows, quoted
+from dlspark.data import ShardedRows, name_warnings, quoted
 from dlspark.errors import ConfigError, DataError
 from dlspark.ml.rows import ImageReader, ImageStruct, check_column
 from dlspark.spark import Columns, write_columns
@@ -84,7 +84,7 @@ def write_images(
             "Spark's StringIndexer."
         )
     column = F.col(quoted(label)).cast("double")
-    odd = F.count_if(column.isNull() | (column < 0) | (column != F.floor(column)))
+    odd = F.count_if(column.isNull() | F.isnan(column) | (column < 0) | (column != F.floor(column)))
     rows, wrong, highest = df.agg(F.count(F.lit(1)), odd, F.max(column)).first()
     if not rows:
         raise DataError("Expected rows to train on: the DataFrame has none.")
@@ -93,6 +93,8 @@ def write_images(
     # From the metadata, as in Spark's own classifiers: a part of the rows, such as a fold, may lack a class.
     named = tuple(kind.metadata.get("ml_attr", {}).get("vals", ()))
     classes = named or tuple(str(number) for number in range(int(highest) + 1))
+    for warning in name_warnings("classes", named):
+        logger.warning("%s", warning)
     if len(classes) < 2 or highest >= len(classes):
         raise DataError(
             f"Expected indices of two classes or more in column {label!r}: they run to {highest:g}, classes are {classes}."

@@ -8,6 +8,7 @@ from pyspark import keyword_only
 from pyspark.ml.functions import vector_to_array
 from pyspark.ml.linalg import VectorUDT
 from pyspark.ml.param.shared import HasOutputCol
+from pyspark.mllib.linalg import VectorUDT as OldVectorUDT
 from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, NumericType
 
@@ -31,7 +32,7 @@ class KerasTransformer(NetworkStage, HasOutputCol):
     with another number has a null and a reason. An output of several axes is flattened.
 
     Args:
-        inputCol: vectors, or arrays of numbers, nested or not.
+        inputCol: vectors, also of ``pyspark.mllib``, or arrays of numbers, nested or not.
         outputCol: a new column for the vectors; null where a row cannot be predicted.
         errorCol: a new column for the reason; ``outputCol`` + "_error" by default.
         model: a Keras model, a `FitResult`, or the path or URI of a ``.keras`` file.
@@ -56,7 +57,7 @@ class KerasTransformer(NetworkStage, HasOutputCol):
 
     def _source(self, spark: SparkSession, column: Column, kind: DataType, network: Network) -> tuple[Column, Reader]:
         reader = array_reader(network)
-        if isinstance(kind, VectorUDT):
+        if isinstance(kind, (VectorUDT, OldVectorUDT)):
             return F.when(column.isNotNull(), vector_to_array(column, "float32")), reader  # for a null it would fail the job
         element = kind
         while isinstance(element, ArrayType):

@@ -9,12 +9,12 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from dlspark._require import require
+from dlspark.report.figure import INSTALL
 from dlspark.storage import Store
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-INSTALL = "dlspark[report]"
 DOTS_PER_INCH = 110
 
 
@@ -70,22 +70,15 @@ def png(figure: Figure) -> bytes:
 
 
 def write_page(store: Store, name: str, page: Page, pictures: Mapping[str, bytes]) -> None:
-    """Write each picture as a PNG file of its name, and then the page, whose file has the given name."""
+    """Write each picture as the file `picture_file`, and then the page, whose file has the given name."""
     for caption, data in pictures.items():
-        store.write_bytes(f"{caption}.png", data)
-    store.write_bytes(name, page.render().encode())
+        store.write_bytes(picture_file(caption), data)
+    store.write_bytes(name, page.render().encode("utf-8", "backslashreplace"))  # a file name may be no Unicode
 
 
-def new_figure(width: float, height: float) -> Figure:
-    """A figure with a size in inches, outside pyplot, so that it needs no closing.
-
-    Raises:
-        MissingDependencyError: Matplotlib is not installed.
-    """
-    figure: Figure = require("matplotlib.figure", install=INSTALL, purpose="Drawing a picture").Figure(
-        figsize=(width, height), layout="constrained"
-    )
-    return figure
+def picture_file(caption: str) -> str:
+    """The name of the file of a picture; a slash, as in the name of a column, is written as ``%2F``."""
+    return f"{caption.replace('/', '%2F')}.png"
 
 
 def _text(cell: Any) -> str:

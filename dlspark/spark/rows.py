@@ -15,7 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from dlspark._require import known, require
-from dlspark.data import SHARD_BYTES, ShardedRows, ShardWriter, Structure, columns_of, quoted, with_tuples
+from dlspark.data import SHARD_BYTES, ShardedRows, ShardWriter, Structure, check_distinct, columns_of, quoted, with_tuples
 from dlspark.errors import ConfigError, DataError
 from dlspark.storage import Store
 
@@ -52,7 +52,7 @@ def write_dataframe(
         store: the store. All executors must reach it.
         name: the folder in it; its old content is removed.
         df: columns of booleans or numbers, arrays of them (of any depth, with one shape in all rows), or Spark ML vectors,
-            which become float32.
+            also those of ``pyspark.mllib``, which become float32.
         features: the columns of the model's input: a name, or a tuple or dict of names for several inputs. To join columns
             into one input, use Spark's VectorAssembler.
         label: the columns of the target; None if there is none.
@@ -61,16 +61,19 @@ def write_dataframe(
         classes: copied to the result.
 
     Raises:
-        ConfigError: a column is missing or has another type, or this process does not see the files of the executors.
-        DataError: there are no rows, a value is null, or shapes differ between rows; the message names the column. The
-            folder is removed.
+        ConfigError: a column is missing, occurs twice or has another type, or this process does not see the files of the
+            executors.
+        DataError: there are no rows, a value is null, a label or weight is NaN, or shapes differ between rows; the message
+            names the column. The folder is removed.
     """
     require("pandas", install="dlspark[spark]", purpose="Reading a Spark DataFrame")
     structures = tuple(with_tuples(structure) for structure in (features, label, sample_weight))
+    complete = frozenset(column for structure in structures[1:] for column in columns_of(structure))
     names = tuple(dict.fromkeys(column for structure in structures for column in columns_of(structure)))
+    check_distinct(df, "the DataFrame", names)
     # By number: mapInArrow reads a name with a dot as a field of a struct.
     selected = df.select(*[_plain(df, column).alias(f"c{number}") for number, column in enumerate(names)])
-    written = write_columns(store, name, selected, partial(_arrays, names=names))
+    written = write_columns(store, name, selected, partial(_arrays, names=names, complete=complete))
     return replace(
         written,
         x=structures[0],
@@ -118,13 +121,14 @@ def _plain(df: DataFrame, name: str) -> Any:
     """The column in a type that Arrow supports: a Spark ML vector becomes an array of float32."""
     from pyspark.ml.functions import vector_to_array
     from pyspark.ml.linalg import VectorUDT
+    from pyspark.mllib.linalg import VectorUDT as OldVectorUDT
     from pyspark.sql import functions as F
     from pyspark.sql.types import ArrayType, BooleanType, NumericType
 
     known("a column of the DataFrame", name, df.columns)
     column = F.col(quoted(name))
     kind: DataType = df.schema[name].dataType
-    if isinstance(kind, VectorUDT):
+    if isinstance(kind, (VectorUDT, OldVectorUDT)):
         return vector_to_array(column, "float32")
     element = kind
     while isinstance(element, ArrayType):
@@ -175,8 +179,12 @@ def _write_batches(store: Store, name: str, parts: Iterator[Columns]) -> dict[st
     return {"file": name, "rows": info.rows, "size_bytes": info.size_bytes, "columns": json.dumps(shapes)}
 
 
-def _arrays(batch: pa.RecordBatch, *, names: tuple[str, ...]) -> Iterator[Columns]:
-    yield {name: _array(name, column) for name, column in zip(names, batch.columns, strict=True)}
+def _arrays(batch: pa.RecordBatch, *, names: tuple[str, ...], complete: frozenset[str]) -> Iterator[Columns]:
+    arrays = {name: _array(name, column) for name, column in zip(names, batch.columns, strict=True)}
+    for name in complete:
+        if arrays[name].dtype.kind == "f" and np.isnan(arrays[name]).any():  # one would make the loss NaN
+            raise DataError(f"Expected a value in every row of column {name!r}; got NaN. Drop or fill such rows.")
+    yield arrays
 
 
 def _flush(writer: ShardWriter, pending: list[Columns]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from dlspark.data import quoted
+from dlspark.data import quoted, try_cast
 from dlspark.ml.tables import read_table, write_table
 from dlspark.spark import available_slots, require_slots, told_plainly
 from dlspark.storage import Document, Folder, Result
@@ -57,7 +57,6 @@ def _joined(
 ) -> DataFrame:
     """Rows with features: id, label, part, fold, the named metadata, and vectors ``features_0``, ``features_1`` etc."""
     from pyspark.ml.functions import array_to_vector
-    from pyspark.sql import functions as F
 
     table = read_table(spark, rows.store, rows.document["table"])
     # No other columns: one could have the name of a stage's output.
@@ -70,5 +69,5 @@ def _joined(
     numbers = ("boolean", "tinyint", "smallint", "int", "bigint", "float")
     for name, kind in table.select(*(quoted(name) for name in named)).dtypes:
         if name in settings.numeric or kind in numbers:
-            table = table.withColumn(name, F.col(name).cast("double"))  # what Imputer and VectorAssembler take
+            table = table.withColumn(name, try_cast(name, "double"))  # what Imputer and VectorAssembler take
     return with_classes(table, classes)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dlspark.evaluation import ScoreTable
-from dlspark.report import Page, new_figure
+from dlspark.report import Page, new_figure, shown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -60,7 +60,7 @@ def groups_by_class(data: Mapping[str, Any]) -> Figure:
             places, [part.get("groups_by_class", {}).get(each, 0) for each in classes], height * 0.9, label=name
         )
         axis.bar_label(bars, padding=3)
-    axis.set_yticks(range(len(classes)), classes)
+    axis.set_yticks(range(len(classes)), [shown(name) for name in classes])
     axis.invert_yaxis()
     axis.margins(x=0.1)  # space for the labels of the bars
     axis.set(xlabel="groups", title="Groups by class")
@@ -81,7 +81,7 @@ def learning_curves(networks: Mapping[str, Mapping[str, Any]]) -> Figure:
             for style, key, label in (("-", metric, name), ("--", f"val_{metric}", f"{name}, validation")):
                 if key in curves:
                     epochs = range(1, len(curves[key]) + 1)
-                    axis.plot(epochs, curves[key], style, color=f"C{number}", marker="o", markersize=3, label=label)
+                    axis.plot(epochs, curves[key], style, color=f"C{number}", marker="o", markersize=3, label=shown(label))
         axis.set(xlabel="epoch", title=metric)
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(color="#eeeeee")
@@ -95,7 +95,7 @@ def variance_explained(explained: Mapping[str, Sequence[float]]) -> Figure:
     axis: Any = figure.subplots()
     for number, (name, parts) in enumerate(explained.items()):
         together = [sum(parts[: end + 1]) for end in range(len(parts))]
-        axis.plot(range(1, len(parts) + 1), together, linestyle=_STYLES[number % 4], marker=".", label=name)
+        axis.plot(range(1, len(parts) + 1), together, linestyle=_STYLES[number % 4], marker=".", label=shown(name))
     axis.set(xlabel="principal components", ylabel="variance explained", ylim=(0, 1.01), title="Variance explained")
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.grid(color="#eeeeee")

@@ -9,7 +9,7 @@ from dlspark.data import Split, assign, leak_warning
 from dlspark.errors import DataError
 from dlspark.images import ImageDataset, KnownLayout, Layout, explore, find_layout, prepare_images
 from dlspark.ml.tables import dataset_rows, write_table
-from dlspark.report import png, write_page
+from dlspark.report import picture_file, png, write_page
 from dlspark.storage import Document, Folder, Result
 from dlspark.study.settings import DataSettings
 
@@ -53,7 +53,7 @@ def explore_data(
     found = explore(dataset, columns=columns, samples=samples, seed=seed)
     pictures = {name: png(figure) for name, figure in found.figures().items()}
     write_page(folder.store, "explore.html", found.page(pictures), pictures)
-    return {**found.to_dict(), "pictures": [f"{name}.png" for name in pictures]}
+    return {**found.to_dict(), "pictures": [picture_file(name) for name in pictures]}
 
 
 def keep_rows(

@@ -14,7 +14,7 @@ from PIL import Image
 from sklearn import metrics
 
 from dlspark.cli.main import main
-from dlspark.data.split import Split
+from dlspark.data import Split, try_cast
 from dlspark.images.layouts import csv_layout
 from dlspark.images.prepare import prepare_images
 
@@ -37,7 +37,7 @@ def dataset(spark: Any, tmp_path_factory: pytest.TempPathFactory) -> str:
 
     def layout(source: str, session: Any) -> Any:
         table = csv_layout(extension=".png", group_column="patient")(source, session)
-        return table.withColumn("age", table.age.cast("double"))
+        return table.withColumn("age", try_cast("age", "double"))
 
     out = tmp_path_factory.mktemp("prepared") / "data"
     prepare_images(folder, out, layout=layout, image_size=(8, 8), split=Split(column="part", group="group"))

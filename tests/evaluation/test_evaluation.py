@@ -12,7 +12,7 @@ from sklearn import metrics
 
 from dlspark.errors import ConfigError, DataError
 from dlspark.evaluation.evaluation import Evaluation, evaluate_predictions
-from dlspark.evaluation.predictions import bands
+from dlspark.evaluation.predictions import bands, unit_numbers, value_texts
 from dlspark.evaluation.scores import CURVE_POINTS
 
 NAMES = ("akiec", "mel", "nv")
@@ -199,3 +199,14 @@ def test_columns_of_too_many_values_are_refused() -> None:
         bands(np.array(["arm", "leg"], object), 20)
     with pytest.raises(ConfigError, match="a width above 0"):
         bands([1.0], 0)
+
+
+def test_every_spelling_of_a_missing_value_is_unknown() -> None:
+    import pandas as pd
+
+    missing = [None, float("nan"), pd.NA, pd.NaT, "", "\u00a0", "NaN", " nan", "<NA>"]
+    assert set(value_texts("sex", np.array(missing, object))) == {"(unknown)"}
+    values = np.array(["male", " male", "male\u200b", "None"], object)
+    assert value_texts("sex", values).tolist() == ["male", "male", "male", "None"]
+    assert unit_numbers(np.array([*missing, *values], object)).tolist() == [*range(9), 9, 9, 9, 10]
+    assert bands(np.array(["NaN", "41"], object), 20).tolist() == ["(unknown)", "40 to below 60"]

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from dlspark.cli.main import main
-from dlspark.data.split import Split
+from dlspark.data import Split, try_cast
 from dlspark.errors import ConfigError
 from dlspark.images.dataset import ImageDataset
 from dlspark.images.explore import explore
@@ -38,7 +38,7 @@ def dataset(spark: Any, tmp_path_factory: pytest.TempPathFactory) -> ImageDatase
 
     def layout(source: str, session: Any) -> Any:
         table = csv_layout(extension=".png", group_column="patient")(source, session)
-        return table.withColumn("age", table.age.cast("double"))
+        return table.withColumn("age", try_cast("age", "double"))
 
     out = tmp_path_factory.mktemp("prepared") / "data"
     return prepare_images(folder, out, layout=layout, image_size=(16, 16), split=Split(column="part"))

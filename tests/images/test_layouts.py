@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from PIL import Image
 
 from dlspark.cli.main import main
 from dlspark.errors import ConfigError
-from dlspark.images import LAYOUTS, CsvLayout, find_layout, prepare_images
+from dlspark.images import LAYOUTS, CsvLayout, csv_table, find_layout, prepare_images
 from dlspark.images.layouts import csv_layout, describe, folders
 
 STRANGER = Path(__file__).parent / "stranger"
@@ -32,6 +34,43 @@ def test_names_and_options() -> None:
         find_layout("folders", {"csv": "a.csv"})
     with pytest.raises(ConfigError, match=r"Unknown layout 'ham1000'. Did you mean 'ham10000'"):
         find_layout("ham1000")
+
+
+def test_the_options_of_csv_are_checked() -> None:
+    assert find_layout("csv", {"delimiter": "tab", "encoding": "latin-1"}) == CsvLayout(delimiter="tab", encoding="latin-1")
+    with pytest.raises(ConfigError, match="delimiter as one character or 'tab'; got ';;'"):
+        CsvLayout(delimiter=";;")
+    with pytest.raises(ConfigError, match=r"encoding as 'utf-8', .*; got 'latin-99'"):
+        CsvLayout(encoding="latin-99")
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"a,b\n1,2\n", ""),
+        (b"a\n1\n", ""),
+        (b"a;b\n1;2\n", r"x\.csv: read with delimiter ';' and encoding utf-8"),
+        ("a,b\n1,2\n".encode("utf-16"), "delimiter ',' and encoding utf-16"),
+        (b'a;"b,c"\n1;2\n', "delimiter ';'"),
+        (b"a|b;c\n" + b'1|"2"\n' * 300_000, r"delimiter '\|'"),  # longer than what is looked at
+    ],
+)
+def test_what_a_csv_is_read_as_is_logged(
+    content: bytes, told: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "x.csv").write_bytes(content)
+    with caplog.at_level("INFO"):
+        csv_table._examined(str(tmp_path / "x.csv"), None, None)
+    assert bool(caplog.text) == bool(told)
+    assert re.search(told, caplog.text)
+
+
+def test_csvs_own_limit_is_left_as_it_is(tmp_path: Path) -> None:
+    limit = csv.field_size_limit()
+    (tmp_path / "x.csv").write_text("a,b\n1," + "2" * (limit + 1) + "\n")
+    rows = list(csv_table._data_rows(csv_table._Form(str(tmp_path / "x.csv"), ",", "utf-8")))
+    assert [len(row[1]) for row in rows] == [limit + 1]
+    assert csv.field_size_limit() == limit
 
 
 def test_a_layout_and_its_name_are_one_setting() -> None:

@@ -144,6 +144,7 @@ def test_vectors_and_nested_arrays(spark: Any) -> None:
     import keras
     from pyspark.ml.feature import VectorAssembler
     from pyspark.ml.linalg import Vectors
+    from pyspark.mllib.linalg import Vectors as OldVectors
 
     layers = [keras.Input((2, 2)), keras.layers.Flatten(), keras.layers.Dense(3, name="inner"), keras.layers.Dense(1)]
     model = keras.Sequential(layers)
@@ -173,8 +174,13 @@ def test_vectors_and_nested_arrays(spark: Any) -> None:
     assert (
         "expected 4 numbers, of shape (2, 2); got 2" in column(stage.setInputCol("short").transform(inputs), "out_error")[0]
     )
+    older = spark.createDataFrame([(0, OldVectors.dense([1, 2, 3, 4])), (1, OldVectors.dense([5, 6, 7, 8]))], ["id", "old"])
+    found = column(stage.setInputCol("old").transform(older), "out")
+    np.testing.assert_allclose([vector.toArray() for vector in found], truth, atol=1e-5)
     with pytest.raises(ConfigError, match="vectors or arrays of numbers in column 'a'; it is of type double"):
         stage.setInputCol("a").transform(inputs)
+    with pytest.raises(ConfigError, match="distinct names in the DataFrame; got 'b' and 'B'"):
+        stage.setInputCol("vector").transform(inputs.selectExpr("*", "a AS B"))
 
 
 def test_sql(spark: Any, classifier: Any, pictures: list[bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -251,7 +257,7 @@ def test_params(classifier: Any) -> None:
         ({"model": True, "imageSize": (9, 9)}, r"= \(8, 8\); got \[9, 9\]. Leave it out"),
         ({"model": True, "inputCol": "imag"}, "Did you mean 'image'"),
         ({"model": True, "inputCol": "id"}, "it is of type int"),
-        ({"model": True, "outputCol": "id"}, "'id' exists already"),
+        ({"model": True, "outputCol": "ID"}, "'ID' exists already"),
         ({"model": True, "batchBytes": 0}, "batch_bytes"),
     ],
 )

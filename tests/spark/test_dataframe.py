@@ -35,6 +35,12 @@ def test_labels_outside_the_classes_are_refused(spark: Any) -> None:
         Trainer("local").fit(toys.dense_classifier(), frame(spark, np.where(Y == 2, 3, Y)), verbose=0)
 
 
+def test_two_columns_of_one_name_are_refused(spark: Any) -> None:
+    rows = frame(spark, Y)
+    with pytest.raises(ConfigError, match="distinct names in data; got 'label' and 'label'"):
+        Trainer("local").fit(toys.dense_classifier(), rows.select("features", "label", "label"), verbose=0)
+
+
 def test_a_frame_without_rows_is_refused(spark: Any) -> None:
     with pytest.raises(DataError, match="row"):
         Trainer("local").fit(toys.dense_classifier(), frame(spark, Y).limit(0), verbose=0)

@@ -37,13 +37,15 @@ def test_arrays_scalars_and_labels(spark: Any, tmp_path: Path) -> None:
 
 
 def test_vectors_dense_and_sparse(spark: Any, tmp_path: Path) -> None:
-    from pyspark.ml.linalg import Vectors
+    from pyspark.ml import linalg
+    from pyspark.mllib import linalg as older
 
-    df = spark.createDataFrame([(Vectors.dense([1, 2, 3]), 1.0), (Vectors.sparse(3, {1: 5.0}), 0.0)], ["features", "label"])
-    x, y = everything(write_dataframe(Store(tmp_path), "data", df.coalesce(1)))
-    assert x.dtype == np.float32
-    assert x.tolist() == [[1, 2, 3], [0, 5, 0]]
-    assert y.tolist() == [1, 0]
+    for kind in (linalg.Vectors, older.Vectors):
+        df = spark.createDataFrame([(kind.dense([1, 2, 3]), 1.0), (kind.sparse(3, {1: 5.0}), 0.0)], ["features", "label"])
+        x, y = everything(write_dataframe(Store(tmp_path), "data", df.coalesce(1)))
+        assert x.dtype == np.float32
+        assert x.tolist() == [[1, 2, 3], [0, 5, 0]]
+        assert y.tolist() == [1, 0]
 
 
 def test_nested_arrays_and_many_inputs(spark: Any, tmp_path: Path) -> None:
@@ -91,6 +93,24 @@ def test_types_that_are_no_numbers_are_refused(spark: Any, tmp_path: Path, colum
     df = spark.range(2).selectExpr(f"{column} as features", "id as label")
     with pytest.raises(ConfigError, match="'features'"):
         write_dataframe(Store(tmp_path), "data", df)
+
+
+@pytest.mark.parametrize("wrong", ["label", "sample_weight"])
+def test_a_label_or_weight_that_is_nan_is_refused(spark: Any, tmp_path: Path, wrong: str) -> None:
+    nan = "if(id = 5, double('NaN'), id / 2)"
+    df = spark.range(8).selectExpr(f"{nan} as features", f"{nan} as nan", "id / 2 as label")
+    columns: dict[str, Any] = {"label": "label", wrong: "nan"}
+    with pytest.raises(DataError, match="every row of column 'nan'; got NaN"):
+        write_dataframe(Store(tmp_path), "data", df, **columns)
+    x, _ = everything(write_dataframe(Store(tmp_path), "data", df))  # a network may know what to do with it
+    assert np.isnan(x).sum() == 1
+
+
+def test_two_columns_of_one_name_are_refused(spark: Any, tmp_path: Path) -> None:
+    df = spark.range(2).selectExpr("id as features", "id as label", "id as Label", "id as other", "id as other")
+    with pytest.raises(ConfigError, match=r"distinct names in the DataFrame; got 'label' and 'Label'. Rename or drop"):
+        write_dataframe(Store(tmp_path), "data", df)
+    write_dataframe(Store(tmp_path), "data", df, label=None)
 
 
 def test_no_rows_and_unknown_columns(spark: Any, tmp_path: Path) -> None:
