@@ -10,6 +10,7 @@ import numpy as np
 from dlspark._require import whole_number
 from dlspark.data import ShardedRows, fewest_rows, num_steps, quoted
 from dlspark.errors import ConfigError, DataError
+from dlspark.mends.keras_batch_norm import has_own_moments, synchronized_layers
 
 
 def callbacks(values: Sequence[Any], num_workers: int) -> None:
@@ -82,6 +83,29 @@ def _outside(name: str, units: int, low: Any, high: Any) -> str:
         f"Expected labels in {name} as class indices from 0 to {units - 1}, as the model has {units} outputs; got labels "
         f"from {low} to {high}."
     )
+
+
+def batch_norm(model: Any, backend: str, *, synchronous: bool) -> None:
+    """Reject ``BatchNormalization(synchronized=True)`` on several workers where it would be ignored.
+
+    Args:
+        model: the model.
+        backend: the name of the backend.
+        synchronous: its workers exchange within every step.
+    """
+    for layer in synchronized_layers(model):
+        if not synchronous:
+            raise ConfigError(
+                "Expected a backend whose workers exchange within every step, because the model's layer "
+                f"{layer.path!r} has synchronized=True; got {backend!r}, which would ignore it. Use 'mirrored' or "
+                "'horovod', one worker, or synchronized=False (in build_classifier: batch_norm='train' or 'frozen')."
+            )
+        if has_own_moments(layer):
+            raise ConfigError(
+                "Expected Keras' own BatchNormalization where synchronized=True; the model's layer "
+                f"{layer.path!r} is a {type(layer).__name__}, which computes its statistics itself, on one worker's rows. "
+                "Set synchronized=False, or train with num_workers=1."
+            )
 
 
 def class_weight(value: Mapping[int, float] | None, model: Any) -> None:

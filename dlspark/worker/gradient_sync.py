@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from dlspark.errors import ConfigError, DlsparkError
-from dlspark.mends import keras_step_logs
+from dlspark.mends import keras_batch_norm, keras_step_logs
 from dlspark.mends.keras_compiled_metrics import compiled_metrics
+from dlspark.worker.batch_moments import BatchMoments
 from dlspark.worker.session import WorkerSession
 
 MERGEABLE_REDUCTIONS = ("sum_over_batch_size", "mean", "auto")
@@ -63,6 +64,7 @@ def attached(model: Any, session: WorkerSession, last_step_rows: Callable[[str],
     targets += [(optimizer, "apply", link.summing(optimizer.apply)) for optimizer in optimizers_of(model)]
     targets += [(model, "get_metrics_result", link.merging(model.get_metrics_result))]
     targets += keras_step_logs.targets(model, link.average_logs)
+    targets += keras_batch_norm.targets(model, BatchMoments(session, link.exchange, link.step_rows).of)
     if not session.exchanges:
         # Keras' Adam computes something else on sparse gradients, and one worker must equal several, which sum dense ones.
         targets = [(optimizer, "apply", _densifying(optimizer.apply)) for optimizer in optimizers_of(model)]
@@ -134,6 +136,17 @@ class _Link:
             return apply(means, trainable_variables)
 
         return applied
+
+    def step_rows(self) -> Any:
+        """This worker's rows in the current step, a scalar tensor; None outside a step."""
+        return self._rows if self._in_step else None
+
+    def exchange(self, tensors: Sequence[Any]) -> list[Any]:
+        """The session's sum in the middle of a step. The wait for other ranks is not this rank's own time."""
+        self._note_own_seconds(list(tensors))
+        totals = self._session.sum(tensors)
+        self._step_began = self._now(totals)
+        return totals
 
     def own_seconds(self) -> float:
         """The time that this rank's own part of all steps has taken so far, without the waits for other ranks."""
