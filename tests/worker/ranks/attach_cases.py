@@ -163,7 +163,7 @@ class Block(keras.layers.Layer):  # type: ignore[misc]
         total = 0
         for number, (dense, norm) in enumerate(self.branches):
             x = dense(inputs)
-            if number or os.environ["DLSPARK_RANK"] != str(self.skips_on):
+            if number or not training or os.environ["DLSPARK_RANK"] != str(self.skips_on):
                 x = norm(x, training=training)
             total += self.shared(keras.activations.relu(x), training=training)
         return total
