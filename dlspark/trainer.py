@@ -156,6 +156,7 @@ class Trainer:
         builder, model = take_model(model_or_builder, seed)
         if self.num_workers > 1:
             check_mergeable(model)
+            checks.batch_norm(model, self._backend.name, synchronous=self._backend.capabilities.synchronous_gradients)
         checks.rows("data", data, model, batch_size, self.num_workers)
         if validation_data is not None:
             checks.rows("validation_data", validation_data, model, batch_size, self.num_workers)

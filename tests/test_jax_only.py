@@ -35,3 +35,14 @@ def test_the_environment_is_what_it_claims() -> None:
 def test_the_contract_under_jax() -> None:
     flags = ("-q", "-p", "no:cacheprovider", "--import-mode=importlib")
     assert "passed" in run("-m", "pytest", *flags, "tests/test_contract_local.py")
+
+
+def test_synchronized_batch_normalisation_needs_tensorflow() -> None:
+    code = """
+from dlspark import ConfigError, build_classifier
+try:
+    build_classifier("mobilenetv2", 3, image_size=(32, 32), weights=None, batch_norm="synchronized")
+except ConfigError as error:
+    print(error)
+"""
+    assert "Expected Keras on TensorFlow for batch_norm='synchronized'; got 'jax'" in run("-c", code)

@@ -11,6 +11,7 @@ from dlspark._require import number, whole_number
 from dlspark.data import ShardedRows, fewest_rows, num_steps
 from dlspark.driver import array_checks, dataframe_checks, label_checks, metric_checks
 from dlspark.errors import ConfigError, DataError
+from dlspark.mends.keras_batch_norm import has_own_moments, synchronized_layers
 
 _SEEDS = 2**32  # NumPy's generators take smaller seeds, and each rank adds its number
 
@@ -106,6 +107,29 @@ def validation(data: Any, validation_data: Any) -> None:
         if expected != got:
             raise DataError(
                 f"Expected {part} of validation_data with the structure of data, {expected}; got {got}. Give both alike."
+            )
+
+
+def batch_norm(model: Any, backend: str, *, synchronous: bool) -> None:
+    """Reject ``BatchNormalization(synchronized=True)`` on several workers where it would be ignored.
+
+    Args:
+        model: the model.
+        backend: the name of the backend.
+        synchronous: its workers exchange within every step.
+    """
+    for layer in synchronized_layers(model):
+        if not synchronous:
+            raise ConfigError(
+                "Expected a backend whose workers exchange within every step, because the model's layer "
+                f"{layer.path!r} has synchronized=True; got {backend!r}, which would ignore it. Use 'mirrored' or "
+                "'horovod', one worker, or synchronized=False (in build_classifier: batch_norm='train' or 'frozen')."
+            )
+        if has_own_moments(layer):
+            raise ConfigError(
+                "Expected Keras' own BatchNormalization where synchronized=True; the model's layer "
+                f"{layer.path!r} is a {type(layer).__name__}, which computes its statistics itself, on one worker's rows. "
+                "Set synchronized=False, or train with num_workers=1."
             )
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from dlspark._require import whole_number
 from dlspark.errors import ConfigError
+from dlspark.mends.keras_batch_norm import batch_normalisations
 from dlspark.models.augment import augmentation_layers, draw_seed
 from dlspark.models.backbones import Backbone, cached_imagenet_file, check_backbone
 from dlspark.models.options import ClassifierOptions
@@ -53,8 +54,11 @@ def build_classifier(
             (convolutions and batch normalisations, each counted) the N nearest the output train. Frozen layers run as at
             prediction, in training too: batch normalisation uses its stored statistics and does not update them, and
             drop-connect (EfficientNetV2) is off.
-        batch_norm: "train", or "frozen": the backbone's batch normalisations keep their statistics, scale and offset, and
-            run as at prediction. For small batches, and for weights whose statistics do not suit training.
+        batch_norm: of the backbone's batch normalisations. "train": each worker normalises with its own rows. "frozen": they
+            keep their statistics, scale and offset, and run as at prediction; for small batches, and for weights whose
+            statistics do not suit training. "synchronized": those that train have ``synchronized=True``, so several
+            workers normalise with the rows of the whole step and train as one process does. That needs Keras on
+            TensorFlow, also to load the model later, and a backend with synchronous gradients.
         dense: widths of relu layers between pooling and output, in order.
         dropout: fraction dropped before the output layer, in [0, 1).
         augment: names or layers, see `dlspark.models.augment.augmentation_layers`.
@@ -92,6 +96,11 @@ def build_from_options(options: ClassifierOptions, num_classes: int, *, image_si
             "Expected Keras' image_data_format 'channels_last', as images are (height, width, channels); got "
             "'channels_first'. Call keras.config.set_image_data_format('channels_last') first."
         )
+    if options.batch_norm == "synchronized" and keras.backend.backend() != "tensorflow":
+        raise ConfigError(
+            f"Expected Keras on TensorFlow for batch_norm='synchronized'; got {keras.backend.backend()!r}, for which Keras "
+            "has no synchronized batch normalisation. Set KERAS_BACKEND=tensorflow, or use batch_norm='train'."
+        )
     augmentation = augmentation_layers(options.augment)
     file = cached_imagenet_file(backbone, size) if options.weights == "imagenet" else options.weights
     network = backbone.construct(size)
@@ -103,10 +112,11 @@ def build_from_options(options: ClassifierOptions, num_classes: int, *, image_si
         load_weights(network, Path(file), hint=hint)
     multipliers = _multipliers(network, backbone, options.depth_decay) if options.depth_decay != 1.0 else {}
     _freeze(network, options.fine_tune)
-    if options.batch_norm == "frozen":
-        for layer in network.layers:
-            if isinstance(layer, keras.layers.BatchNormalization):
-                layer.trainable = False
+    for layer in batch_normalisations(network):
+        if options.batch_norm == "frozen":
+            layer.trainable = False
+        elif options.batch_norm == "synchronized" and layer.trainable:
+            layer.synchronized = True
 
     # float32 from the pixels to the backbone: under mixed precision a mean of 103.939 would be rounded to 104.
     inputs = keras.Input((*size, 3), dtype="float32", name="images")

@@ -139,7 +139,10 @@ class ClassifierOptions:
     )
     batch_norm: str = field(
         default="train",
-        metadata=option("frozen: as given by the weights", {"enum": ["train", "frozen"]}),
+        metadata=option(
+            "frozen: as given by the weights; synchronized: statistics of the whole step, not of one worker's part",
+            {"enum": ["train", "frozen", "synchronized"]},
+        ),
     )
     dense: Sequence[int] = field(
         default=(),

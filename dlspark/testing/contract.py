@@ -3,7 +3,7 @@
     class TestMyBackend(BackendContract):
         backend = "mine"
 
-At most five launches serve all clauses. The backend's capabilities select the clauses, never its name.
+At most six launches serve all clauses. The backend's capabilities select the clauses, never its name.
 """
 
 from __future__ import annotations
@@ -181,6 +181,30 @@ class BackendContract:
                 np.testing.assert_allclose(result.history[name], values, rtol=TOLERANCE, atol=TOLERANCE, err_msg=name)
         else:
             assert result.history["loss"][-1] < min(STATED_LOSS, result.history["loss"][0])
+
+    def test_clause_5_synchronized_batch_norm(self) -> None:
+        """Batch statistics of the whole step, with uneven parts, or an error: ``synchronized`` is never ignored."""
+        import keras
+
+        from dlspark.testing import toys
+
+        if keras.backend.backend() != "tensorflow":  # Keras itself refuses
+            with pytest.raises(ValueError, match="synchronized=True"):
+                toys.normalised_classifier()
+            return
+
+        def fit(trainer: Trainer) -> FitResult:
+            return trainer.fit(toys.normalised_classifier(), toys.separable(211), epochs=2, batch_size=29, verbose=0)
+
+        if not self.capabilities().synchronous_gradients and self.world_size() > 1:
+            with pytest.raises(ConfigError, match="synchronized=True"):
+                fit(self.trainer())
+            return
+        alone, together = fit(Trainer("local")), fit(self.trainer())
+        for ours, theirs in zip(together.weights, alone.weights, strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=0, atol=TOLERANCE)
+        for name, values in alone.history.items():
+            np.testing.assert_allclose(together.history[name], values, rtol=TOLERANCE, atol=TOLERANCE, err_msg=name)
 
     def test_clause_6_weights_are_equal_on_all_ranks(self, request: pytest.FixtureRequest) -> None:
         """The loop compares the ranks' weights after every epoch, and must detect a rank that changed its own."""

@@ -40,6 +40,18 @@ def dense_classifier(optimizer: Any = None, **compile_options: Any) -> Any:
     return model
 
 
+def normalised_classifier() -> Any:
+    """Return a network for the data of ``separable`` with two synchronized batch normalisations."""
+    keras.utils.set_random_seed(1)
+    layers = [keras.layers.Dense(8, activation="relu"), keras.layers.BatchNormalization(synchronized=True)]
+    renormalises = keras.layers.BatchNormalization(synchronized=True, renorm=True)
+    nested = keras.Sequential([keras.layers.Input((8,)), *layers])
+    last = keras.layers.Dense(3, activation="softmax")
+    model = keras.Sequential([keras.layers.Input((8,)), renormalises, nested, last])
+    model.compile(keras.optimizers.SGD(0.1, momentum=0.9), "sparse_categorical_crossentropy", metrics=["accuracy"])
+    return model
+
+
 @keras.saving.register_keras_serializable(package=PACKAGE)
 class SeenOnce(keras.metrics.Metric):
     """The number of row ids seen exactly once in a pass, minus 1,000 for every id seen more often.

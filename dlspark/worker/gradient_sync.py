@@ -8,17 +8,18 @@ a metric is a sum over rows, so the sum of the workers' states is the state for 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from dlspark.errors import ConfigError, DlsparkError
-from dlspark.mends import keras_step_logs
+from dlspark.mends import keras_batch_norm, keras_step_logs
 from dlspark.mends.keras_compiled_metrics import compiled_metrics
 from dlspark.mends.keras_masked_means import masked_means
 from dlspark.mends.keras_output_losses import output_losses
 from dlspark.worker.agreement import Agreement
+from dlspark.worker.batch_moments import BatchMoments
 from dlspark.worker.session import WorkerSession
 
 MERGEABLE_REDUCTIONS = ("sum_over_batch_size", "mean", "auto")
@@ -73,6 +74,7 @@ def attached(model: Any, session: WorkerSession, last_step_rows: Callable[[str],
     targets += [(loss, "update_state", link.sharing(loss.update_state)) for loss in output_losses(model)]
     targets += [(model, "get_metrics_result", link.merging(model.get_metrics_result))]
     targets += keras_step_logs.targets(model, link.ending)
+    targets += keras_batch_norm.targets(model, BatchMoments(session, link.exchange, link.step_rows).of)
     with _replaced(targets), masked_means(link.masked_share):
         try:
             yield link.passes
@@ -140,7 +142,7 @@ class _Link:
     def _rows_of_all(self) -> Any:
         """The rows of all workers in this step, by one sum for each step that needs them."""
         if self._all_rows is None:
-            (self._all_rows,) = self._session.sum([self._rows])
+            (self._all_rows,) = self.exchange([self._rows])
         return self._all_rows
 
     def masked_share(self, valid: Any) -> Any:
@@ -154,7 +156,7 @@ class _Link:
         if not self._in_step or self._apart:
             return None
         valid = keras.ops.stop_gradient(valid)
-        (everywhere,) = self._session.sum([valid])
+        (everywhere,) = self.exchange([valid])
         return keras.ops.divide_no_nan(valid * self._rows_of_all(), self._rows * everywhere)
 
     def sharing(self, update_state: Callable[..., Any]) -> Callable[..., Any]:
@@ -213,6 +215,17 @@ class _Link:
             return apply(means, trainable_variables)
 
         return applied
+
+    def step_rows(self) -> Any:
+        """This worker's rows in the current step, a scalar tensor; None outside a step."""
+        return self._rows if self._in_step and not self._apart else None
+
+    def exchange(self, tensors: Sequence[Any]) -> list[Any]:
+        """The session's sum in the middle of a step. The wait for other ranks is not this rank's own time."""
+        self._note_own_seconds(list(tensors))
+        totals = self._session.sum(tensors)
+        self._step_began = self._now(totals)
+        return totals
 
     def own_seconds(self) -> float:
         """The time that this rank's own part of all steps has taken so far, without the waits for other ranks."""

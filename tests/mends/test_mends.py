@@ -15,7 +15,7 @@ import keras
 import numpy as np
 import pytest
 
-from dlspark.mends import keras_layers, keras_optimizer_state, keras_step_logs, tensorflow_context
+from dlspark.mends import keras_batch_norm, keras_layers, keras_optimizer_state, keras_step_logs, tensorflow_context
 from dlspark.mends.keras_compiled_metrics import compiled_metrics, metrics_in_effect
 from dlspark.mends.keras_masked_means import masked_means
 from dlspark.mends.keras_output_losses import output_losses
@@ -90,6 +90,27 @@ def test_keras_weighs_the_loss_of_an_output_by_the_static_batch_size() -> None:
     model.fit(x, [x[:, :1], x[:, :1]], batch_size=2, verbose=0)
     counts = [float(mean.count) for mean in output_losses(model)]
     assert counts == [2.0, 2.0], "Keras counts rows now, not steps"
+
+
+def test_keras_synchronises_batch_normalisation_in_a_private_method_that_ignores_it_with_a_mask() -> None:
+    layer = keras.layers.BatchNormalization(synchronized=True)
+    layer.build((None, 4, 3))
+    model = keras.Sequential([keras.layers.Input((4, 3)), keras.Sequential([keras.layers.Input((4, 3)), layer])])
+    seen: list[Any] = []
+
+    def moments(number: int, axes: Any, local: Any, inputs: Any, mask: Any) -> Any:
+        seen.append((number, list(axes), mask))
+        return keras.ops.ones((3,)), keras.ops.ones((3,))
+
+    ((owner, name, function),) = keras_batch_norm.targets(model, moments)
+    assert owner is layer
+    object.__setattr__(owner, name, function)
+    mask = np.ones((2, 4), bool)
+    layer(np.zeros((2, 4, 3), np.float32), training=True, mask=mask)
+    assert [each[:2] for each in seen] == [(0, [0, 1])], "the statistics come from elsewhere: look for what replaced it"
+    source = inspect.getsource(keras.layers.BatchNormalization._moments)
+    assert source.count("synchronized") == 2, "Keras may synchronise with a mask now"
+    assert "get_replica_context" in inspect.getsource(sys.modules["keras.src.backend.tensorflow.nn"]._compute_moments_sync)
 
 
 def test_tensorflow_cannot_be_reconfigured_once_it_runs() -> None:

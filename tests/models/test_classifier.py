@@ -171,6 +171,17 @@ def test_the_frozen_part_runs_as_at_prediction() -> None:
     assert rates == sorted(rates)
 
 
+def test_synchronized_batch_normalisations_are_those_that_train_and_the_file_keeps_it(tmp_path: Path) -> None:
+    from dlspark.mends.keras_batch_norm import batch_normalisations
+
+    model = small(batch_norm="synchronized", fine_tune="top:4")
+    assert [w.shape for w in model.get_weights()] == [w.shape for w in small().get_weights()]
+    model.save(tmp_path / "model.keras")
+    norms = batch_normalisations(keras.saving.load_model(tmp_path / "model.keras"))
+    assert {norm.name for norm in norms if norm.synchronized} == {"block_16_project_BN", "Conv_1_bn"}
+    assert {norm.name for norm in norms if norm.trainable} == {"block_16_project_BN", "Conv_1_bn"}
+
+
 def test_frozen_batch_normalisations_stay_as_they_come() -> None:
     model = small(batch_norm="frozen")
     assert [w.shape for w in model.get_weights()] == [w.shape for w in small().get_weights()]  # phases pass on their weights

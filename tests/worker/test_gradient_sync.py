@@ -70,7 +70,7 @@ def test_given_models_equal_one_process(fit: Fit, case: str) -> None:
     assert_equal_to_one_process(fit, case)
 
 
-@pytest.mark.parametrize("case", sorted(set(attach_cases.CASES) - {"batch norm", "weights that differ"}))
+@pytest.mark.parametrize("case", sorted(set(attach_cases.CASES) - attach_cases.NOT_EQUAL))
 def test_equal_to_one_process(fit: Fit, case: str) -> None:
     assert_equal_to_one_process(fit, case, epochs=4 if case == "callbacks decide alike" else 2)
 
@@ -93,6 +93,15 @@ def test_batch_norm_statistics_are_averaged_and_frozen_weights_left_alone(fit: F
     assert (moving_mean != before[4]).any()
     for trained in ranks:
         assert all((a == b).all() for a, b in zip(trained.weights, ranks[0].weights, strict=True))
+
+
+def test_synchronized_batch_norm_on_three_workers(fit: Fit) -> None:
+    assert_equal_to_one_process(fit, "synchronized batch norm", world_size=3, class_weight={0: 1.0, 1: 3.0, 2: 0.2})
+
+
+def test_a_synchronized_layer_skipped_on_one_rank_is_noticed(fit: Fit) -> None:
+    with pytest.raises(Exception, match="Do not skip a layer on one worker only"):
+        fit("a skipped layer", 2)
 
 
 def test_weights_that_differ_are_noticed(fit: Fit) -> None:

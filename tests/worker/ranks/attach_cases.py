@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -58,6 +59,7 @@ def train(
     case: str, rank: int, world_size: int, box: Any, barrier: Any, rows: ShardedRows, validation: ShardedRows, options: Any
 ) -> Trained:
     """Train ``case`` as ``rank``."""
+    os.environ["DLSPARK_RANK"] = str(rank)
     each = given(case) if case in GIVEN else Given(CASES[case]())
     model = each.model
     if each.data is not None:
@@ -155,6 +157,83 @@ def batch_norm_model() -> Any:
     return model
 
 
+def synchronized(**options: Any) -> Any:
+    return keras.layers.BatchNormalization(synchronized=True, momentum=0.8, **options)
+
+
+class Block(keras.layers.Layer):  # type: ignore[misc]
+    """Two parallel branches with batch normalisations of one shape, and one more that is called twice."""
+
+    def __init__(self, skips_on: int = -1) -> None:
+        super().__init__()
+        self.branches = [(keras.layers.Dense(6), synchronized()) for _ in range(2)]
+        self.shared = synchronized(center=False)
+        self.skips_on = skips_on
+
+    def call(self, inputs: Any, training: bool = False) -> Any:
+        total = 0
+        for number, (dense, norm) in enumerate(self.branches):
+            x = dense(inputs)
+            if number or not training or os.environ["DLSPARK_RANK"] != str(self.skips_on):
+                x = norm(x, training=training)
+            total += self.shared(keras.activations.relu(x), training=training)
+        return total
+
+
+def synchronized_model(skips_on: int = -1, **compile_options: Any) -> Any:
+    """Batch normalisations on raw inputs, in a nested model, with renormalisation, frozen, and in a custom layer."""
+    keras.utils.set_random_seed(1)
+    frozen = synchronized()
+    frozen.trainable = False
+    renorm = synchronized(renorm=True, renorm_clipping={"rmax": 1.5, "rmin": 0.6, "dmax": 0.5}, renorm_momentum=0.8)
+    nested = keras.Sequential([keras.layers.Input((8,)), keras.layers.Dense(6), renorm, frozen])
+    layers = [keras.layers.Input((8,)), synchronized(), nested, Block(skips_on), keras.layers.Dense(3, activation="softmax")]
+    model = keras.Sequential(layers)
+    options = {"loss": "sparse_categorical_crossentropy", "metrics": ["accuracy"], **compile_options}
+    model.compile(keras.optimizers.SGD(0.1, momentum=0.9), **options)
+    return model
+
+
+def masked_model() -> Any:
+    """Each rank has another number of valid steps in its rows, and sometimes none."""
+    keras.utils.set_random_seed(1)
+    inputs = keras.Input((8,))
+    x = keras.layers.Reshape((4, 2))(inputs + 5)
+    x = synchronized()(x, mask=x[..., 0] > 6)
+    x = keras.layers.Conv1D(4, 2)(x)
+    x = keras.layers.Flatten()(keras.layers.Permute((2, 1))(synchronized(axis=1)(keras.layers.Permute((2, 1))(x))))
+    model = keras.Model(inputs, keras.layers.Dense(3, activation="softmax")(x))
+    model.compile(keras.optimizers.SGD(0.05), "sparse_categorical_crossentropy", run_eagerly=True)
+    return model
+
+
+class Penalised(keras.Model):  # type: ignore[misc]
+    """A custom train_step whose loss has a gradient in it, so that training takes second derivatives."""
+
+    def train_step(self, data: Any) -> dict[str, Any]:
+        import tensorflow as tf
+
+        x, y = data
+        with tf.GradientTape() as tape:
+            with tf.GradientTape() as inner:
+                inner.watch(x)
+                loss = keras.ops.mean(keras.losses.sparse_categorical_crossentropy(y, self(x, training=True)))
+            # Of a mean over this rank's rows: times their number, it does not depend on how rows are distributed.
+            slopes = inner.gradient(loss, x) * keras.ops.cast(keras.ops.shape(x)[0], "float32")
+            total = loss + 0.1 * keras.ops.mean(keras.ops.square(slopes))
+        self.optimizer.apply(tape.gradient(total, self.trainable_variables), self.trainable_variables)
+        return {"loss": total}
+
+
+def penalised_model() -> Any:
+    keras.utils.set_random_seed(1)
+    inputs = keras.Input((8,))
+    x = keras.activations.tanh(synchronized()(keras.layers.Dense(6)(inputs)))
+    model = Penalised(inputs, keras.layers.Dense(3, activation="softmax")(x))
+    model.compile(keras.optimizers.SGD(0.1), "sparse_categorical_crossentropy")
+    return model
+
+
 def mixed_precision_model() -> Any:
     """Loss scaling: the outermost optimizer must see the global gradient."""
     keras.utils.set_random_seed(1)
@@ -189,4 +268,11 @@ CASES: dict[str, Callable[[], Any]] = {
     "weights that differ": toys.dense_classifier,
     "batch norm": batch_norm_model,
     "mixed precision": mixed_precision_model,
+    "synchronized batch norm": synchronized_model,
+    "synchronized batch norm, steps_per_execution": lambda: synchronized_model(steps_per_execution=3),
+    "synchronized batch norm, masked": masked_model,
+    "synchronized batch norm, second derivatives": penalised_model,
+    "a skipped layer": lambda: synchronized_model(skips_on=1),
 }
+NOT_EQUAL = {"batch norm", "weights that differ", "a skipped layer"}
+"""Cases in which several workers do not train as one process."""
