@@ -47,7 +47,7 @@ def by_keras(each: Given, store: Store) -> dict[str, list[float]]:
 def fitted(each: Given, trainer: Trainer, **more: Any) -> dict[str, list[float]]:
     result = trainer.fit(
         each.model, rows_of(each, ROWS), validation_data=rows_of(each, VALIDATION_ROWS), epochs=EPOCHS, batch_size=BATCH,
-        seed=SEED, callbacks=each.callbacks, verbose=0, **each.options, **more,
+        seed=SEED, verbose=0, **{"callbacks": each.callbacks, **each.options, **more},
     )  # fmt: skip
     return dict(result.history)
 

@@ -82,6 +82,24 @@ class Agreement:
         self.begin()
         self._compare()
 
+    def sums_so_far(self) -> dict[str, NDArray[Any]]:
+        """The values over all ranks of the states that are summed, by their names in checkpoints. All ranks call it.
+
+        Every rank may start from them, also in the middle of an epoch: only later changes are added then.
+        """
+        import keras
+
+        numbers = {id(variable): i for i, variable in enumerate(self._model.weights)}
+        summed = [variable for variable, merge in self._merged() if merge == "sum"]
+        parts = [np.asarray(_value(variable) - self._before[id(variable)], np.float64) for variable in summed]
+        totals = self._session.sum([keras.ops.convert_to_tensor(part) for part in parts]) if parts else []
+        return {
+            f"w{numbers[id(variable)]}": (self._before[id(variable)] + keras.ops.convert_to_numpy(total)).astype(
+                self._before[id(variable)].dtype
+            )
+            for variable, total in zip(summed, totals, strict=True)
+        }
+
     def _merged(self) -> list[tuple[Any, str]]:
         kinds = [(variable, merge_of(layer)) for variable, layer in states_of(self._model)]
         return [(variable, kind) for variable, kind in kinds if kind in ("mean", "sum")]

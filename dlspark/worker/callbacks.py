@@ -138,6 +138,7 @@ def saver_callback(
     start: Start,
     checkpoints: Checkpoints | None,
     callbacks: Sequence[Any],
+    sums_so_far: Callable[[], Mapping[str, NDArray[Any]]],
 ) -> Any:
     """The callback that saves checkpoints, ends an interrupted run, and has the ``history`` and ``epoch_seconds``."""
     import keras
@@ -201,7 +202,7 @@ def saver_callback(
             if checkpoints is None:
                 return
             synchronise(self.model)
-            arrays = capture_within_epoch(self.model, session)
+            arrays = {**capture_within_epoch(self.model, session), **sums_so_far()}
             if session.rank == 0:
                 self._save(arrays, Position(epoch=feed.epoch, step=step, **self._so_far()))
 

@@ -64,7 +64,7 @@ def attached(model: Any, session: WorkerSession, last_step_rows: Callable[[str],
         # Keras' Adam computes something else on sparse gradients, and one worker must equal several, which sum dense ones.
         targets = [(optimizer, "apply", _densifying(optimizer.apply)) for optimizer in optimizers_of(model)]
         with _replaced(targets):
-            yield _passes_callback()
+            yield _passes_callback(lambda: None, dict, lambda: 0.0)
         return
     link = _Link(model, session, last_step_rows)
     # Collect all targets before changing any: a model may hold several optimizers.
@@ -113,7 +113,7 @@ class _Link:
         self._output_losses = output_losses(model)
         self._step_began: Any = None
         self._own_seconds: Any = None  # a TensorFlow variable: total seconds between the beginning of a step and its sum
-        self.passes = _passes_callback(self._agreement.begin, self.own_seconds)
+        self.passes = _passes_callback(self._agreement.begin, self._agreement.sums_so_far, self.own_seconds)
 
     def noting(self, step: Callable[..., Any]) -> Callable[..., Any]:
         """``step``, after recording the number of rows in its batch."""
@@ -298,12 +298,12 @@ class _Link:
         return {name: float(value / total) for name, value in zip(logs, sums, strict=True)}
 
 
-def _passes_callback(begin: Callable[[], None] = lambda: None, seconds: Callable[[], float] = lambda: 0.0) -> Any:
+def _passes_callback(begin: Callable[[], None], sums: Callable[[], dict[str, Any]], seconds: Callable[[], float]) -> Any:
     """The callback that must be in the list of ``fit``; its presence tells ``fit``'s own evaluation from the user's."""
     import keras
 
     class Passes(keras.callbacks.Callback):
-        own_seconds = staticmethod(seconds)
+        own_seconds, sums_so_far = staticmethod(seconds), staticmethod(sums)
 
         def on_train_begin(self, logs: Any = None) -> None:
             begin()

@@ -81,8 +81,8 @@ def train(
         if start.position.step and not fits_within_epoch(model, start.arrays):
             model.test_on_batch(*feed.first_row())  # only a custom train_step knows how to create its metrics
             model.reset_metrics()
-        saver = saver_callback(job, feed, session, reporter, status, start, checkpoints, callbacks)
         passes = opened.enter_context(attached(model, session, last_rows.__getitem__))
+        saver = saver_callback(job, feed, session, reporter, status, start, checkpoints, callbacks, passes.sums_so_far)
         progress = progress_callback(job, feed, session, reporter, status, start, passes.own_seconds)
         own = [passes, progress, *of_rank(callbacks, session.rank), saver]
 

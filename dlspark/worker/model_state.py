@@ -14,6 +14,7 @@ from dlspark.errors import DataError
 from dlspark.job import INITIAL_WEIGHTS_FILE, WEIGHTS_FILE
 from dlspark.mends.keras_optimizer_state import variables_of
 from dlspark.storage import Store, differing
+from dlspark.worker.agreement import merge_of, states_of
 from dlspark.worker.gradient_sync import optimizers_of
 from dlspark.worker.session import WorkerSession
 
@@ -198,7 +199,8 @@ def _shared_variables(model: Any) -> dict[str, Any]:
 
 def _local_variables(model: Any) -> list[Any]:
     """What differs between ranks until the epoch's end: batch statistics and metrics."""
-    return [v for v in model.non_trainable_weights if "float" in v.dtype] + list(model.metrics_variables)
+    averaged = [variable for variable, layer in states_of(model) if merge_of(layer) == "mean"]
+    return averaged + list(model.metrics_variables)
 
 
 def give_back(model: Any, arrays: Mapping[str, NDArray[Any]]) -> None:
