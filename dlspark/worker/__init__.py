@@ -5,9 +5,9 @@ from __future__ import annotations
 from dlspark.worker.callbacks import callback_arrays, moving, restore_callbacks
 from dlspark.worker.device import describe_device, own_threads, worker_report
 from dlspark.worker.entry import build, load_model, reporting, resumed, run_worker, worker_environment
-from dlspark.worker.exactness import check_exact
+from dlspark.worker.exactness import check_exact, check_mergeable
 from dlspark.worker.given_model import save_model
-from dlspark.worker.gradient_sync import check_mergeable, optimizers_of
+from dlspark.worker.gradient_sync import optimizers_of
 from dlspark.worker.loop import train
 from dlspark.worker.model_state import (
     capture,

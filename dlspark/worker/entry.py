@@ -19,8 +19,8 @@ from dlspark.storage import Checkpoints, Store
 from dlspark.wire import Endpoint, Reporter, failed, messages
 from dlspark.worker.callbacks import Start
 from dlspark.worker.device import describe_device, worker_report
+from dlspark.worker.exactness import check_mergeable
 from dlspark.worker.given_model import load_given
-from dlspark.worker.gradient_sync import check_mergeable
 from dlspark.worker.heartbeat import Pulse
 from dlspark.worker.loop import train
 from dlspark.worker.model_state import load_arrays, restore, save_trained, set_arrays, set_weights

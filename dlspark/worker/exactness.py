@@ -1,7 +1,8 @@
-"""Probe, on the driver and a few rows, whether a model's parts can be put together exactly.
+"""Whether what the workers compute from their parts can be put together exactly: losses, metrics and states.
 
-Two assumptions make N workers equal to one process: the loss of a step is the mean over its rows, and what a step does to a
-layer's states is known. Both are tried out, because neither can be read off a model.
+The reductions of losses and the classes of metrics say much. Two more assumptions make N workers equal to one process: the
+loss of a step is the mean over its rows, and what a step does to a layer's states is known. Both are tried out on a few rows,
+on the driver, because neither can be read off a model.
 """
 
 from __future__ import annotations
@@ -14,12 +15,40 @@ import numpy as np
 from dlspark.data import ShardedRows
 from dlspark.errors import ConfigError
 from dlspark.mends import keras_layers
+from dlspark.mends.keras_compiled_metrics import compiled_metrics
 from dlspark.mends.keras_masked_means import masked_means
 from dlspark.worker.agreement import MERGES, merge_of, states_of
 from dlspark.worker.process import random_states
 
+MERGEABLE_REDUCTIONS = ("sum_over_batch_size", "mean", "auto")
 ROWS = 7  # two uneven parts
 TOLERANCE = 1e-4
+
+
+def check_mergeable(model: Any) -> None:
+    """Reject losses and metrics that cannot be computed exactly from the workers' parts.
+
+    Raises:
+        ConfigError: a loss has reduction "sum", "none" or "mean_with_sample_weight", or it is unknown how to merge a metric.
+    """
+    import keras
+
+    for loss in keras.tree.flatten(model.loss):
+        reduction = getattr(loss, "reduction", "mean")
+        if reduction not in MERGEABLE_REDUCTIONS:
+            raise ConfigError(
+                f"Several workers need a loss that is the mean over rows (reduction {MERGEABLE_REDUCTIONS[0]!r}), and "
+                f"{type(loss).__name__} has reduction {reduction!r}, which no merge of the workers' parts gives exactly. "
+                "Set its reduction to 'sum_over_batch_size', or train with num_workers=1."
+            )
+    for metric in compiled_metrics(model):
+        definer = next(cls for cls in type(metric).__mro__ if "update_state" in vars(cls))
+        if not definer.__module__.startswith("keras.") and getattr(metric, "merge", None) != "sum":
+            raise ConfigError(
+                f"Several workers need metrics whose states are sums over rows. Of {type(metric).__name__} that is not "
+                "known: if all its variables are such sums, say so by the class attribute merge = 'sum'; otherwise "
+                "train with num_workers=1."
+            )
 
 
 def check_exact(model: Any, rows: ShardedRows) -> None:

@@ -13,42 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from dlspark.errors import ConfigError, DlsparkError
+from dlspark.errors import DlsparkError
 from dlspark.mends import keras_batch_norm, keras_step_logs
-from dlspark.mends.keras_compiled_metrics import compiled_metrics
 from dlspark.mends.keras_masked_means import masked_means
 from dlspark.mends.keras_output_losses import output_losses
 from dlspark.worker.agreement import Agreement
 from dlspark.worker.batch_moments import BatchMoments
 from dlspark.worker.session import WorkerSession
-
-MERGEABLE_REDUCTIONS = ("sum_over_batch_size", "mean", "auto")
-
-
-def check_mergeable(model: Any) -> None:
-    """Reject losses and metrics that cannot be computed exactly from the workers' parts.
-
-    Raises:
-        ConfigError: a loss has reduction "sum", "none" or "mean_with_sample_weight", or it is unknown how to merge a metric.
-    """
-    import keras
-
-    for loss in keras.tree.flatten(model.loss):
-        reduction = getattr(loss, "reduction", "mean")
-        if reduction not in MERGEABLE_REDUCTIONS:
-            raise ConfigError(
-                f"Several workers need a loss that is the mean over rows (reduction {MERGEABLE_REDUCTIONS[0]!r}), and "
-                f"{type(loss).__name__} has reduction {reduction!r}, which no merge of the workers' parts gives exactly. "
-                "Set its reduction to 'sum_over_batch_size', or train with num_workers=1."
-            )
-    for metric in compiled_metrics(model):
-        definer = next(cls for cls in type(metric).__mro__ if "update_state" in vars(cls))
-        if not definer.__module__.startswith("keras.") and getattr(metric, "merge", None) != "sum":
-            raise ConfigError(
-                f"Several workers need metrics whose states are sums over rows. Of {type(metric).__name__} that is not "
-                "known: if all its variables are such sums, say so by the class attribute merge = 'sum'; otherwise "
-                "train with num_workers=1."
-            )
 
 
 @contextlib.contextmanager
