@@ -1,8 +1,8 @@
 """Whether what the workers compute from their parts can be put together exactly: losses, metrics and states.
 
 The reductions of losses and the classes of metrics say much. Two more assumptions make N workers equal to one process: the
-loss of a step is the mean over its rows, and what a step does to a layer's states is known. Both are tried out on a few rows,
-on the driver, because neither can be read off a model.
+loss of a step is the mean over its rows, and what a step does to a layer's states is known. Both are tried out on a few
+rows, on the driver, because neither can be read off a model.
 """
 
 from __future__ import annotations
