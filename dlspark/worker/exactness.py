@@ -15,7 +15,7 @@ from dlspark.data import ShardedRows
 from dlspark.errors import ConfigError
 from dlspark.mends import keras_layers
 from dlspark.mends.keras_masked_means import masked_means
-from dlspark.worker.agreement import MERGES, merge_of, states_of
+from dlspark.worker.agreement import merge_of, states_of
 from dlspark.worker.process import random_states
 
 ROWS = 7  # two uneven parts
@@ -54,8 +54,8 @@ def _check_states(model: Any, x: Any) -> None:
     for layer in keras_layers.flatten(model):
         if getattr(layer, "stateful", False):
             raise ConfigError(
-                f"Several workers need layers without a state of each row; {layer.name!r} is stateful. Set stateful=False, "
-                "or train with num_workers=1."
+                f"Expected layers that keep no state from batch to batch, with several workers; got {layer.name!r}, which "
+                "is stateful. Set stateful=False, or train with num_workers=1."
             )
     unknown = [(variable, layer) for variable, layer in states_of(model) if merge_of(layer) is None]
     if not unknown:
@@ -65,9 +65,10 @@ def _check_states(model: Any, x: Any) -> None:
     for (variable, layer), value in zip(unknown, values, strict=True):
         if keras.ops.convert_to_numpy(variable).tobytes() != value.tobytes():
             raise ConfigError(
-                f"Several workers need to know how to merge what a step does to {variable.path}. Say so by the class "
-                f"attribute merge of {type(layer).__name__}: one of {', '.join(map(repr, MERGES))} ('mean' averages over "
-                "workers, 'sum' adds up their changes, 'same' does not depend on the rows). Or train with num_workers=1."
+                f"Expected layers that declare how to merge their states, with several workers; got {variable.path}, which "
+                f"a step changes. In the class {type(layer).__name__}, write merge = 'sum' (adds the changes of all "
+                "workers), 'mean' (averages), or 'same' (the state does not depend on the rows). Or train with "
+                "num_workers=1."
             )
 
 
@@ -111,8 +112,8 @@ def _check_loss(model: Any, x: Any, y: Any, weight: Any) -> None:
         merged += loss_of(part, factor) * rows / count
     if abs(merged - whole) > TOLERANCE * (abs(whole) + TOLERANCE):
         raise ConfigError(
-            f"Several workers need a loss that is the mean over rows. The loss of {count} rows is {whole:.6g}, but its "
-            f"parts have {merged:.6g} on average: {_suspects(model)} is a sum, or is computed from all rows together. "
+            f"Expected a loss that is the mean over rows, with several workers; got {whole:.6g} for {count} rows and "
+            f"{merged:.6g} as the mean of their parts: {_suspects(model)} is a sum, or is computed from all rows together. "
             "Use a mean over rows, or train with num_workers=1."
         )
 

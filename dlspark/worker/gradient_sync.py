@@ -37,17 +37,16 @@ def check_mergeable(model: Any) -> None:
         reduction = getattr(loss, "reduction", "mean")
         if reduction not in MERGEABLE_REDUCTIONS:
             raise ConfigError(
-                f"Several workers need a loss that is the mean over rows (reduction {MERGEABLE_REDUCTIONS[0]!r}), and "
-                f"{type(loss).__name__} has reduction {reduction!r}, which no merge of the workers' parts gives exactly. "
-                "Set its reduction to 'sum_over_batch_size', or train with num_workers=1."
+                f"Expected a loss that is the mean over rows, with several workers; got {type(loss).__name__}, which has "
+                f"reduction {reduction!r}. Set its reduction to {MERGEABLE_REDUCTIONS[0]!r}, or train with num_workers=1."
             )
     for metric in compiled_metrics(model):
         definer = next(cls for cls in type(metric).__mro__ if "update_state" in vars(cls))
         if not definer.__module__.startswith("keras.") and getattr(metric, "merge", None) != "sum":
             raise ConfigError(
-                f"Several workers need metrics whose states are sums over rows. Of {type(metric).__name__} that is not "
-                "known: if all its variables are such sums, say so by the class attribute merge = 'sum'; otherwise "
-                "train with num_workers=1."
+                f"Expected metrics whose variables are sums over rows, with several workers; got {type(metric).__name__}, "
+                "which does not declare that. If they are, write merge = 'sum' in its class; otherwise train with "
+                "num_workers=1."
             )
 
 
