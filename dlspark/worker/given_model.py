@@ -236,7 +236,9 @@ def _refused() -> Iterator[None]:
     except ConfigError:
         raise
     except Exception as error:  # Keras raises many kinds here
-        raise ConfigError(f"The model cannot be sent to workers as a .keras file: {_reason(error)}. {_REGISTER}") from error
+        reason = _reason(error)
+        named = "Replace the lambda by a function with a name. " if "lambda" in reason else ""
+        raise ConfigError(f"The model cannot be sent to workers as a .keras file: {reason}. {named}{_REGISTER}") from error
 
 
 def _reason(error: Exception) -> str:
