@@ -170,7 +170,7 @@ class FitResult:
         versions: of Python and of the packages that mattered, on rank 0.
         workers: one report per rank, in rank order; of the last attempt, where there were several.
         restarts: how often the run was started again after a failure, in this call of ``fit``.
-        resumed_from: the checkpoint from which this call went on first; None when it started from the beginning.
+        resumed_from: the checkpoint from which this call resumed first; None if it started from the beginning.
         weights: the trained weights, in the order of ``model.get_weights()``.
         model: the caller's model, trained (or the one that the builder made).
     """

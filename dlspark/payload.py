@@ -60,6 +60,8 @@ def pickled_payload(builder: Callable[[], Any] | None, callbacks: Sequence[Any],
     except Exception as error:  # pickling runs the object's own code: anything may be raised
         parts = [("The builder", builder), *((f"Callback {type(c).__name__}", c) for c in callbacks)]
         name = next((name for name, part in parts if not _pickles(model, part)), "A registered custom object")
+        if isinstance(error, ConfigError):
+            raise ConfigError(f"{name} cannot be sent to workers: {error}") from error
         raise ConfigError(
             f"{name} cannot be sent to workers: {type(error).__name__}: {error}. Do not store locks, files, sessions or "
             "other models in it; open them where it runs (in on_train_begin, or inside the builder)."

@@ -190,7 +190,7 @@ class TestSeveralWorkers:
             def result(self) -> Any:
                 return self.value
 
-        with pytest.raises(ConfigError, match=r"Of Largest that is not known.*merge = 'sum'"):
+        with pytest.raises(ConfigError, match=r"got Largest, which does not declare.*merge = 'sum'"):
             fit(toys.dense_classifier(metrics=[Largest()]), num_workers=2)
 
     def test_backup_and_restore(self, tmp_path: Path) -> None:

@@ -191,7 +191,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "an argument that get_config lacks": (lambda: dense("sgd", Forgets(4, 0.3)), "temperature=0.3, in its file 1.0"),
     "a method of one layer": (replaced_call, "a call of its own"),
     "a callback with a view of the model": (shares_layers, "shares the variable"),
-    "a state that no rule merges": (lambda: dense("sgd", Minimum()), "how to merge .*least.*attribute merge of Minimum"),
+    "a state that no rule merges": (lambda: dense("sgd", Minimum()), "how to merge .*least.*Minimum, write merge = 'sum'"),
     "a loss of the whole batch": (lambda: Given(dense(loss="dice"), one_hot()[1]), "mean over rows.*dice"),
     "a sum over rows": (lambda: dense("sgd", Sums()), "mean over rows.*a loss that a layer adds"),
     "a state of each row": (stateful, "stateful"),

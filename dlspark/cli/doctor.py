@@ -42,7 +42,7 @@ def run(options: argparse.Namespace) -> Report:
     wrong = sum(check.ok is False for check in found)
     blocks: list[Block] = [Table(["check", "", "found"], [[each.name, _WORDS[each.ok], each.found] for each in found])]
     advice = [f"{each.name}: {each.advice}" for each in found if each.advice]
-    verdict = f"{wrong} of {len(found)} checks found something wrong." if wrong else "Nothing wrong was found."
+    verdict = f"{wrong} of {len(found)} checks found a problem." if wrong else "No problems found."
     document = {"ok": not wrong, "checks": [asdict(each) for each in found]}
     return Report(document, [*blocks, *advice, verdict], exit_code=1 if wrong else 0)
 

@@ -153,7 +153,7 @@ def _finite(name: str, where: str, leaf: Any) -> None:
     bad = np.flatnonzero(~np.isfinite(leaf).reshape(len(leaf), -1).all(axis=1))
     if not len(bad):
         return  # only the sum overflows
-    text = f"NaN or infinity in {len(bad)} rows of {where}, first in row {bad[0]}"
+    text = f"NaN or infinity in {len(bad)} row{'s' if len(bad) > 1 else ''} of {where}, first in row {bad[0]}"
     if where.startswith("sample_weight"):
         raise DataError(f"Expected finite numbers in {name}; got {text}. Use the weight 0 for rows that must not count.")
     logger.warning("%s has %s. Unless the model handles them, its loss is NaN and the run stops.", name, text)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Any
 
-from dlspark.data import quoted
+from dlspark.data import check_distinct, quoted
 from dlspark.driver import label_checks
 from dlspark.errors import DataError
 
@@ -18,14 +17,7 @@ def columns(name: str, data: Any) -> None:
         raise DataError(f"Expected feature columns in {name} and the label column last; got {data.columns}.")
     if data.isStreaming:
         raise DataError(f"Expected a DataFrame with an end as {name}; got a streaming one. Write it to a table first.")
-    sensitive = data.sparkSession.conf.get("spark.sql.caseSensitive") == "true"
-    counts = Counter(column if sensitive else column.lower() for column in data.columns)
-    twice = [column for column in data.columns if counts[column if sensitive else column.lower()] > 1]
-    if twice:
-        raise DataError(
-            f"Expected columns of different names in {name}; got {twice}, which Spark cannot tell apart. Rename one, for "
-            "example with toDF(…)."
-        )
+    check_distinct(data, name)
 
 
 def labels(name: str, data: Any, model: Any) -> None:
@@ -38,11 +30,12 @@ def labels(name: str, data: Any, model: Any) -> None:
     column = F.col(quoted(label))
     ignored = label_checks.ignored_of(model)
     used = column if ignored is None else F.when(column != F.lit(ignored), column)
-    low, high, broken, nulls = data.agg(
-        F.min(used), F.max(used), F.max(used != F.round(used)), F.sum(column.isNull().cast("int"))
+    missing = column.isNull() | F.isnan(column.cast("double"))
+    low, high, broken, absent = data.agg(
+        F.min(used), F.max(used), F.max(used != F.round(used)), F.sum(missing.cast("int"))
     ).first()
-    if nulls:
+    if absent:
         raise DataError(
-            f"Expected a value in every row of column {label!r} in {name}; got {nulls} nulls. Drop or fill them."
+            f"Expected a value in every row of column {label!r} in {name}; got {absent} nulls or NaN. Drop or fill them."
         )
-    label_checks.indices(name, units, low, high, whole=not broken)
+    label_checks.indices(f"{name}'s last column, {label!r},", units, low, high, whole=not broken)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from dlspark.data import ShardedRows, check_distinct, write_rows
+from dlspark.data import ShardedRows, write_rows
 from dlspark.driver import array_checks, checks, dataframe_checks
 from dlspark.errors import ConfigError
 from dlspark.storage import Store
@@ -50,7 +50,6 @@ def as_rows(name: str, data: Any, store: Store, part: str, model: Any, *, batch_
         return write_rows(store.child("data"), part, *data, float_dtype=None if floatx == "bfloat16" else floatx)
     from dlspark.spark import write_dataframe
 
-    check_distinct(data, name)
     *features, label = data.columns
     dataframe_checks.labels(name, data, model)
     columns = features[0] if len(features) == 1 else features

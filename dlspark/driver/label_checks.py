@@ -110,7 +110,7 @@ def indices(name: str, classes: int, low: Any, high: Any, *, whole: bool = True)
     if low is not None and not 0 <= low <= high < classes:
         raise DataError(
             f"Expected labels in {name} as class indices from 0 to {classes - 1}, as the model has {classes} outputs; got "
-            f"labels from {low} to {high}."
+            f"labels from {low} to {high}. Number the classes from 0, or change the model's outputs."
         )
 
 

@@ -14,7 +14,7 @@ import re
 import tempfile
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -156,7 +156,7 @@ class Store:
             size: the approximate size in bytes, for the error message.
         """
         address = self._address(name)
-        with self._explained("write" if size is None else f"write {size:,} bytes to", name):
+        with self._explained("write" if size is None else f"write {size:,} bytes to", name, callers_code=True):
             folder = Path(address).parent if self.is_local else Path(tempfile.gettempdir())
             folder.mkdir(parents=True, exist_ok=True)
             # Keep the suffix: some writers choose the format by it.
@@ -169,7 +169,8 @@ class Store:
                     os.replace(temporary, address)
                     _sync(folder)
                 else:
-                    self._upload(temporary, address)
+                    with _as_oserror():
+                        self._upload(temporary, address)
             except OSError as error:
                 if self.is_local or error.errno not in OF_THE_DISK:
                     raise
@@ -240,10 +241,12 @@ class Store:
         return "/".join([self.uri.rstrip("/"), *parts])
 
     @contextmanager
-    def _explained(self, verb: str, name: str) -> Iterator[None]:
+    def _explained(self, verb: str, name: str, *, callers_code: bool = False) -> Iterator[None]:
+        """Raise a `StoreError` for an error of the operating system or of the file system's driver."""
         address = self._address(name) if name else self.uri
         try:
-            yield
+            with nullcontext() if self.is_local or callers_code else _as_oserror():
+                yield
         except DlsparkError:
             raise
         except FileNotFoundError as error:
@@ -283,6 +286,17 @@ def _filesystem(uri: str) -> Any:
         raise MissingDependencyError(f"The store {uri!r} needs a package that is not installed: {error}.") from error
     except ValueError as error:
         raise ConfigError(f"Expected a local path or a URI that fsspec supports; got {uri!r} ({error}).") from error
+
+
+@contextmanager
+def _as_oserror() -> Iterator[None]:
+    """Drivers raise errors of their own too, such as botocore's NoCredentialsError."""
+    try:
+        yield
+    except (DlsparkError, OSError):
+        raise
+    except Exception as error:
+        raise OSError(f"{type(error).__name__}: {error}".rstrip(".")) from error
 
 
 def _sync(path: Path) -> None:

@@ -120,8 +120,8 @@ class Agreement:
             raise DlsparkError(
                 f"After this epoch the weights on ranks {ranks} differ from rank 0's, first {first.path}. Synchronous "
                 "training keeps them equal; something in the model or a callback changed them on one rank only (assigned "
-                "weights, a new compile(), a random draw outside Keras, a state of the rows seen). Do it on every rank "
-                "alike, or declare the layer's states by its class attribute merge ('mean' or 'sum')."
+                "weights, a new compile(), a random draw outside Keras, a state that depends on the rows). Do the same on "
+                "every rank, or write merge = 'mean' or 'sum' in the class of the layer with that state."
             )
 
 

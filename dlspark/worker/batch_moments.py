@@ -66,7 +66,7 @@ class BatchMoments:
     def _checked_sum(self, tensor: Any, ticket: int) -> Any:
         """The sum of ``tensor`` over the workers, which fails if other ranks are at another layer.
 
-        A rank that skips a layer would otherwise wait for ever or, if the shapes agree, get another layer's statistics.
+        A rank that skips a layer would otherwise wait forever or, if the shapes agree, get another layer's statistics.
         """
         import tensorflow as tf
 

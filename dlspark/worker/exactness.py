@@ -17,7 +17,7 @@ from dlspark.errors import ConfigError
 from dlspark.mends import keras_layers
 from dlspark.mends.keras_compiled_metrics import compiled_metrics
 from dlspark.mends.keras_masked_means import masked_means
-from dlspark.worker.agreement import MERGES, merge_of, states_of
+from dlspark.worker.agreement import merge_of, states_of
 from dlspark.worker.process import random_states
 
 MERGEABLE_REDUCTIONS = ("sum_over_batch_size", "mean", "auto")
@@ -37,17 +37,16 @@ def check_mergeable(model: Any) -> None:
         reduction = getattr(loss, "reduction", "mean")
         if reduction not in MERGEABLE_REDUCTIONS:
             raise ConfigError(
-                f"Several workers need a loss that is the mean over rows (reduction {MERGEABLE_REDUCTIONS[0]!r}), and "
-                f"{type(loss).__name__} has reduction {reduction!r}, which no merge of the workers' parts gives exactly. "
-                "Set its reduction to 'sum_over_batch_size', or train with num_workers=1."
+                f"Expected a loss that is the mean over rows, with several workers; got {type(loss).__name__}, which has "
+                f"reduction {reduction!r}. Set its reduction to {MERGEABLE_REDUCTIONS[0]!r}, or train with num_workers=1."
             )
     for metric in compiled_metrics(model):
         definer = next(cls for cls in type(metric).__mro__ if "update_state" in vars(cls))
         if not definer.__module__.startswith("keras.") and getattr(metric, "merge", None) != "sum":
             raise ConfigError(
-                f"Several workers need metrics whose states are sums over rows. Of {type(metric).__name__} that is not "
-                "known: if all its variables are such sums, say so by the class attribute merge = 'sum'; otherwise "
-                "train with num_workers=1."
+                f"Expected metrics whose variables are sums over rows, with several workers; got {type(metric).__name__}, "
+                "which does not declare that. If they are, write merge = 'sum' in its class; otherwise train with "
+                "num_workers=1."
             )
 
 
@@ -83,8 +82,8 @@ def _check_states(model: Any, x: Any) -> None:
     for layer in keras_layers.flatten(model):
         if getattr(layer, "stateful", False):
             raise ConfigError(
-                f"Several workers need layers without a state of each row; {layer.name!r} is stateful. Set stateful=False, "
-                "or train with num_workers=1."
+                f"Expected layers that keep no state from batch to batch, with several workers; got {layer.name!r}, which "
+                "is stateful. Set stateful=False, or train with num_workers=1."
             )
     unknown = [(variable, layer) for variable, layer in states_of(model) if merge_of(layer) is None]
     if not unknown:
@@ -94,9 +93,10 @@ def _check_states(model: Any, x: Any) -> None:
     for (variable, layer), value in zip(unknown, values, strict=True):
         if keras.ops.convert_to_numpy(variable).tobytes() != value.tobytes():
             raise ConfigError(
-                f"Several workers need to know how to merge what a step does to {variable.path}. Say so by the class "
-                f"attribute merge of {type(layer).__name__}: one of {', '.join(map(repr, MERGES))} ('mean' averages over "
-                "workers, 'sum' adds up their changes, 'same' does not depend on the rows). Or train with num_workers=1."
+                f"Expected layers that declare how to merge their states, with several workers; got {variable.path}, which "
+                f"a step changes. In the class {type(layer).__name__}, write merge = 'sum' (adds the changes of all "
+                "workers), 'mean' (averages), or 'same' (the state does not depend on the rows). Or train with "
+                "num_workers=1."
             )
 
 
@@ -140,8 +140,8 @@ def _check_loss(model: Any, x: Any, y: Any, weight: Any) -> None:
         merged += loss_of(part, factor) * rows / count
     if abs(merged - whole) > TOLERANCE * (abs(whole) + TOLERANCE):
         raise ConfigError(
-            f"Several workers need a loss that is the mean over rows. The loss of {count} rows is {whole:.6g}, but its "
-            f"parts have {merged:.6g} on average: {_suspects(model)} is a sum, or is computed from all rows together. "
+            f"Expected a loss that is the mean over rows, with several workers; got {whole:.6g} for {count} rows and "
+            f"{merged:.6g} as the mean of their parts: {_suspects(model)} is a sum, or is computed from all rows together. "
             "Use a mean over rows, or train with num_workers=1."
         )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,8 +37,8 @@ from dlspark.worker.model_state import (
 from dlspark.worker.process import dtype_policy, random_states
 
 _REGISTER = (
-    "Register its classes and functions with keras.saving.register_keras_serializable, or give fit a function that builds "
-    "and compiles the model."
+    "Write @keras.saving.register_keras_serializable(package='mine') above your classes and functions, or give fit a "
+    "function that builds and compiles the model."
 )
 _BUILDER = "Give fit a function that builds and compiles the model."
 # Set by compile and fit, and different in a model that has been trained.
@@ -235,7 +236,15 @@ def _refused() -> Iterator[None]:
     except ConfigError:
         raise
     except Exception as error:  # Keras raises many kinds here
-        raise ConfigError(f"The model cannot be sent to workers as a .keras file: {error} {_REGISTER}") from error
+        reason = _reason(error)
+        named = "Replace the lambda by a function with a name. " if "lambda" in reason else ""
+        raise ConfigError(f"The model cannot be sent to workers as a .keras file: {reason}. {named}{_REGISTER}") from error
+
+
+def _reason(error: Exception) -> str:
+    """Keras' reason, without the model's configuration and the advice to load unsafely that follow it."""
+    last = (str(error) or type(error).__name__).rpartition("Exception encountered: ")[2]
+    return re.split(r"(?<=[.!])\s", last.strip(), maxsplit=1)[0].rstrip(".")
 
 
 def _all_registered(path: Path | str) -> None:

@@ -354,7 +354,7 @@ REFUSED = {
         (X, {"kind": Y, "size": NUMBERS}, {"kind": np.ones(ROWS), "size": np.ones(ROWS)}),
         r"sample_weight in data with the structure of the model's outputs, \(array, array\)",
     ),
-    "NaN among weights": case(model, (X, Y, with_fault(np.nan, np.ones(ROWS))), "in 1 rows of sample_weight, first in"),
+    "NaN among weights": case(model, (X, Y, with_fault(np.nan, np.ones(ROWS))), "in 1 row of sample_weight, first in"),
     "weights of another structure": case(
         two_outputs, (X, (Y, NUMBERS), (np.ones(ROWS),)), r"structure of y.*got \(array,\)"
     ),

@@ -1,4 +1,4 @@
-"""F4: an executor's JVM is killed; the run goes on, on the one that takes its place."""
+"""F4: an executor's JVM is killed; the run resumes on its replacement."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ def test_f26_the_exit_code_says_that_it_can_be_resumed(tmp_path: Path) -> None:
 @pytest.mark.usually("elephas")
 @pytest.mark.parametrize("engine", ENGINES)
 def test_f5_a_driver_that_is_killed(engine: str, tmp_path: Path, spark: Any) -> None:
-    """kill -9: the workers end by themselves; the same command goes on where the last checkpoint was."""
+    """kill -9: the workers end by themselves; the same command resumes from the last checkpoint."""
     # The model names the fault's driver: it must be the same model in both runs.
     command = script(tmp_path, engine, "hang", driver=1)
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as driver:

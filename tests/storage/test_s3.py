@@ -115,3 +115,22 @@ def test_a_public_bucket_is_read_without_credentials(endpoint: str, tmp_path: Pa
         check=False,
     )
     assert told.stdout.strip() == "for all", told.stderr
+
+
+@pytest.mark.parametrize("action", [
+    lambda store: store.exists("a"), Store.list, lambda store: store.read_bytes("a"),
+    lambda store: store.write_bytes("a", b"1"),
+])  # fmt: skip
+def test_missing_credentials_are_a_store_error(action: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import s3fs
+
+    for name in [name for name in os.environ if name.startswith(("AWS_", "FSSPEC_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    s3fs.S3FileSystem.clear_instance_cache()
+    try:
+        with pytest.raises(StoreError, match=r"'s3://clinic/none.*NoCredentialsError: Unable to locate credentials"):
+            action(Store(f"{BUCKET}/none"))
+    finally:
+        s3fs.S3FileSystem.clear_instance_cache()

@@ -40,7 +40,7 @@ class MirroredOptions:
 
     Attributes:
         bytes_per_pack: about how many bytes of gradients one collective sums. A ResNet50 takes four.
-        collective_timeout_seconds: how long a collective waits for a worker; 0 waits for ever.
+        collective_timeout_seconds: how long a collective waits for a worker; 0 waits forever.
     """
 
     bytes_per_pack: int = 25_000_000

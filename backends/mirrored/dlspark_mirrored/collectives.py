@@ -22,7 +22,7 @@ class CollectiveSession(WorkerSession):
     Args:
         strategy: a ``tf.distribute.MultiWorkerMirroredStrategy`` with one device per worker.
         bytes_per_pack: about how many bytes go into one operation; packs overlap each other.
-        timeout_seconds: the most that one operation waits for its peers; 0 waits for ever.
+        timeout_seconds: the most that one operation waits for its peers; 0 waits forever.
     """
 
     def __init__(
