@@ -244,5 +244,6 @@ TABLES: list[Given] = [
         {"all": 1, "hem": 1},
         {"thumb.bmp": "its name is not UID_"},
         layout="cnmc",
+        passed_over={"not an image (.csv)": 1},
     ),
 ]
