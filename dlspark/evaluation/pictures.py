@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C510A")
 _STYLES = ("-", "--", "-.", ":")
 _MOST_NAMED = 4 * len(_COLOURS)  # more curves cannot be told apart
-_LONGEST = 32  # characters of a name
 _MOST_CELLS = 20  # classes of a confusion matrix with readable numbers
 
 
@@ -41,7 +40,7 @@ def confusion(evaluation: Evaluation) -> Figure:
     counts = np.array(evaluation.confusion)
     rows = counts.sum(axis=1, keepdims=True)
     shares = np.divide(counts, rows, out=np.zeros(counts.shape), where=rows > 0)
-    names, classes = [_shortened(name) for name in evaluation.classes], len(evaluation.classes)
+    names, classes = [shown(name) for name in evaluation.classes], len(evaluation.classes)
     longest = max(map(len, names))
     figure = new_figure(*(side + 0.08 * longest for side in (_side(classes) + 0.6, _side(classes))))
     axis: Any = figure.subplots()
@@ -65,7 +64,7 @@ def confusion(evaluation: Evaluation) -> Figure:
 
 def recall(evaluation: Evaluation) -> Figure:
     """The recall of each class with its interval, and the mean."""
-    names = [f"{_shortened(each.name)} ({each.rows:,})" for each in evaluation.by_class]
+    names = [f"{shown(each.name)} ({each.rows:,})" for each in evaluation.by_class]
     figure, axis = _with_intervals(names, [each.recall for each in evaluation.by_class])
     axis.set(xlabel="recall", title="Recall by class (rows)")
     _mean_line(axis, evaluation.scores["balanced_accuracy"], "mean of the classes (balanced accuracy)")
@@ -75,9 +74,9 @@ def recall(evaluation: Evaluation) -> Figure:
 def accuracy_by(evaluation: Evaluation, column: str) -> Figure:
     """The accuracy for each value of a column with its interval."""
     parts = evaluation.by[column]
-    names = [f"{_shortened(value)} ({part.rows:,})" for value, part in parts.items()]
+    names = [f"{shown(value)} ({part.rows:,})" for value, part in parts.items()]
     figure, axis = _with_intervals(names, [part.scores["accuracy"] for part in parts.values()])
-    axis.set(xlabel="accuracy", title=f"Accuracy by {_shortened(column)} (rows)")
+    axis.set(xlabel="accuracy", title=f"Accuracy by {shown(column)} (rows)")
     _mean_line(axis, evaluation.scores["accuracy"], "all rows")
     return figure
 
@@ -133,7 +132,7 @@ def _curves(
 
 def _legend(name: str, area: Estimate) -> str:
     value = "–" if area.value is None else f"{area.value:.3f}"
-    return f"{_shortened(name)}  {value}" + ("" if area.low is None else f" ({area.low:.3f} – {area.high:.3f})")
+    return f"{shown(name)}  {value}" + ("" if area.low is None else f" ({area.low:.3f} – {area.high:.3f})")
 
 
 def _with_intervals(names: Sequence[str], estimates: Sequence[Estimate]) -> tuple[Figure, Any]:
@@ -160,7 +159,3 @@ def _mean_line(axis: Any, estimate: Estimate, what: str) -> None:
     if estimate.value is not None:
         axis.axvline(estimate.value, color=_COLOURS[1], linestyle="--", linewidth=1.2, zorder=1, label=what)
         axis.figure.legend(loc="outside lower right", frameon=False)
-
-
-def _shortened(name: str) -> str:
-    return shown(name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…")

@@ -6,6 +6,7 @@ import codecs
 import csv
 import io
 import logging
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ _MARKS = {
 }
 _SAMPLE_BYTES = 1 << 20
 _SAMPLE_ROWS = 100
+_SPACED_QUOTES = re.compile(r'(\s+)"([^"]*)"\s*')  # csv takes quotes after a space for characters of the cell
 _LONGEST_CELL = 2**31 - 1  # csv's own limit is 131,072 characters; a run-length encoded mask may be longer
 
 
@@ -50,11 +52,14 @@ def check_form(delimiter: str | None, encoding: str | None) -> None:
     Raises:
         ConfigError: the delimiter is not one character, or Python does not know the encoding.
     """
-    if delimiter is not None and (not isinstance(delimiter, str) or len(_character(delimiter)) != 1):
-        raise ConfigError(f"Expected delimiter as one character or 'tab'; got {delimiter!r}.")
+    one = isinstance(delimiter, str) and len(_character(delimiter)) == 1
+    if delimiter is not None and (not one or delimiter in '"\r\n'):
+        raise ConfigError(
+            f"Expected delimiter as one character, other than a quote or the end of a line, or 'tab'; got {delimiter!r}."
+        )
     try:
-        codecs.lookup(encoding or "utf-8")
-    except (LookupError, TypeError) as error:
+        "".encode(encoding or "utf-8")  # codecs.lookup knows codecs that are not of text, such as base64
+    except (LookupError, TypeError, ValueError) as error:
         raise ConfigError(f"Expected encoding as 'utf-8', 'latin-1', 'utf-16' or the like; got {encoding!r}.") from error
 
 
@@ -167,6 +172,7 @@ def _cells(form: _Form, lines: Any, *, checked: bool = False) -> Iterator[list[s
         if row is None:
             return
         if any(cell.strip(BLANKS) for cell in row):
+            row = [match[1] + match[2] if (match := _SPACED_QUOTES.fullmatch(cell)) else cell for cell in row]
             length = length or len(row)
             if checked and len(row) != length:
                 raise DataError(

@@ -210,7 +210,9 @@ def _listing(folder: str) -> Iterator[None]:
         yield
     except DataError:
         raise
-    except (FileNotFoundError, NotADirectoryError) as error:
+    except NotADirectoryError as error:
+        raise DataError(f"Expected a folder; got {folder!r}, which is a file, or in one.") from error
+    except FileNotFoundError as error:
         raise DataError(f"Expected a folder; got {folder!r}, which does not exist.") from error
     except OSError as error:
         raise DataError(f"Expected a readable folder {folder!r}; got {error.strerror or error}.") from error

@@ -18,6 +18,9 @@ _COLORS = {"RGB": ("RGB", "RGB"), "L": ("GRAY", "L"), "CMYK": ("CMYK", "CMYK;I")
 _UNSUPPORTED = "subsampling level"
 """In libjpeg-turbo's error for a JPEG with rare sampling factors, such as 4x2, which Pillow decodes, without the check."""
 
+_LONGEST_GAP = 16
+"""In bytes. Longer gaps may hold a Huffman table, of 17 bytes or more, instead of which libjpeg takes a standard one."""
+
 _NO_LENGTH = frozenset({0x00, 0x01, *range(0xD0, 0xD8)})  # stuffing and markers without a segment
 
 
@@ -30,7 +33,7 @@ def load_jpeg(image: Any, data: bytes) -> Any:
 
     Raises:
         DataError: libjpeg cannot decode it, or warns. Deviations in the header that cannot affect a pixel are accepted:
-            bytes between segments, a version of JFIF other than 1, and the spectral selection of a sequential scan.
+            up to 16 bytes between segments, a version of JFIF other than 1, and the spectral selection of a sequential scan.
     """
     from PIL import Image
 
@@ -78,7 +81,9 @@ def _with_regular_header(data: bytes) -> bytes:
     """
     parts, at, sequential = [data[:2]], 2, False
     while True:
-        at = data.index(b"\xff", at)
+        gap, at = at, data.index(b"\xff", at)
+        if at - gap > _LONGEST_GAP:
+            raise ValueError("a gap that may be the rest of a table")
         while data[at + 1] == 0xFF:
             at += 1
         marker = data[at + 1]

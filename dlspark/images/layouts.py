@@ -98,7 +98,7 @@ def folders(source: str, spark: SparkSession) -> DataFrame:
     classes are one folder below, and the parts are kept in ``given_part``; a part alone is only a folder in between.
 
     Raises:
-        DataError: ``source`` holds no folders, or folders of parts beside others.
+        DataError: ``source`` holds no folders, or folders of parts beside others or in each other.
     """
     uri = Store(source).uri
     names, beside = subfolders(uri)
@@ -106,6 +106,12 @@ def folders(source: str, spark: SparkSession) -> DataFrame:
     todo: list[tuple[str, str | None]] = []  # a class folder's path within the source, and its part
     for folder in parts or [""]:
         below, others = subfolders(f"{uri}/{folder}") if folder else (names, [])
+        nested = [name for name in below if folder and _PART.fullmatch(name)]
+        if nested:
+            raise DataError(
+                f"Expected folders of classes in {uri}/{folder}; got {nested[0]!r}, named like a part. Move its content "
+                "up, or rename it if it is a class."
+            )
         todo += [(f"{folder}/{name}".lstrip("/"), parts.get(folder)) for name in below]
         beside += others
     if not todo:

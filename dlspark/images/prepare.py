@@ -210,7 +210,7 @@ def _prepare(
     judge(rejected.summary(), strict, max_rejected_fraction)
     rejected.write(store)
     _all_there(store, summaries)
-    dark = dark_warning(summaries)
+    dark = dark_warning(summaries, settings["bits"])
     if dark:
         logger.warning("%s", dark)
     return {

@@ -100,12 +100,12 @@ def write_shards(task: ShardTask, rows: Iterable[tuple[int, tuple[Any, ...]]]) -
         yield summary
 
 
-def dark_warning(summaries: Iterable[dict[str, Any]]) -> str:
-    """A warning if no image of 16 bits uses the upper ones, from what `write_shards` yields; else an empty text."""
+def dark_warning(summaries: Iterable[dict[str, Any]], bits: int) -> str:
+    """A warning if no image uses the upper ones of ``bits``, from what `write_shards` yields; else an empty text."""
     deep = [summary for summary in summaries if summary["deep_rows"]]
     largest = max((summary["largest"] for summary in deep), default=0xFFFF)
     used = max(8, largest.bit_length())
-    if used == 16:
+    if used >= bits:
         return ""
     rows = sum(summary["deep_rows"] for summary in deep)
     return (

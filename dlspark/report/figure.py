@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 INSTALL = "dlspark[report]"
+_LONGEST = 32  # characters of a name; a longer one leaves a picture no room
+_TURNS = ("LRE", "RLE", "LRO", "RLO", "LRI", "RLI", "FSI")
 _MARK = "\u200e"  # left to right; it has no width
 
 
@@ -32,15 +34,19 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def shown(name: str) -> str:
-    """A name from data as the text of a picture: a character that no installed font has is shown as its code.
+    """A name from data as the text of a picture: short, and with codes for characters that no installed font has.
+
+    So are marks that change the direction of the text after them, which would turn numbers around.
 
     Logs a warning of such characters, once.
     """
+    name = name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…"
     families = {character: _family_of(character) for character in set(name) - {"\n"}}
     lacking = "".join(sorted(character for character, family in families.items() if family is None))
     if lacking:
         _warn(lacking)
-    text = "".join(_code(character) if character in lacking else character for character in name)
+    coded = {*lacking, *(each for each in name if unicodedata.bidirectional(each) in _TURNS)}
+    text = "".join(_code(character) if character in coded else character for character in name)
     if any(unicodedata.bidirectional(character) in ("R", "AL") for character in text):
         return f"{_MARK}{text}{_MARK}"  # or numbers beside a name in Arabic or Hebrew would change places
     return f"{_MARK}{text}" if text.startswith("_") else text  # Matplotlib leaves labels with a leading "_" out of legends

@@ -129,15 +129,22 @@ class Store:
         """Remove the file ``name``, or the folder with its content."""
         with self._explained("delete", name):
             try:
-                self._filesystem().rm(self._address(name), recursive=True)
+                self._remove(self._address(name))
             except FileNotFoundError:
                 if not missing_ok:
                     raise
 
     def delete_all(self) -> None:
-        """Remove the store with its content, if it exists."""
+        """Remove the store with its content, if it exists. A link, a mount and the working folder are only emptied."""
         with self._explained("delete", ""), suppress(FileNotFoundError):
-            self._filesystem().rm(self.uri, recursive=True)
+            if not self.is_local:
+                self._remove(self.uri)
+                return
+            for name in self._names():
+                self.delete(name, missing_ok=True)
+            if os.path.realpath(self.uri) != os.getcwd():
+                with suppress(OSError):
+                    os.rmdir(self.uri)
 
     def delete_unfinished(self) -> None:
         """Remove the temporary files of killed writers. No process may be writing."""
@@ -206,6 +213,17 @@ class Store:
                 lambda path: filesystem.get_file(address, str(path)),
                 crc32=crc32,
             )
+
+    def _remove(self, address: str) -> None:
+        filesystem = self._filesystem()
+        if self.is_local or not set("*?[") & set(address):
+            filesystem.rm(address, recursive=True)
+            return
+        files = filesystem.find(address)  # rm would remove all that matches the pattern
+        if not files:
+            raise FileNotFoundError(address)
+        for file in files:
+            filesystem.rm_file(file)
 
     def _names(self) -> set[str]:
         with self._explained("list", ""):

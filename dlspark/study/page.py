@@ -78,10 +78,11 @@ def learning_curves(networks: Mapping[str, Mapping[str, Any]]) -> Figure:
     figure = new_figure(10, 4)
     for axis, metric in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
         for number, (name, curves) in enumerate(whole.items()):
-            for style, key, label in (("-", metric, name), ("--", f"val_{metric}", f"{name}, validation")):
+            for style, key, more in (("-", metric, ""), ("--", f"val_{metric}", ", validation")):
                 if key in curves:
                     epochs = range(1, len(curves[key]) + 1)
-                    axis.plot(epochs, curves[key], style, color=f"C{number}", marker="o", markersize=3, label=shown(label))
+                    label = f"{shown(name)}{more}"
+                    axis.plot(epochs, curves[key], style, color=f"C{number}", marker="o", markersize=3, label=label)
         axis.set(xlabel="epoch", title=metric)
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(color="#eeeeee")

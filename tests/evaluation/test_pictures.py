@@ -16,7 +16,7 @@ from dlspark.report import new_figure, png, shown, write_page
 from dlspark.report.page import Page
 from dlspark.storage import Store
 
-STRANGE = ("$a$", "$\\frac", "cost $", "x^2_{y}", "_background", "a\\$b", "%_#&~", "<b>", "é—ß", "صورة", "皮肤")
+STRANGE = ("$a$", "$\\frac", "cost $", "x^2_{y}", "_background", "a\\$b", "%_#&~", "<b>", "é—ß", "صورة", "皮肤", "x" * 250)
 
 
 def evaluation_of(names: tuple[str, ...]) -> Any:
@@ -47,6 +47,7 @@ def test_names_are_drawn_as_they_are_written(tmp_path: Any) -> None:
     assert len(named) == len(STRANGE) + 1
     assert named[9].startswith("\u200eصورة\u200e  0.")  # or the limits of its interval would change places
     assert len(figures["counts"].axes[0].get_legend().get_texts()) == len(STRANGE)
+    assert shown("a\u202eb 1") == "a\\u202eb 1"
     page = Page("pictures")
     page.table([*STRANGE, "\ud83d"], [])
     write_page(Store(tmp_path), "page.html", page, pictures)

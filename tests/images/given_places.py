@@ -87,6 +87,11 @@ def unlabelled(root: Path) -> None:
     classes(root, "test")
 
 
+def nested(root: Path) -> None:
+    classes(root / "train", "cat", "dog")
+    classes(root / "test", "test")
+
+
 def mixed(root: Path) -> None:
     classes(root, "test", "cat", "dog")
 
@@ -201,6 +206,11 @@ PLACES: list[Given] = [
     Given("a folder above the classes", parted("photos"), rows={"photos": 8}, warning="All images have the label 'photos'"),
     Given("parts and another split", parted("train", "test"), settings={"split": Split(test=0.5)}, error="is split already"),
     Given("parts without train", parted("val", "test"), error="Add the part train"),
+    Given(
+        "parts in parts", parted("train/train", "test/test"), error="got 't[a-z]*', named like a part. Move its content up"
+    ),
+    Given("an unlabelled part in itself", nested, error="collection/test; got 'test', named like a part"),
+    Given("a file as the source", linked, source=lambda root: root / "cat" / "0.jpg", error="0.jpg', which is a file"),
     Given("a part among classes", mixed, error="Move 'cat' away, or rename 'test'"),
     Given(
         "odd names",

@@ -165,6 +165,7 @@ TABLES: list[Given] = [
     # How a file is written.
     _given("semicolons", _csv("image_id;label;note\na;nv;1,5\nb;mel;2,5\n"), _BOTH),
     _given("tabs", _csv('image_id\t"label"\na\t"n,v"\nb\tmel\n'), {"mel": 1, "n,v": 1}),
+    _given("quotes after a space", _csv('image_id, label, "sex"\na, "nv", "male"\nb, nv , f\n'), {"nv": 2}),
     _given(
         "two delimiters",
         _csv("image_id,label;x\na,nv;1\nb,mel;2\n"),
@@ -243,5 +244,6 @@ TABLES: list[Given] = [
         {"all": 1, "hem": 1},
         {"thumb.bmp": "its name is not UID_"},
         layout="cnmc",
+        passed_over={"not an image (.csv)": 1},
     ),
 ]

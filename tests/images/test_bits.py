@@ -19,7 +19,8 @@ from dlspark.storage import Store
 )
 def test_a_warning_says_which_bits_all_images_use(largest: list[int], bits: int) -> None:
     shards = [{"deep_rows": 2, "largest": value} for value in largest] + [{"deep_rows": 0, "largest": 0}]
-    found = dark_warning(shards)
+    assert not dark_warning(shards, bits or 16)  # bits is set already
+    found = dark_warning(shards, 16)
     assert bool(found) == bool(bits)
     if bits:
         assert found.startswith(f"{2 * len(largest)} images have values of 16 bits, and the largest is {max(largest):,}: ")

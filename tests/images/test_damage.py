@@ -104,6 +104,9 @@ def test_a_deviation_in_the_header_spoils_no_jpeg() -> None:
         "bytes after the end": whole + b"garbage" * 100,
         "another image after the end": whole + JPEGS["grey"],
     }
+    table = whole.index(b"\xff\xc4")
+    with pytest.raises(DataError, match=r"^damaged"):  # libjpeg has standard tables, with which it decodes something
+        decode(whole[:table] + b"\0\0" + whole[table + 2 :], (64, 64))
     for data in odd.values():
         assert np.array_equal(decode(data, (64, 64)), expected)
         with pytest.raises(DataError, match=r"^damaged"):

@@ -116,6 +116,27 @@ def test_files_come_and_go(store: Store) -> None:
     assert store.list() == ()
 
 
+def test_deletion_takes_no_name_for_a_pattern(tmp_path: Path) -> None:
+    for root in (str(tmp_path), f"memory://{uuid.uuid4().hex}"):
+        for name in ("run[1]", "run1", "run?", "run*"):
+            Store(f"{root}/{name}").write_bytes("a", b"one")
+        for name in ("run[1]", "run?", "run*"):
+            Store(f"{root}/{name}").delete_all()
+        assert Store(f"{root}/run1").list() == ("a",)
+        assert Store(f"{root}/run*").list() == ()
+
+
+def test_deletion_keeps_links_and_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to("there")
+    monkeypatch.chdir(tmp_path / "there")
+    for given in (tmp_path / "link", "."):
+        Store(given).write_bytes("deep/a", b"one")
+        Store(given).delete_all()
+        assert (tmp_path / "link").is_symlink()
+        assert os.listdir(tmp_path / "there") == []
+
+
 def test_missing_files_are_named(store: Store) -> None:
     for action in (store.read_bytes, store.size, store.local_file, store.delete):
         with pytest.raises(StoreError, match="nothing-here"):
