@@ -138,6 +138,7 @@ def counted(rows: DataFrame, settings: dict[str, Any], reads: str, passed_over: 
         F.count_if(empty("id")).alias("id"),
         F.count_if(empty("label")).alias("label"),
         F.countDistinct("id").alias("distinct"),
+        F.countDistinct("path").alias("files"),
         F.collect_set("label").alias("classes"),
     ).collect()[0]
     total = int(seen["rows"])
@@ -157,6 +158,15 @@ def counted(rows: DataFrame, settings: dict[str, Any], reads: str, passed_over: 
         several = rows.groupBy("id").agg(F.count(F.lit(1)).alias("times"), F.min("path"), F.max("path"))
         name, times, one, other = several.filter("times > 1").orderBy("id").first()
         raise DataError(f"Expected distinct ids; got {name!r} {times} times, for {one!r} and {other!r}.")
+    if seen["files"] < total:  # allowed, as a table may name a picture once for each finding
+        several = rows.groupBy("path").agg(F.count(F.lit(1)).alias("times"))
+        path, times = several.filter("times > 1").orderBy("path").first()
+        logger.warning(
+            "%s images are in the table more than once, so they may be in several classes and parts: %r, %d times.",
+            f"{total - seen['files']:,}",
+            path,
+            times,
+        )
     for warning in name_warnings("classes", seen["classes"]):
         logger.warning("%s", warning)
     _check_paths(rows)

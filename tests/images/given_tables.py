@@ -74,6 +74,12 @@ TABLES: list[Given] = [
         warning=r"Removed spaces.* id 1, label 3, sex 2",
     ),
     _given("an empty label", _csv("image_id,label\na,nv\nb,\n"), error=r"Expected a label for .* for 1 of 2.*b\.jpg"),
+    _given(
+        "one image in two rows",
+        _csv("image_id,label\na,nv\na.jpg,mel\n"),
+        {"mel": 1, "nv": 1},
+        warning=r"1 images are in the table more than once.*a\.jpg', 2 times",
+    ),
     _given("a label nan", _csv("image_id,label\na,nv\nb,nan\n"), error="Expected a label for .* for 1 of 2"),
     _given("a blank id", _csv("image_id,label\na,nv\n\u00a0,mel\n"), error="Expected an id for .* for 1 of 2"),
     _given(
