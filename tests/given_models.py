@@ -240,6 +240,21 @@ def trained(optimizer: Any) -> Any:
     return model
 
 
+def frozen_after_build() -> Any:
+    """Its optimizer is built on more variables than are trainable now."""
+    model = dense(optimizers.Adam(0.01))
+    model.optimizer.build(model.trainable_variables)
+    model.layers[0].trainable = False
+    return model
+
+
+def counted_steps() -> Any:
+    """Its optimizer counts steps before it is built, as a user resumes a schedule."""
+    model = dense(optimizers.SGD(optimizers.schedules.ExponentialDecay(0.1, 2, 0.5)))
+    model.optimizer.iterations.assign(10)
+    return model
+
+
 def changed_rate() -> Any:
     model = dense(optimizers.SGD(0.1))
     model.optimizer.learning_rate = 0.003
@@ -328,7 +343,9 @@ MODELS: dict[str, Callable[[], Any]] = {
     "accumulation": lambda: dense(optimizers.SGD(0.1, gradient_accumulation_steps=2)),
     "clipped norms": lambda: dense(optimizers.SGD(0.5, clipnorm=0.1)),
     "an optimizer with a state": lambda: trained(optimizers.Adam(0.01)),
+    "frozen after the optimizer was built": frozen_after_build,
     "a changed learning rate": changed_rate,
+    "a changed number of steps": counted_steps,
     "a schedule": lambda: dense(optimizers.SGD(optimizers.schedules.CosineDecay(0.1, 7))),
     "a user's schedule": lambda: dense(optimizers.SGD(OwnSchedule())),
     "no decay of variables": lambda: without_decay(var_list=["bias"]),
