@@ -327,6 +327,17 @@ def closing() -> Given:
     return Given(model, callbacks=[Closes(model)])
 
 
+def closing_over_variables() -> Given:
+    model = dense(optimizers.SGD(0.1))
+    rate, steps = model.optimizer.learning_rate, model.optimizer.iterations
+
+    def halve(epoch: int, logs: Any) -> None:
+        rate.assign(rate / 2)
+        steps.assign(0)
+
+    return Given(model, callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=halve)])
+
+
 SGD, ADAM = (lambda: dense(optimizers.SGD(0.1, momentum=0.9))), (lambda: dense(optimizers.Adam(0.01)))
 MODELS: dict[str, Callable[[], Any]] = {
     "sgd with momentum": SGD,
@@ -393,6 +404,7 @@ MODELS: dict[str, Callable[[], Any]] = {
         ADAM(), callbacks=[keras.callbacks.LearningRateScheduler(lambda epoch, rate: rate * 0.1)]
     ),
     "a callback that closes over the model": closing,
+    "a callback that closes over the optimizer's variables": closing_over_variables,
     "a callback that evaluates": lambda: Given(SGD(), callbacks=[Evaluates()]),
     "two optimizers": lambda: compiled((lambda model: (model(np.zeros((1, 8), np.float32)), model)[1])(TwoOptimizers())),
 }
