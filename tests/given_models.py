@@ -139,6 +139,36 @@ class TwoOptimizers(keras.Model):  # type: ignore[misc]
         return {"own_loss": loss}
 
 
+@keras.saving.register_keras_serializable(package=PACKAGE)
+class Tracks(keras.Model):  # type: ignore[misc]
+    """A custom train_step that tracks its loss by a mean over steps, as Keras' examples do."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.head = layers.Dense(8)
+        self.tracker = metrics.Mean(name="tracked")
+
+    @property
+    def metrics(self) -> list[Any]:
+        return [self.tracker]
+
+    def call(self, inputs: Any) -> Any:
+        return self.head(inputs)
+
+    def train_step(self, data: Any) -> dict[str, Any]:
+        import tensorflow as tf
+
+        with tf.GradientTape() as tape:
+            loss = ops.mean(ops.square(data[0] - self(data[0], training=True)))
+        self.optimizer.apply(tape.gradient(loss, self.trainable_variables), self.trainable_variables)
+        self.tracker.update_state(loss)
+        return {"tracked": self.tracker.result()}
+
+    def test_step(self, data: Any) -> dict[str, Any]:
+        self.tracker.update_state(ops.mean(ops.square(data[0] - self(data[0]))))
+        return {"tracked": self.tracker.result()}
+
+
 class Closes(keras.callbacks.Callback):  # type: ignore[misc]
     """Acts on the model that it was given, and on parts of it, not on self.model."""
 
@@ -406,6 +436,7 @@ MODELS: dict[str, Callable[[], Any]] = {
     "a callback that closes over the model": closing,
     "a callback that closes over the optimizer's variables": closing_over_variables,
     "a callback that evaluates": lambda: Given(SGD(), callbacks=[Evaluates()]),
+    "a tracker": lambda: compiled((lambda model: (model(np.zeros((1, 8), np.float32)), model)[1])(Tracks()), loss=None),
     "two optimizers": lambda: compiled((lambda model: (model(np.zeros((1, 8), np.float32)), model)[1])(TwoOptimizers())),
 }
 

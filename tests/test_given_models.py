@@ -84,7 +84,7 @@ def test_local_trains_the_model_that_was_given(name: str, tmp_path: Any) -> None
 # Those that exchange differently: masks, output losses, states, scalars, other dtypes, several optimizers, callbacks.
 EXCHANGED = (
     "masked steps with weights", "ignored pixels", "two outputs", "a trained scalar", "constants of many dtypes",
-    "a counter", "two optimizers", "a callback that evaluates", "LoRA", "mixed precision without its policy",
+    "a counter", "a tracker", "two optimizers", "a callback that evaluates", "LoRA", "mixed precision without its policy",
 )  # fmt: skip
 TOLERANCE = {"mixed precision without its policy": 2e-2}
 
