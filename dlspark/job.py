@@ -80,6 +80,7 @@ class GivenModel:
         variables_trainable: the flag of each variable.
         compiled: the serialized arguments of ``compile``, with the optimizer as it is now.
         optimizer_built: the optimizer has a state.
+        iterations: how many steps each optimizer counts, built or not.
         undecayed: what each optimizer excludes from weight decay: indices of variables, and a pattern of names.
     """
 
@@ -88,6 +89,7 @@ class GivenModel:
     variables_trainable: tuple[bool, ...]
     compiled: Mapping[str, Any]
     optimizer_built: bool
+    iterations: tuple[int, ...]
     undecayed: tuple[tuple[tuple[int, ...], str | None], ...]
 
 

@@ -75,6 +75,8 @@ def parts_of(model: Any) -> dict[tuple[str, int], Any]:
         "layer": keras_layers.flatten(model),
         "variable": model.weights,
         "optimizer": [model.optimizer, *([] if inner is None else [inner])],
+        # An optimizer has these two before the others, built or not.
+        "optimizer variable": list((inner or model.optimizer).variables[:2]),
         "metric": compiled_metrics(model),
         "loss": [] if isinstance(model.loss, str) or model.loss is None else [model.loss],
     }

@@ -139,6 +139,36 @@ class TwoOptimizers(keras.Model):  # type: ignore[misc]
         return {"own_loss": loss}
 
 
+@keras.saving.register_keras_serializable(package=PACKAGE)
+class Tracks(keras.Model):  # type: ignore[misc]
+    """A custom train_step that tracks its loss by a mean over steps, as Keras' examples do."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.head = layers.Dense(8)
+        self.tracker = metrics.Mean(name="tracked")
+
+    @property
+    def metrics(self) -> list[Any]:
+        return [self.tracker]
+
+    def call(self, inputs: Any) -> Any:
+        return self.head(inputs)
+
+    def train_step(self, data: Any) -> dict[str, Any]:
+        import tensorflow as tf
+
+        with tf.GradientTape() as tape:
+            loss = ops.mean(ops.square(data[0] - self(data[0], training=True)))
+        self.optimizer.apply(tape.gradient(loss, self.trainable_variables), self.trainable_variables)
+        self.tracker.update_state(loss)
+        return {"tracked": self.tracker.result()}
+
+    def test_step(self, data: Any) -> dict[str, Any]:
+        self.tracker.update_state(ops.mean(ops.square(data[0] - self(data[0]))))
+        return {"tracked": self.tracker.result()}
+
+
 class Closes(keras.callbacks.Callback):  # type: ignore[misc]
     """Acts on the model that it was given, and on parts of it, not on self.model."""
 
@@ -240,6 +270,21 @@ def trained(optimizer: Any) -> Any:
     return model
 
 
+def frozen_after_build() -> Any:
+    """Its optimizer is built on more variables than are trainable now."""
+    model = dense(optimizers.Adam(0.01))
+    model.optimizer.build(model.trainable_variables)
+    model.layers[0].trainable = False
+    return model
+
+
+def counted_steps() -> Any:
+    """Its optimizer counts steps before it is built, as a user resumes a schedule."""
+    model = dense(optimizers.SGD(optimizers.schedules.ExponentialDecay(0.1, 2, 0.5)))
+    model.optimizer.iterations.assign(10)
+    return model
+
+
 def changed_rate() -> Any:
     model = dense(optimizers.SGD(0.1))
     model.optimizer.learning_rate = 0.003
@@ -312,6 +357,17 @@ def closing() -> Given:
     return Given(model, callbacks=[Closes(model)])
 
 
+def closing_over_variables() -> Given:
+    model = dense(optimizers.SGD(0.1))
+    rate, steps = model.optimizer.learning_rate, model.optimizer.iterations
+
+    def halve(epoch: int, logs: Any) -> None:
+        rate.assign(rate / 2)
+        steps.assign(0)
+
+    return Given(model, callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=halve)])
+
+
 SGD, ADAM = (lambda: dense(optimizers.SGD(0.1, momentum=0.9))), (lambda: dense(optimizers.Adam(0.01)))
 MODELS: dict[str, Callable[[], Any]] = {
     "sgd with momentum": SGD,
@@ -328,7 +384,9 @@ MODELS: dict[str, Callable[[], Any]] = {
     "accumulation": lambda: dense(optimizers.SGD(0.1, gradient_accumulation_steps=2)),
     "clipped norms": lambda: dense(optimizers.SGD(0.5, clipnorm=0.1)),
     "an optimizer with a state": lambda: trained(optimizers.Adam(0.01)),
+    "frozen after the optimizer was built": frozen_after_build,
     "a changed learning rate": changed_rate,
+    "a changed number of steps": counted_steps,
     "a schedule": lambda: dense(optimizers.SGD(optimizers.schedules.CosineDecay(0.1, 7))),
     "a user's schedule": lambda: dense(optimizers.SGD(OwnSchedule())),
     "no decay of variables": lambda: without_decay(var_list=["bias"]),
@@ -376,7 +434,9 @@ MODELS: dict[str, Callable[[], Any]] = {
         ADAM(), callbacks=[keras.callbacks.LearningRateScheduler(lambda epoch, rate: rate * 0.1)]
     ),
     "a callback that closes over the model": closing,
+    "a callback that closes over the optimizer's variables": closing_over_variables,
     "a callback that evaluates": lambda: Given(SGD(), callbacks=[Evaluates()]),
+    "a tracker": lambda: compiled((lambda model: (model(np.zeros((1, 8), np.float32)), model)[1])(Tracks()), loss=None),
     "two optimizers": lambda: compiled((lambda model: (model(np.zeros((1, 8), np.float32)), model)[1])(TwoOptimizers())),
 }
 

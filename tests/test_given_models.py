@@ -15,7 +15,7 @@ from dlspark.mends import keras_layers
 from dlspark.storage.store import Store
 from dlspark.testing import toys
 from dlspark.worker.gradient_sync import optimizers_of
-from tests.given_models import MODELS, PACKAGE, ROWS, Given, dense, given, one_hot
+from tests.given_models import MODELS, PACKAGE, ROWS, Given, OwnSchedule, dense, given, one_hot
 
 EPOCHS, BATCH, SEED = 2, 25, 3
 VALIDATION_ROWS = 33
@@ -84,7 +84,7 @@ def test_local_trains_the_model_that_was_given(name: str, tmp_path: Any) -> None
 # Those that exchange differently: masks, output losses, states, scalars, other dtypes, several optimizers, callbacks.
 EXCHANGED = (
     "masked steps with weights", "ignored pixels", "two outputs", "a trained scalar", "constants of many dtypes",
-    "a counter", "two optimizers", "a callback that evaluates", "LoRA", "mixed precision without its policy",
+    "a counter", "a tracker", "two optimizers", "a callback that evaluates", "LoRA", "mixed precision without its policy",
 )  # fmt: skip
 TOLERANCE = {"mixed precision without its policy": 2e-2}
 
@@ -140,6 +140,61 @@ class Sums(keras.layers.Layer):  # type: ignore[misc]
         return inputs
 
 
+@keras.saving.register_keras_serializable(package=PACKAGE)
+class Heats(keras.layers.Layer):  # type: ignore[misc]
+    """Keeps private what its own configuration lacks: a number, a function or a tensor."""
+
+    def __init__(self, heat: Any = 1.0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._heat = heat
+
+    def call(self, inputs: Any) -> Any:
+        return self._heat(inputs) if callable(self._heat) else inputs * self._heat
+
+    def get_config(self) -> dict[str, Any]:
+        return dict(super().get_config())
+
+
+@keras.saving.register_keras_serializable(package=PACKAGE)
+class Tempered(keras.losses.SparseCategoricalCrossentropy):  # type: ignore[misc]
+    """Has an argument that its configuration lacks."""
+
+    def __init__(self, heat: float = 1.0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.heat = heat
+
+
+@keras.saving.register_keras_serializable(package=PACKAGE)
+class Scaled(keras.metrics.SparseCategoricalAccuracy):  # type: ignore[misc]
+    """Has an argument that its configuration lacks."""
+
+    def __init__(self, scale: float = 1.0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.scale = scale
+
+
+@keras.saving.register_keras_serializable(package=PACKAGE)
+class Forgotten(OwnSchedule):
+    """Has an argument that its configuration lacks."""
+
+    def __init__(self, rate: float = 0.1) -> None:
+        self.rate = rate
+
+
+@keras.saving.register_keras_serializable(package=PACKAGE)
+class Penalty(keras.regularizers.Regularizer):  # type: ignore[misc]
+    """Has an argument that its configuration lacks."""
+
+    def __init__(self, factor: float = 1.0) -> None:
+        self.factor = factor
+
+    def __call__(self, kernel: Any) -> Any:
+        return self.factor * keras.ops.sum(kernel * kernel)
+
+    def get_config(self) -> dict[str, Any]:
+        return {}
+
+
 class Unregistered(keras.layers.Dense):  # type: ignore[misc]
     """Not registered."""
 
@@ -154,6 +209,12 @@ class UnregisteredLoss(keras.losses.SparseCategoricalCrossentropy):  # type: ign
 
 def unregistered_loss(y_true: Any, y_pred: Any) -> Any:
     return keras.ops.mean(y_pred, axis=-1)
+
+
+@keras.saving.register_keras_serializable(package=PACKAGE)
+def one_number(y_true: Any, y_pred: Any) -> Any:
+    """A metric of the whole batch."""
+    return keras.ops.mean(keras.ops.cast(y_true, "float32") - y_pred[:, 0])
 
 
 def replaced_call() -> Any:
@@ -189,10 +250,22 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "an unregistered function": (lambda: dense(loss=unregistered_loss), "unregistered_loss(.|\n)*register_keras_serial"),
     "a lambda as a metric": (lambda: dense(metrics=[lambda y, p: p[:, 0]]), "lambda(.|\n)*register_keras_serializable"),
     "an argument that get_config lacks": (lambda: dense("sgd", Forgets(4, 0.3)), "temperature=0.3, in its file 1.0"),
+    "a private argument that get_config lacks": (lambda: dense("sgd", Heats(0.3)), "_heat=0.3, in its file 1.0"),
+    "a function that get_config lacks": (lambda: dense("sgd", Heats(keras.activations.tanh)), "_heat=<function tanh"),
+    "a tensor that get_config lacks": (lambda: dense("sgd", Heats(keras.ops.convert_to_tensor(0.3))), "_heat=<tf.Tensor"),
+    "an argument of a loss": (lambda: dense(loss=Tempered(0.3)), "loss .* has heat=0.3, in its file 1.0"),
+    "an argument of a metric": (lambda: dense(metrics=[Scaled(0.3)]), "metric .* has scale=0.3, in its file 1.0"),
+    "an argument of a schedule": (
+        lambda: dense(keras.optimizers.SGD(Forgotten(0.3))), "optimizer .* has _learning_rate.rate=0.3, in its file 0.1",
+    ),
+    "an argument of a regularizer": (
+        lambda: dense("sgd", keras.layers.Dense(4, kernel_regularizer=Penalty(0.3))), "kernel_regularizer.factor=0.3",
+    ),
     "a method of one layer": (replaced_call, "a call of its own"),
     "a callback with a view of the model": (shares_layers, "shares the variable"),
     "a state that no rule merges": (lambda: dense("sgd", Minimum()), "how to merge .*least.*Minimum, write merge = 'sum'"),
     "a loss of the whole batch": (lambda: Given(dense(loss="dice"), one_hot()[1]), "mean over rows.*dice"),
+    "a metric of one number": (lambda: dense(metrics=[one_number]), "one value for each row.*one_number"),
     "a sum over rows": (lambda: dense("sgd", Sums()), "mean over rows.*a loss that a layer adds"),
     "a state of each row": (stateful, "stateful"),
 }  # fmt: skip

@@ -70,6 +70,7 @@ def check_exact(model: Any, rows: ShardedRows) -> None:
         _check_states(model, x)
         if type(model).train_step is keras.Model.train_step and rows.rows > 1:  # another step computes its own loss
             _check_loss(model, x, y, weight)
+            _check_metrics(model, x, y)
     finally:
         for variable, value in before:
             variable.assign(value)
@@ -144,6 +145,24 @@ def _check_loss(model: Any, x: Any, y: Any, weight: Any) -> None:
             f"{merged:.6g} as the mean of their parts: {_suspects(model)} is a sum, or is computed from all rows together. "
             "Use a mean over rows, or train with num_workers=1."
         )
+
+
+def _check_metrics(model: Any, x: Any, y: Any) -> None:
+    """Reject metrics given as functions that return one number for all rows: the parts of a batch would weigh equally."""
+    import keras
+
+    if y is None:
+        return
+    count = keras.tree.flatten(x)[0].shape[0]
+    model.reset_metrics()
+    model.compute_metrics(x, y, _predictions(model, x, count))
+    for metric in compiled_metrics(model):
+        # A mean counts its values.
+        if type(metric) is keras.metrics.MeanMetricWrapper and float(keras.ops.convert_to_numpy(metric.count)) == 1:
+            raise ConfigError(
+                f"Expected metrics with one value for each row, with several workers; got {metric.name!r}, which returns "
+                "one number for all rows. Return one value for each row, or train with num_workers=1."
+            )
 
 
 def _predictions(model: Any, x: Any, count: int) -> Any:

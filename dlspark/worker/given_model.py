@@ -22,8 +22,9 @@ import numpy as np
 from dlspark.errors import ConfigError
 from dlspark.job import INITIAL_WEIGHTS_FILE, MODEL_FILE, GivenModel
 from dlspark.mends import keras_layers, keras_optimizer_state
-from dlspark.mends.keras_compiled_metrics import metrics_in_effect
+from dlspark.mends.keras_compiled_metrics import compiled_metrics, metrics_in_effect
 from dlspark.storage import Store
+from dlspark.worker.attributes import difference, foreign
 from dlspark.worker.gradient_sync import optimizers_of
 from dlspark.worker.model_state import (
     load_arrays,
@@ -41,8 +42,6 @@ _REGISTER = (
     "function that builds and compiles the model."
 )
 _BUILDER = "Give fit a function that builds and compiles the model."
-# Set by compile and fit, and different in a model that has been trained.
-_RUNTIME = frozenset({"name", "built", "compiled", "stop_training", "stop_evaluating", "history", "optimizer", "loss"})
 
 
 def save_model(store: Store, model: Any) -> GivenModel:
@@ -94,6 +93,7 @@ def _given(model: Any) -> GivenModel:
         variables_trainable=tuple(bool(variable.trainable) for variable in model.weights),
         compiled=compiled,
         optimizer_built=bool(model.optimizer.built),
+        iterations=tuple(int(each.iterations) for each in optimizers_of(model)),
         undecayed=tuple(keras_optimizer_state.exclusions(each, model.weights) for each in optimizers_of(model)),
     )
 
@@ -107,6 +107,8 @@ def _loaded(path: Path | str, given: GivenModel) -> Any:
 
 def _complete(model: Any, given: GivenModel, arrays: Mapping[str, Any]) -> None:
     """Make a model that was just loaded equal to the one that was given, and compile it."""
+    import keras
+
     layers = keras_layers.flatten(model)
     # From the outermost layer to the innermost: setting a flag sets those of all layers and variables inside.
     for layer, trainable in zip(layers, given.layers_trainable, strict=False):
@@ -121,6 +123,12 @@ def _complete(model: Any, given: GivenModel, arrays: Mapping[str, Any]) -> None:
         model.compile_from_config(copy.deepcopy(dict(given.compiled)))  # Keras takes it apart
     if not model.compiled:  # _difference says why
         return
+    built_on = arrays.get("b0")
+    if built_on is not None and not np.array_equal(built_on, optimizer_arrays(model).get("b0", ())):
+        # Keras has built it on what is trainable now, which has changed since the given one was built.
+        model.optimizer = keras.optimizers.deserialize(copy.deepcopy(given.compiled["optimizer"]))
+    for optimizer, count in zip(optimizers_of(model), given.iterations, strict=False):
+        optimizer.iterations.assign(count)
     for optimizer, excluded in zip(optimizers_of(model), given.undecayed, strict=False):
         keras_optimizer_state.exclude(optimizer, model.weights, excluded)
     set_arrays(model, {name: array for name, array in arrays.items() if name[0] in "bo"})
@@ -151,14 +159,26 @@ def _difference(model: Any, loaded: Any, given: GivenModel) -> str | None:
     if len(optimizers_of(model)) != len(optimizers_of(loaded)):
         return f"it has {len(optimizers_of(model))} optimizers, its file {len(optimizers_of(loaded))}"
     for optimizer, same in zip(optimizers_of(model), optimizers_of(loaded), strict=True):
-        found = _difference_of(optimizer, same)
+        # Loading has built the copy, and some optimizers keep in attributes what they were built on.
+        found = _difference_of(optimizer, same if optimizer.built else type(optimizer).from_config(optimizer.get_config()))
         if type(optimizer) is not type(same) or _config(optimizer) != _config(same):
-            found = "another configuration"
+            found = "another configuration than in its file"
         if optimizer.built and not _equal(optimizer.variables, same.variables):
-            found = "another state"
+            found = "another state than in its file"
         if found:
-            return f"optimizer {optimizer.name!r} has {found} than in its file" if "than" not in found else found
+            return f"optimizer {optimizer.name!r} has {found}"
+    for kind, objects_of in (("loss", _losses), ("metric", compiled_metrics)):
+        for part, copied in zip(objects_of(model), objects_of(loaded), strict=False):
+            found = difference(part, copied) if foreign(part) and type(part) is type(copied) else None
+            if found:
+                return f"{kind} {getattr(part, 'name', type(part).__name__)!r} has {found}"
     return None
+
+
+def _losses(model: Any) -> list[Any]:
+    import keras
+
+    return [loss for loss in keras.tree.flatten(model.loss) if hasattr(loss, "__dict__")]
 
 
 def _difference_of(mine: Any, other: Any) -> str | None:
@@ -166,17 +186,7 @@ def _difference_of(mine: Any, other: Any) -> str | None:
     for name in ("trainable", "dtype_policy"):
         if getattr(mine, name, None) != getattr(other, name, None):
             return f"{name}={_told(getattr(mine, name))}, in its file {_told(getattr(other, name))}"
-    own = not type(mine).__module__.startswith("keras.")
-    for name, value in vars(mine).items():
-        if name.startswith("_") or name in _RUNTIME:
-            continue
-        if callable(getattr(type(mine), name, None)):  # a method that was replaced on this object alone
-            if name not in vars(other):
-                return f"a {name} of its own, which its file lacks"
-        elif own and _plain(value) and (name not in vars(other) or not _same(value, vars(other)[name])):
-            told = repr(vars(other)[name]) if name in vars(other) else "nothing"
-            return f"{name}={value!r}, in its file {told}: its get_config lacks it"
-    return None
+    return difference(mine, other)
 
 
 def _config(optimizer: Any) -> Any:
@@ -193,22 +203,6 @@ def _plain_arguments(compiled: Any) -> Any:
         return [plain(each) for each in value] if isinstance(value, list | tuple) else value
 
     return plain({key: value for key, value in (compiled or {}).items() if key != "optimizer"})
-
-
-def _plain(value: Any) -> bool:
-    if isinstance(value, list | tuple):
-        return all(_plain(each) for each in value)
-    if isinstance(value, Mapping):
-        return all(_plain(each) for each in value.values())
-    return value is None or isinstance(value, bool | int | float | complex | str | bytes | np.ndarray | np.generic)
-
-
-def _same(a: Any, b: Any) -> bool:
-    if isinstance(a, np.ndarray) or isinstance(b, np.ndarray):
-        return np.array_equal(a, b)
-    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
-        return len(a) == len(b) and all(_same(x, y) for x, y in zip(a, b, strict=True))
-    return bool(a == b) or (a != a and b != b)  # NaN
 
 
 def _equal(mine: Sequence[Any], other: Sequence[Any]) -> bool:

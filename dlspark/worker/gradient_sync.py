@@ -42,7 +42,7 @@ def attached(model: Any, session: WorkerSession, last_step_rows: Callable[[str],
     targets = [(model, name, link.noting(getattr(model, name))) for name in ("train_step", "test_step")]
     targets += [(model, name, link.apart(getattr(model, name))) for name in ("evaluate", "test_on_batch", "train_on_batch")]
     targets += [(optimizer, "apply", link.summing(optimizer.apply)) for optimizer in optimizers_of(model)]
-    targets += [(loss, "update_state", link.sharing(loss.update_state)) for loss in output_losses(model)]
+    targets += [(mean, "update_state", link.sharing(mean.update_state)) for mean in _step_means(model)]
     targets += [(model, "get_metrics_result", link.merging(model.get_metrics_result))]
     targets += keras_step_logs.targets(model, link.ending)
     targets += keras_batch_norm.targets(model, BatchMoments(session, link.exchange, link.step_rows).of)
@@ -131,10 +131,11 @@ class _Link:
         return keras.ops.divide_no_nan(valid * self._rows_of_all(), self._rows * everywhere)
 
     def sharing(self, update_state: Callable[..., Any]) -> Callable[..., Any]:
-        """``update_state`` of the loss of one output, where a step without a weight counts once over all workers."""
+        """``update_state`` of a mean over steps, where a step without a weight counts once over all workers."""
 
         def shared(values: Any, sample_weight: Any = None) -> Any:
-            if sample_weight is None and self._in_step and not self._apart:
+            scalar = getattr(values, "shape", None) == ()
+            if scalar and sample_weight is None and self._in_step and not self._apart:
                 sample_weight = self._rows / self._rows_of_all()
             return update_state(values, sample_weight=sample_weight)
 
@@ -267,6 +268,14 @@ class _Link:
         values = [keras.ops.cast(value, "float32") * rows for value in logs.values()]
         *sums, total = self._session.sum([*values, keras.ops.convert_to_tensor(np.float32(rows))])
         return {name: float(value / total) for name, value in zip(logs, sums, strict=True)}
+
+
+def _step_means(model: Any) -> list[Any]:
+    """The means that a step may update with one number: losses of outputs, and the trackers of a custom step."""
+    import keras
+
+    means = [metric for metric in [*output_losses(model), *model.metrics] if type(metric) is keras.metrics.Mean]
+    return list({id(mean): mean for mean in means}.values())
 
 
 def _passes_callback(begin: Callable[[], None], sums: Callable[[], dict[str, Any]], seconds: Callable[[], float]) -> Any:
