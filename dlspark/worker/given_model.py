@@ -58,9 +58,13 @@ def save_model(store: Store, model: Any) -> GivenModel:
             loaded = _loaded(path, given)
             arrays = optimizer_arrays(model) if given.optimizer_built else {}
             # Most files hold all weights; those of LoRA do not.
-            for letter, variables_of in (("w", lambda each: each.weights), ("s", seed_variables)):
-                if not _equal(variables_of(model), variables_of(loaded)):
-                    arrays |= numbered(letter, variables_of(model))
+            if not _equal(model.weights, loaded.weights):
+                arrays |= numbered("w", model.weights)
+            seeds = _seeds_that_draw(model)
+            if len(seeds) == len(_seeds_that_draw(loaded)) == len(seed_variables(loaded)) and not _equal(
+                seeds, seed_variables(loaded)
+            ):
+                arrays |= numbered("s", seeds)
             save_arrays(store, INITIAL_WEIGHTS_FILE, arrays)
             _complete(loaded, given, load_arrays(store, INITIAL_WEIGHTS_FILE))
     found = _difference(model, loaded, given)
@@ -93,9 +97,26 @@ def _given(model: Any) -> GivenModel:
         variables_trainable=tuple(bool(variable.trainable) for variable in model.weights),
         compiled=compiled,
         optimizer_built=bool(model.optimizer.built),
-        iterations=tuple(int(each.iterations) for each in optimizers_of(model)),
+        iterations=tuple(int(_iteration(each)) for each in optimizers_of(model)),
         undecayed=tuple(keras_optimizer_state.exclusions(each, model.weights) for each in optimizers_of(model)),
     )
+
+
+def _seeds_that_draw(model: Any) -> list[Any]:
+    """The seeds of random layers, without those whose rate was set to 0 after they were made: their files have none."""
+    idle = {
+        id(seed)
+        for layer in keras_layers.flatten(model)
+        if getattr(layer, "rate", None) == 0
+        for seed in seed_variables(layer)
+    }
+    return [seed for seed in seed_variables(model) if id(seed) not in idle]
+
+
+def _iteration(optimizer: Any) -> Any:
+    """The variable that counts steps. With accumulation, ``optimizer.iterations`` is a tensor computed from it."""
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    return next(variable for variable in inner.variables if variable.name == "iteration")
 
 
 def _loaded(path: Path | str, given: GivenModel) -> Any:
@@ -128,7 +149,7 @@ def _complete(model: Any, given: GivenModel, arrays: Mapping[str, Any]) -> None:
         # Keras has built it on what is trainable now, which has changed since the given one was built.
         model.optimizer = keras.optimizers.deserialize(copy.deepcopy(given.compiled["optimizer"]))
     for optimizer, count in zip(optimizers_of(model), given.iterations, strict=False):
-        optimizer.iterations.assign(count)
+        _iteration(optimizer).assign(count)
     for optimizer, excluded in zip(optimizers_of(model), given.undecayed, strict=False):
         keras_optimizer_state.exclude(optimizer, model.weights, excluded)
     set_arrays(model, {name: array for name, array in arrays.items() if name[0] in "bo"})
@@ -143,7 +164,7 @@ def _difference(model: Any, loaded: Any, given: GivenModel) -> str | None:
         found = _difference_of(layer, other)
         if found:
             return f"layer {layer.name!r} has {found}"
-    kinds = {"variable": (model.weights, loaded.weights), "seed": (seed_variables(model), seed_variables(loaded))}
+    kinds = {"variable": (model.weights, loaded.weights), "seed": (_seeds_that_draw(model), _seeds_that_draw(loaded))}
     for kind, (mine, other) in kinds.items():
         if len(mine) != len(other):
             return f"it has {len(mine)} {kind}s, its file {len(other)}"

@@ -38,7 +38,7 @@ def test_names_and_options() -> None:
 
 def test_the_options_of_csv_are_checked() -> None:
     assert find_layout("csv", {"delimiter": "tab", "encoding": "latin-1"}) == CsvLayout(delimiter="tab", encoding="latin-1")
-    with pytest.raises(ConfigError, match="delimiter as one character or 'tab'; got ';;'"):
+    with pytest.raises(ConfigError, match=r"delimiter as one character.*; got ';;'"):
         CsvLayout(delimiter=";;")
     with pytest.raises(ConfigError, match=r"encoding as 'utf-8', .*; got 'latin-99'"):
         CsvLayout(encoding="latin-99")
