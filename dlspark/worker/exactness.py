@@ -69,8 +69,9 @@ def check_exact(model: Any, rows: ShardedRows) -> None:
     try:
         _check_states(model, x)
         if type(model).train_step is keras.Model.train_step and rows.rows > 1:  # another step computes its own loss
-            _check_loss(model, x, y, weight)
-            _check_metrics(model, x, y)
+            predictions = _predictions(model, x)
+            _check_loss(model, x, y, weight, predictions)
+            _check_metrics(model, x, y, predictions)
     finally:
         for variable, value in before:
             variable.assign(value)
@@ -101,12 +102,12 @@ def _check_states(model: Any, x: Any) -> None:
             )
 
 
-def _check_loss(model: Any, x: Any, y: Any, weight: Any) -> None:
+def _check_loss(model: Any, x: Any, y: Any, weight: Any, predictions: Any) -> None:
     import keras
 
     count = keras.tree.flatten(x)[0].shape[0]
     parts = [slice(0, (count + 1) // 2), slice((count + 1) // 2, count)]
-    predictions, adds = _predictions(model, x, count), _adds_losses(model)
+    adds = _adds_losses(model)
     valid: list[Any] = []
 
     def loss_of(part: slice, factor: Callable[[Any], Any]) -> float:
@@ -147,15 +148,14 @@ def _check_loss(model: Any, x: Any, y: Any, weight: Any) -> None:
         )
 
 
-def _check_metrics(model: Any, x: Any, y: Any) -> None:
+def _check_metrics(model: Any, x: Any, y: Any, predictions: Any) -> None:
     """Reject metrics given as functions that return one number for all rows: the parts of a batch would weigh equally."""
     import keras
 
     if y is None:
         return
-    count = keras.tree.flatten(x)[0].shape[0]
     model.reset_metrics()
-    model.compute_metrics(x, y, _predictions(model, x, count))
+    model.compute_metrics(x, y, predictions)
     for metric in compiled_metrics(model):
         # A mean counts its values.
         if type(metric) is keras.metrics.MeanMetricWrapper and float(keras.ops.convert_to_numpy(metric.count)) == 1:
@@ -165,7 +165,7 @@ def _check_metrics(model: Any, x: Any, y: Any) -> None:
             )
 
 
-def _predictions(model: Any, x: Any, count: int) -> Any:
+def _predictions(model: Any, x: Any) -> Any:
     """Random outputs in (0, 1).
 
     Random, because a new model predicts nearly the same for every row, and then all losses are means.
@@ -179,7 +179,7 @@ def _predictions(model: Any, x: Any, count: int) -> Any:
         (outputs,) = outputs
     else:
         outputs = model.output
-    random = np.random.default_rng(0)
+    count, random = keras.tree.flatten(x)[0].shape[0], np.random.default_rng(0)
     return keras.tree.map_structure(
         lambda tensor: keras.ops.cast(random.uniform(0.05, 0.95, (count, *tensor.shape[1:])), tensor.dtype), outputs
     )

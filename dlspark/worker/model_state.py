@@ -82,13 +82,20 @@ def weights_of(arrays: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
 
 def optimizer_arrays(model: Any) -> dict[str, Any]:
     """The variables of all optimizers (``o0`` …), and for each built one the indices of its weights (``b0`` …)."""
-    optimizers = optimizers_of(model)
+    return {**numbered("o", _optimizer_variables(model)), **_built_on(model)}
+
+
+def _built_on(model: Any) -> dict[str, NDArray[np.int64]]:
     positions = {id(variable): i for i, variable in enumerate(model.weights)}
-    arrays: dict[str, Any] = numbered("o", [variable for optimizer in optimizers for variable in optimizer.variables])
-    for i, optimizer in enumerate(optimizers):
-        if optimizer.built:
-            arrays[f"b{i}"] = np.array([positions.get(id(each), -1) for each in variables_of(optimizer)], np.int64)
-    return arrays
+    return {
+        f"b{i}": np.array([positions.get(id(each), -1) for each in variables_of(optimizer)], np.int64)
+        for i, optimizer in enumerate(optimizers_of(model))
+        if optimizer.built
+    }
+
+
+def _optimizer_variables(model: Any) -> list[Any]:
+    return [variable for optimizer in optimizers_of(model) for variable in optimizer.variables]
 
 
 def _build_optimizers(model: Any, arrays: Mapping[str, NDArray[Any]]) -> None:
@@ -117,7 +124,7 @@ def capture(model: Any) -> Arrays:
 
     It is equal on all ranks except for the seeds; checkpoints have rank 0's.
     """
-    return {name: storable(value) for name, value in {**_shared_variables(model), **optimizer_arrays(model)}.items()}
+    return {name: storable(value) for name, value in {**_shared_variables(model), **_built_on(model)}.items()}
 
 
 def capture_within_epoch(model: Any, session: WorkerSession) -> Arrays:
@@ -193,8 +200,8 @@ def seed_variables(model_or_layer: Any) -> list[Any]:
 
 
 def _shared_variables(model: Any) -> dict[str, Any]:
-    optimizers = [variable for optimizer in optimizers_of(model) for variable in optimizer.variables]
-    return {**numbered("w", model.weights), **numbered("o", optimizers), **numbered("s", seed_variables(model))}
+    groups = {"w": model.weights, "o": _optimizer_variables(model), "s": seed_variables(model)}
+    return {name: value for letter, group in groups.items() for name, value in numbered(letter, group).items()}
 
 
 def _local_variables(model: Any) -> list[Any]:
