@@ -21,7 +21,6 @@ from dlspark.mends import tensorflow_context
 from dlspark.mends.horovod_connections import ending_connections
 from dlspark.mends.horovod_rendezvous import stopped_rendezvous
 from dlspark.mends.horovod_signals import own_signals
-from dlspark.payload import load_payload
 from dlspark.spark import cancellable, check_cluster, driver_host, get_session, is_local, own_gpus, task_resources
 from dlspark.storage import Checkpoints, Position, Store
 from dlspark.wire import Endpoint, Frames, Reporter, Server, SocketEndpoint, messages
@@ -33,6 +32,7 @@ from dlspark.worker import (
     describe_device,
     environment,
     load_model,
+    load_payload,
     moving,
     optimizers_of,
     own_threads,

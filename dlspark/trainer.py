@@ -27,7 +27,6 @@ from dlspark.job import (
     Verbosity,
     load_job,
 )
-from dlspark.payload import pickled_payload
 from dlspark.registry import load_backend
 from dlspark.storage import Checkpoints, Store, lease
 from dlspark.timeouts import Timeouts
@@ -38,6 +37,7 @@ from dlspark.worker import (
     check_mergeable,
     give_back,
     load_trained,
+    pickled_payload,
     save_initial_weights,
     save_model,
     weight_shapes,

@@ -140,6 +140,23 @@ class TwoOptimizers(keras.Model):  # type: ignore[misc]
 
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
+class DropsOut(TwoOptimizers):
+    """Draws at random, and has metrics."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.dropout = layers.Dropout(0.5)
+
+    def call(self, inputs: Any, training: bool = False) -> Any:
+        return self.head(self.dropout(self.body(inputs), training=training))
+
+    def train_step(self, data: Any) -> dict[str, Any]:
+        logs = super().train_step(data)
+        self.compute_metrics(*data, self(data[0]))
+        return logs
+
+
+@keras.saving.register_keras_serializable(package=PACKAGE)
 class Tracks(keras.Model):  # type: ignore[misc]
     """A custom train_step that tracks its loss by a mean over steps, as Keras' examples do."""
 
@@ -167,6 +184,24 @@ class Tracks(keras.Model):  # type: ignore[misc]
     def test_step(self, data: Any) -> dict[str, Any]:
         self.tracker.update_state(ops.mean(ops.square(data[0] - self(data[0]))))
         return {"tracked": self.tracker.result()}
+
+
+@keras.saving.register_keras_serializable(package=PACKAGE)
+class Selects(Tracks):
+    """A custom train_step that returns one of two trackers, and the loss of its batch."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.second = metrics.MeanAbsoluteError(name="mae")
+
+    @property
+    def metrics(self) -> list[Any]:
+        return [self.tracker, self.second]
+
+    def train_step(self, data: Any) -> dict[str, Any]:
+        logs = super().train_step(data)
+        self.second.update_state(data[0], self(data[0]))
+        return {**logs, "constant": ops.convert_to_tensor(3.0)}
 
 
 class Closes(keras.callbacks.Callback):  # type: ignore[misc]
@@ -216,6 +251,14 @@ def compiled(model: Any, optimizer: Any = "sgd", loss: Any = "sparse_categorical
     return model
 
 
+def used_encoder() -> Any:
+    model = compiled(encoder(), metrics=["accuracy"])
+    x, y = toys.separable(20)
+    model.fit(x, y, validation_data=(x, y), verbose=0)
+    model.predict(x, verbose=0)
+    return model
+
+
 def frozen_encoder() -> Any:
     model = encoder()
     model.encoder.trainable = False
@@ -254,12 +297,12 @@ def without_decay(**excluded: Any) -> Any:
     return model
 
 
-def mixed(policy_at_compile: str = "mixed_float16") -> Any:
+def mixed(policy_at_compile: str = "mixed_float16", **options: Any) -> Any:
     """Built and compiled under a policy that is no longer set."""
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(policy_at_compile)
     try:
-        return dense(optimizers.SGD(0.05))
+        return dense(optimizers.SGD(0.05), **options)
     finally:
         keras.config.set_dtype_policy(before)
 
@@ -368,6 +411,27 @@ def closing_over_variables() -> Given:
     return Given(model, callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=halve)])
 
 
+def closing_over_more() -> Given:
+    """A second optimizer, the seeds of a layer, a metric and its variables: in a model that has been trained."""
+    model = build_on_rows(DropsOut())
+    accuracy = metrics.SparseCategoricalAccuracy(name="own_accuracy")
+    compiled(model, metrics=["accuracy", accuracy])
+    model.fit(*toys.separable(20), verbose=0)
+    other, seed, count = model.other_optimizer, model.dropout.seed_generator, accuracy.count
+
+    def change(epoch: int, logs: Any) -> None:
+        other.learning_rate = 0.001
+        seed.state.assign(ops.ones_like(seed.state))
+        logs["counted"] = logs["accuracy of it"] = float(count) + float(accuracy.result())
+
+    return Given(model, callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=change)])
+
+
+def build_on_rows(model: Any) -> Any:
+    model(np.zeros((1, 8), np.float32))
+    return model
+
+
 SGD, ADAM = (lambda: dense(optimizers.SGD(0.1, momentum=0.9))), (lambda: dense(optimizers.Adam(0.01)))
 MODELS: dict[str, Callable[[], Any]] = {
     "sgd with momentum": SGD,
@@ -393,9 +457,11 @@ MODELS: dict[str, Callable[[], Any]] = {
     "no decay by name": lambda: without_decay(var_names=["bias"]),
     "mixed precision without its policy": mixed,
     "mixed bfloat16 without its policy": lambda: mixed("mixed_bfloat16"),
+    "mixed precision without loss scaling": lambda: mixed(auto_scale_loss=False),
     "loss scaling by hand": lambda: dense(optimizers.LossScaleOptimizer(optimizers.SGD(0.05), initial_scale=64.0)),
     "a subclassed model": lambda: compiled(encoder()),
     "a subclassed model, not built": lambda: compiled(encoder(False)),
+    "a subclassed model, used before": used_encoder,
     "a frozen model in a subclassed one": frozen_encoder,
     "a frozen bias": frozen_bias,
     "frozen batch norm": frozen_batch_norm,
@@ -436,8 +502,10 @@ MODELS: dict[str, Callable[[], Any]] = {
     "a callback that closes over the model": closing,
     "a callback that closes over the optimizer's variables": closing_over_variables,
     "a callback that evaluates": lambda: Given(SGD(), callbacks=[Evaluates()]),
-    "a tracker": lambda: compiled((lambda model: (model(np.zeros((1, 8), np.float32)), model)[1])(Tracks()), loss=None),
-    "two optimizers": lambda: compiled((lambda model: (model(np.zeros((1, 8), np.float32)), model)[1])(TwoOptimizers())),
+    "a callback that closes over a second optimizer, a seed and a metric": closing_over_more,
+    "a tracker": lambda: compiled(build_on_rows(Tracks()), loss=None),
+    "one of two trackers, and a log": lambda: compiled(build_on_rows(Selects()), loss=None),
+    "two optimizers": lambda: compiled(build_on_rows(TwoOptimizers())),
 }
 
 

@@ -14,7 +14,7 @@ from dlspark.data.shard_writer import write_rows
 from dlspark.mends import keras_layers
 from dlspark.storage.store import Store
 from dlspark.testing import toys
-from dlspark.worker.gradient_sync import optimizers_of
+from dlspark.worker.model_parts import optimizers_of
 from tests.given_models import MODELS, PACKAGE, ROWS, Given, OwnSchedule, dense, given, one_hot
 
 EPOCHS, BATCH, SEED = 2, 25, 3

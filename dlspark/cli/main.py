@@ -9,12 +9,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import signal
-import socket
 import sys
-import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from dlspark._require import installed_version
@@ -46,25 +43,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Set before TensorFlow is imported: its C++ messages on CPU features and missing GPUs are not for users.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     debug = "--debug" in arguments
-    with _noticed_interrupts() as interrupted:
-        try:
-            return _run(_parse(arguments), debug=debug)
-        except RunInterruptedError as error:  # already logged as a warning
-            return error.exit_code
-        except SystemExit as leaving:  # --help and --version
-            return leaving.code if isinstance(leaving.code, int) else 1
-        except BrokenPipeError:  # a reader such as `head` has closed the pipe
-            with contextlib.suppress(OSError, ValueError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 1
-        except (Exception, KeyboardInterrupt) as error:
-            if debug:
-                traceback.print_exc()
-            if isinstance(error, KeyboardInterrupt) or interrupted():
-                sys.stderr.write("dlspark: interrupted\n")
-                return 130
-            sys.stderr.write(f"dlspark: error: {_told(error)}\n")
-            return 2 if isinstance(error, ConfigError | DataError | MissingDependencyError) or _lacks(error) else 1
+    try:
+        return _run(_parse(arguments), debug=debug)
+    except RunInterruptedError as error:  # already logged as a warning
+        return error.exit_code
+    except SystemExit as leaving:  # --help and --version
+        return leaving.code if isinstance(leaving.code, int) else 1
+    except BrokenPipeError:  # a reader such as `head` has closed the pipe
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (Exception, KeyboardInterrupt) as error:
+        if debug:
+            traceback.print_exc()
+        if isinstance(error, KeyboardInterrupt):
+            sys.stderr.write("dlspark: interrupted\n")
+            return 130
+        sys.stderr.write(f"dlspark: error: {_told(error)}\n")
+        return 2 if isinstance(error, ConfigError | DataError | MissingDependencyError) or _lacks(error) else 1
 
 
 def build_parser() -> tuple[Parser, dict[str, Parser]]:
@@ -147,33 +143,6 @@ def _own_session_stopped() -> Iterator[None]:
                 context.setLogLevel("OFF")
             with contextlib.suppress(Exception):
                 (SparkSession.getActiveSession() or context).stop()
-
-
-@contextlib.contextmanager
-def _noticed_interrupts() -> Iterator[Callable[[], bool]]:
-    """Yield a function that returns whether Ctrl-C was pressed in the block.
-
-    The exception does not always show it: pyspark's handler calls the JVM within another such call, which raises an error of
-    py4j (pyspark 3.5, context.py, signal_handler).
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    reader, writer = socket.socketpair()
-    with reader, writer:
-        reader.setblocking(False)
-        writer.setblocking(False)
-        before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-
-        def interrupted() -> bool:
-            with contextlib.suppress(BlockingIOError):
-                return signal.SIGINT in reader.recv(4096)
-            return False
-
-        try:
-            yield interrupted
-        finally:
-            signal.set_wakeup_fd(before)
 
 
 def _spark_context() -> Any:

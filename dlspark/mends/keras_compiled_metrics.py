@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from dlspark.mends.keras_output_losses import output_losses
+
 
 def compiled_metrics(model: Any) -> list[Any]:
     """The metric objects of ``model``, built or not, without the names and functions that Keras wraps."""
@@ -25,6 +27,15 @@ def compiled_metrics(model: Any) -> list[Any]:
             given = [getattr(metric, "_user_metrics", None), getattr(metric, "_user_weighted_metrics", None)]
             found += [leaf for leaf in keras.tree.flatten(given) if isinstance(leaf, keras.metrics.Metric)]
     return found
+
+
+def given_metrics(model: Any) -> list[Any]:
+    """The metric objects that the user has made, in an order that building and training do not change."""
+    import keras
+
+    built_by_keras = {id(each) for each in output_losses(model)}
+    own = [each for each in model.metrics if not hasattr(each, "metrics") and id(each) not in built_by_keras]
+    return own + [leaf for leaf in keras.tree.flatten(metrics_in_effect(model)) if isinstance(leaf, keras.metrics.Metric)]
 
 
 def metrics_in_effect(model: Any) -> tuple[Any, Any]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from dlspark._require import require, whole_number
 from dlspark.errors import ConfigError, DataError, DlsparkError
+from dlspark.mends import spark_interrupts
 from dlspark.spark.java import find_java
 from dlspark.worker import environment
 
@@ -56,7 +57,7 @@ def get_session(num_workers: int = 1, *, app_name: str = "dlspark") -> SparkSess
     An active session and that of ``spark-submit`` are never reconfigured. A session started here runs
     ``local[num_workers]`` in the Python of this process, listens on the loopback address only, has no web page, logs errors
     only, and passes rows to Python in Arrow batches of `ARROW_ROWS`. The environment variables needed to start it are
-    restored.
+    restored. Ctrl-C raises KeyboardInterrupt from here on; see `dlspark.mends.spark_interrupts`.
 
     Args:
         num_workers: the number of slots of a session started here. `require_slots` checks that a session has enough.
@@ -68,12 +69,17 @@ def get_session(num_workers: int = 1, *, app_name: str = "dlspark") -> SparkSess
     """
     num_workers = whole_number("num_workers", num_workers)
     require("pyspark", install="dlspark[spark]", purpose="Running on Spark")
+    from pyspark.sql import SparkSession
+
+    session = SparkSession.getActiveSession() or _started(num_workers, app_name)
+    spark_interrupts.mend()
+    return session
+
+
+def _started(num_workers: int, app_name: str) -> SparkSession:
     from pyspark import SparkContext
     from pyspark.sql import SparkSession
 
-    active = SparkSession.getActiveSession()
-    if active is not None:
-        return active
     builder = SparkSession.builder.appName(app_name)
     # A context without an active session belongs to another thread. With a gateway, spark-submit chose the settings.
     if SparkContext._active_spark_context is not None or "PYSPARK_GATEWAY_PORT" in os.environ:
@@ -142,6 +148,7 @@ def context_of(spark: SparkSession) -> Any:
     Raises:
         ConfigError: a Spark Connect session, which has none.
     """
+    spark_interrupts.mend()
     try:
         return spark.sparkContext
     except Exception as error:

@@ -39,7 +39,16 @@ ACTIONS = {
     "reset": "the TCP connections are reset, except those to the driver",
     "kill executor": "SIGKILL for the JVM above the process",
     "end driver": "SIGTERM for ``driver``, within a step of ``seconds``",
+    "interrupt driver": "SIGINT for ``driver``, as Ctrl-C sends, within a step of ``seconds``",
     "kill driver": "SIGKILL for ``driver``",
+}
+
+SIGNALS = {
+    "kill": signal.SIGKILL,
+    "stop": signal.SIGSTOP,
+    "end driver": signal.SIGTERM,
+    "interrupt driver": signal.SIGINT,
+    "kill driver": signal.SIGKILL,
 }
 
 
@@ -53,7 +62,7 @@ class Fault:
         step: the number of the training step, from 1, counted in the worker's process.
         marker: a file that the fault creates; while it exists, nothing happens.
         driver: the driver's process, for the actions that need it.
-        seconds: the delay of "slow" and "end driver".
+        seconds: the delay of "slow", "end driver" and "interrupt driver".
         cgroup: folder of a control group with a memory limit, which the process enters.
     """
 
@@ -142,10 +151,9 @@ def _happen(fault: Fault) -> np.float32:
         time.sleep(SLEEP_SECONDS)  # Spark ends the JVM's Python processes
     if fault.action == "freeze":
         _freeze()
-    signals = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "end driver": signal.SIGTERM, "kill driver": signal.SIGKILL}
-    if fault.action in signals:
-        os.kill(fault.driver if "driver" in fault.action else os.getpid(), signals[fault.action])
-    if fault.action == "end driver":
+    if fault.action in SIGNALS:
+        os.kill(fault.driver if "driver" in fault.action else os.getpid(), SIGNALS[fault.action])
+    if fault.action in ("end driver", "interrupt driver"):
         time.sleep(fault.seconds)  # a step takes milliseconds: the run could end before the signal arrives
     return np.float32(1)
 

@@ -7,8 +7,8 @@ from dlspark.worker.device import describe_device, own_threads, worker_report
 from dlspark.worker.entry import build, load_model, reporting, resumed, run_worker, worker_environment
 from dlspark.worker.exactness import check_exact, check_mergeable
 from dlspark.worker.given_model import save_model
-from dlspark.worker.gradient_sync import optimizers_of
 from dlspark.worker.loop import train
+from dlspark.worker.model_parts import optimizers_of
 from dlspark.worker.model_state import (
     capture,
     give_back,
@@ -20,6 +20,7 @@ from dlspark.worker.model_state import (
     weight_shapes,
     weights_of,
 )
+from dlspark.worker.payload import load_payload, pickled_payload
 from dlspark.worker.process import dtype_policy, environment, random_states
 from dlspark.worker.session import WorkerSession
 from dlspark.worker.status import WorkerStatus
@@ -37,10 +38,12 @@ __all__ = [
     "environment",
     "give_back",
     "load_model",
+    "load_payload",
     "load_trained",
     "moving",
     "optimizers_of",
     "own_threads",
+    "pickled_payload",
     "random_states",
     "reporting",
     "restore_callbacks",

@@ -11,8 +11,11 @@ from typing import Any
 import numpy as np
 
 _FRAMEWORKS = ("keras", "tensorflow", "builtins", "numpy", "collections")
-# Set by compile and fit, and different in a model that has been trained.
-_RUNTIME = frozenset({"name", "built", "compiled", "stop_training", "stop_evaluating", "history", "optimizer", "loss"})
+# Set by compile, fit, evaluate and predict, and different in a model that was used.
+_RUNTIME = frozenset({
+    "name", "built", "compiled", "history", "optimizer", "loss", "train_function", "test_function", "predict_function",
+    "stop_training", "stop_evaluating", "stop_predicting",
+})  # fmt: skip
 
 
 def difference(mine: Any, other: Any, seen: frozenset[int] = frozenset()) -> str | None:

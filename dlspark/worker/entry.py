@@ -14,7 +14,6 @@ import numpy as np
 from dlspark.data import ShardedRows
 from dlspark.errors import ConfigError, RunInterruptedError
 from dlspark.job import INITIAL_WEIGHTS_FILE, TrainJob, WorkerResult, load_job, versions
-from dlspark.payload import Payload, load_payload
 from dlspark.storage import Checkpoints, Store
 from dlspark.wire import Endpoint, Reporter, failed, messages
 from dlspark.worker.callbacks import Start
@@ -24,6 +23,7 @@ from dlspark.worker.given_model import load_given
 from dlspark.worker.heartbeat import Pulse
 from dlspark.worker.loop import train
 from dlspark.worker.model_state import load_arrays, restore, save_trained, set_arrays, set_weights
+from dlspark.worker.payload import Payload, load_payload
 from dlspark.worker.process import dtype_policy, environment, random_states
 from dlspark.worker.session import WorkerSession
 from dlspark.worker.status import WorkerStatus

@@ -25,7 +25,7 @@ from dlspark.mends import keras_layers, keras_optimizer_state
 from dlspark.mends.keras_compiled_metrics import compiled_metrics, metrics_in_effect
 from dlspark.storage import Store
 from dlspark.worker.attributes import difference, foreign
-from dlspark.worker.gradient_sync import optimizers_of
+from dlspark.worker.model_parts import optimizers_of
 from dlspark.worker.model_state import (
     load_arrays,
     numbered,
@@ -91,8 +91,13 @@ def _given(model: Any) -> GivenModel:
     for name, value in now.items():
         if name in compiled:
             compiled[name] = keras.saving.serialize_keras_object(value)
+    policy = model.dtype_policy.name
+    # Keras' configuration lacks this argument, and compile would wrap the optimizer again.
+    scales = isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
+    if policy == "mixed_float16" and not scales and type(model).compile is keras.Model.compile:
+        compiled["auto_scale_loss"] = False
     return GivenModel(
-        dtype_policy=model.dtype_policy.name,
+        dtype_policy=policy,
         layers_trainable=tuple(bool(layer.trainable) for layer in keras_layers.flatten(model)),
         variables_trainable=tuple(bool(variable.trainable) for variable in model.weights),
         compiled=compiled,
@@ -216,14 +221,14 @@ def _config(optimizer: Any) -> Any:
 
 
 def _plain_arguments(compiled: Any) -> Any:
-    """The arguments of compile without the optimizer, and without ids of objects."""
+    """The arguments of compile that a configuration has, without the optimizer and ids of objects."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, Mapping):
             return {str(key): plain(each) for key, each in value.items() if key != "shared_object_id"}
         return [plain(each) for each in value] if isinstance(value, list | tuple) else value
 
-    return plain({key: value for key, value in (compiled or {}).items() if key != "optimizer"})
+    return plain({key: value for key, value in (compiled or {}).items() if key not in ("optimizer", "auto_scale_loss")})
 
 
 def _equal(mine: Sequence[Any], other: Sequence[Any]) -> bool:

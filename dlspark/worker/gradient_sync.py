@@ -1,8 +1,8 @@
-"""Make Keras' own ``fit`` synchronous by summing gradients and metrics over the workers.
+"""Make Keras' own ``fit`` synchronous by summing gradients over the workers.
 
 Why N workers equal one process: let worker r have n_r rows of a step, and let g_r be the mean gradient over its rows. The
-gradient of the whole step is Σ n_r·g_r / Σ n_r, so one sum of [n_r·g_r …, n_r] gives it, also for uneven parts. The state of
-a metric is a sum over rows, so the sum of the workers' states is the state for all rows.
+gradient of the whole step is Σ n_r·g_r / Σ n_r, so one sum of [n_r·g_r …, n_r] gives it, also for uneven parts. For metrics
+see `dlspark.worker.merged_metrics`.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
-
 from dlspark.errors import DlsparkError
-from dlspark.mends import keras_batch_norm, keras_step_logs
+from dlspark.mends import keras_batch_norm
 from dlspark.mends.keras_masked_means import masked_means
 from dlspark.mends.keras_output_losses import output_losses
-from dlspark.worker.agreement import Agreement
 from dlspark.worker.batch_moments import BatchMoments
+from dlspark.worker.merged_metrics import MergedMetrics, Target, passes_callback
+from dlspark.worker.model_parts import optimizers_of
+from dlspark.worker.own_time import OwnTime
 from dlspark.worker.session import WorkerSession
 
 
@@ -35,27 +35,27 @@ def attached(model: Any, session: WorkerSession, last_step_rows: Callable[[str],
         # Keras' Adam computes something else on sparse gradients, and one worker must equal several, which sum dense ones.
         targets = [(optimizer, "apply", _densifying(optimizer.apply)) for optimizer in optimizers_of(model)]
         with _replaced(targets):
-            yield _passes_callback(lambda: None, dict, lambda: 0.0)
+            yield passes_callback(lambda: None, dict, lambda: 0.0)
         return
-    link = _Link(model, session, last_step_rows)
+    clock = OwnTime()
+    metrics = MergedMetrics(model, session, last_step_rows, clock.seconds)
+    step = _Step(model, session, metrics, clock)
     # Collect all targets before changing any: a model may hold several optimizers.
-    targets = [(model, name, link.noting(getattr(model, name))) for name in ("train_step", "test_step")]
-    targets += [(model, name, link.apart(getattr(model, name))) for name in ("evaluate", "test_on_batch", "train_on_batch")]
-    targets += [(optimizer, "apply", link.summing(optimizer.apply)) for optimizer in optimizers_of(model)]
-    targets += [(mean, "update_state", link.sharing(mean.update_state)) for mean in _step_means(model)]
-    targets += [(model, "get_metrics_result", link.merging(model.get_metrics_result))]
-    targets += keras_step_logs.targets(model, link.ending)
-    targets += keras_batch_norm.targets(model, BatchMoments(session, link.exchange, link.step_rows).of)
-    with _replaced(targets), masked_means(link.masked_share):
+    targets = [(model, name, step.noting(getattr(model, name))) for name in ("train_step", "test_step")]
+    targets += [(optimizer, "apply", step.summing(optimizer.apply)) for optimizer in optimizers_of(model)]
+    targets += [(mean, "update_state", step.sharing(mean.update_state)) for mean in _step_means(model)]
+    targets += keras_batch_norm.targets(model, BatchMoments(session, step.exchange, step.rows).of)
+    targets += metrics.targets()
+    with _replaced(targets), masked_means(step.masked_share):
         try:
-            yield link.passes
+            yield metrics.callback
         finally:
             # Functions traced in this block contain our collectives, so the model must trace again without them.
             model.train_function = model.test_function = None
 
 
 @contextlib.contextmanager
-def _replaced(targets: list[tuple[Any, str, Callable[..., Any]]]) -> Iterator[None]:
+def _replaced(targets: list[Target]) -> Iterator[None]:
     """Replace attributes by instance attributes of (owner, name, function) inside the block."""
     for owner, name, function in targets:
         object.__setattr__(owner, name, function)
@@ -66,25 +66,22 @@ def _replaced(targets: list[tuple[Any, str, Callable[..., Any]]]) -> Iterator[No
             object.__delattr__(owner, name)
 
 
-class _Link:
-    """The state of one attachment."""
+class _Step:
+    """The step that is being traced or run, and what it exchanges."""
 
-    def __init__(self, model: Any, session: WorkerSession, last_step_rows: Callable[[str], int]) -> None:
+    def __init__(self, model: Any, session: WorkerSession, metrics: MergedMetrics, clock: OwnTime) -> None:
         self._model = model
         self._session = session
-        self._last_step_rows = last_step_rows
-        self._agreement = Agreement(model, session)
-        self._rows: Any = None  # rows of the batch in the step being traced or run, a scalar tensor
+        self._metrics = metrics
+        self._clock = clock
+        self._rows: Any = None  # rows of its batch, a scalar tensor
         self._all_rows: Any = None  # those of all workers; None until the step needs them
-        self._in_step = False
-        self._pass = "train"  # or "test", inside the evaluation that belongs to ``fit``
-        self._ending = False  # Keras asks for the results of a pass
-        self._apart = False  # inside a call of the user's, perhaps on one rank only
-        self._functions_apart: Any = None  # the test function that was traced there
+        self._runs = False
         self._output_losses = output_losses(model)
-        self._step_began: Any = None
-        self._own_seconds: Any = None  # a TensorFlow variable: total seconds between the beginning of a step and its sum
-        self.passes = _passes_callback(self._agreement.begin, self._agreement.sums_so_far, self.own_seconds)
+
+    def rows(self) -> Any:
+        """This worker's rows in the step, a scalar tensor; None outside a step of ``fit``."""
+        return self._rows if self._runs and not self._metrics.apart else None
 
     def noting(self, step: Callable[..., Any]) -> Callable[..., Any]:
         """``step``, after recording the number of rows in its batch."""
@@ -95,12 +92,12 @@ class _Link:
             x, _, _ = keras.utils.unpack_x_y_sample_weight(args[-1])
             first = next(leaf for leaf in keras.tree.flatten(x) if leaf is not None)
             self._rows, self._all_rows = keras.ops.cast(keras.ops.shape(first)[0], "float32"), None
-            self._step_began = self._now([])
-            self._in_step = True
+            self._clock.start([])
+            self._runs = True
             try:
                 result = step(*args)
             finally:
-                self._in_step = False
+                self._runs = False
             if len(output_losses(self._model)) != len(self._output_losses):
                 raise DlsparkError(
                     "Expected the losses of all outputs before the first step; the step created them, and they cannot be "
@@ -124,7 +121,7 @@ class _Link:
         """
         import keras
 
-        if not self._in_step or self._apart:
+        if self.rows() is None:
             return None
         valid = keras.ops.stop_gradient(valid)
         (everywhere,) = self.exchange([valid])
@@ -135,35 +132,11 @@ class _Link:
 
         def shared(values: Any, sample_weight: Any = None) -> Any:
             scalar = getattr(values, "shape", None) == ()
-            if scalar and sample_weight is None and self._in_step and not self._apart:
+            if scalar and sample_weight is None and self.rows() is not None:
                 sample_weight = self._rows / self._rows_of_all()
             return update_state(values, sample_weight=sample_weight)
 
         return shared
-
-    def apart(self, method: Callable[..., Any]) -> Callable[..., Any]:
-        """A method that users may call in a callback, without exchanges there; ``fit``'s own evaluation has them."""
-
-        def called(*args: Any, **kwargs: Any) -> Any:
-            callbacks = getattr(kwargs.get("callbacks"), "callbacks", ())
-            if self.passes in callbacks:  # ``fit`` hands on its list of callbacks
-                self._pass = "test"
-                try:
-                    return method(*args, **kwargs)
-                finally:
-                    self._pass = "train"
-            self._apart = True
-            ours, self._model.test_function = self._model.test_function, self._functions_apart
-            try:
-                return method(*args, **kwargs)
-            finally:
-                self._functions_apart, self._model.test_function = self._model.test_function, ours
-                self._apart = False
-                # Keras lets such a call change the metrics of the pass. Counted on rank 0, it counts once.
-                if self._session.rank:
-                    self._model.reset_metrics()
-
-        return called
 
     def summing(self, apply: Callable[..., Any]) -> Callable[..., Any]:
         """An optimizer's ``apply`` that gets the gradients of the whole step."""
@@ -177,7 +150,7 @@ class _Link:
                 if gradient is not None:
                     dense = _dense(gradient)
                     weighted.append(dense * keras.ops.cast(self._rows, dense.dtype))
-            self._note_own_seconds(weighted)
+            self._clock.stop(weighted)
             *sums, rows = self._session.sum([*weighted, self._rows])
             totals = iter(sums)
             means = []
@@ -188,86 +161,12 @@ class _Link:
 
         return applied
 
-    def step_rows(self) -> Any:
-        """This worker's rows in the current step, a scalar tensor; None outside a step."""
-        return self._rows if self._in_step and not self._apart else None
-
     def exchange(self, tensors: Sequence[Any]) -> list[Any]:
         """The session's sum in the middle of a step. The wait for other ranks is not this rank's own time."""
-        self._note_own_seconds(list(tensors))
+        self._clock.stop(list(tensors))
         totals = self._session.sum(tensors)
-        self._step_began = self._now(totals)
+        self._clock.start(totals)
         return totals
-
-    def own_seconds(self) -> float:
-        """The time that this rank's own part of all steps has taken so far, without the waits for other ranks."""
-        return 0.0 if self._own_seconds is None else float(self._own_seconds.numpy())
-
-    def _note_own_seconds(self, gradients: list[Any]) -> None:
-        now = self._now(gradients)
-        if now is None:
-            return
-        import tensorflow as tf
-
-        if self._own_seconds is None:
-            with tf.init_scope():
-                self._own_seconds = tf.Variable(0.0, dtype=tf.float64, trainable=False)
-        self._own_seconds.assign_add(now - self._step_began)
-
-    def _now(self, after: list[Any]) -> Any:
-        """The time inside a step after ``after`` was computed; None if ranks do not wait for each other."""
-        import keras
-
-        if not self._session.exchanges or keras.backend.backend() != "tensorflow":
-            return None
-        import tensorflow as tf
-
-        with tf.control_dependencies(after):
-            return tf.timestamp()
-
-    def merging(self, get_metrics_result: Callable[[], Any]) -> Callable[[], Any]:
-        """``get_metrics_result`` over the rows of all workers at the end of a pass; local otherwise."""
-
-        def merged() -> Any:
-            if not self._ending:
-                return get_metrics_result()
-            import keras
-
-            variables = self._model.metrics_variables
-            local = [keras.ops.convert_to_numpy(variable) for variable in variables]
-            totals = self._session.sum([keras.ops.cast(value, "float64") for value in local])  # counts are exact
-            for variable, total in zip(variables, totals, strict=True):
-                variable.assign(keras.ops.cast(total, variable.dtype))
-            try:
-                result = get_metrics_result()
-                return keras.tree.map_structure(lambda value: float(keras.ops.convert_to_numpy(value)), result)
-            finally:
-                for variable, value in zip(variables, local, strict=True):
-                    variable.assign(value)
-
-        return merged
-
-    def ending(self, result_or_logs: Callable[[Any], Any], logs: Any) -> Any:
-        """Keras' results of a pass, over all workers: of its metrics, or what a custom step returned besides."""
-        if self._apart:
-            return result_or_logs(logs)
-        if self._pass == "train":
-            self._agreement.reach()
-        self._ending = True
-        try:
-            result = result_or_logs(logs)
-        finally:
-            self._ending = False
-        return self._averaged(logs) if result is logs and isinstance(logs, dict) and logs else result
-
-    def _averaged(self, logs: dict[str, Any]) -> dict[str, Any]:
-        """What a custom step returned besides metrics, averaged over the workers by the rows of the last step."""
-        import keras
-
-        rows = float(self._last_step_rows(self._pass))
-        values = [keras.ops.cast(value, "float32") * rows for value in logs.values()]
-        *sums, total = self._session.sum([*values, keras.ops.convert_to_tensor(np.float32(rows))])
-        return {name: float(value / total) for name, value in zip(logs, sums, strict=True)}
 
 
 def _step_means(model: Any) -> list[Any]:
@@ -276,19 +175,6 @@ def _step_means(model: Any) -> list[Any]:
 
     means = [metric for metric in [*output_losses(model), *model.metrics] if type(metric) is keras.metrics.Mean]
     return list({id(mean): mean for mean in means}.values())
-
-
-def _passes_callback(begin: Callable[[], None], sums: Callable[[], dict[str, Any]], seconds: Callable[[], float]) -> Any:
-    """The callback that must be in the list of ``fit``; its presence tells ``fit``'s own evaluation from the user's."""
-    import keras
-
-    class Passes(keras.callbacks.Callback):
-        own_seconds, sums_so_far = staticmethod(seconds), staticmethod(sums)
-
-        def on_train_begin(self, logs: Any = None) -> None:
-            begin()
-
-    return Passes()
 
 
 def _densifying(apply: Callable[..., Any]) -> Callable[..., Any]:
@@ -309,17 +195,3 @@ def _dense(gradient: Any) -> Any:
     import tensorflow as tf
 
     return tf.convert_to_tensor(gradient)
-
-
-def optimizers_of(model: Any) -> list[Any]:
-    """The optimizers of ``model`` in a fixed order, without those that another one wraps."""
-    import keras
-
-    found: dict[int, Any] = {}
-    for value in [getattr(model, "optimizer", None), *(value for _, value in sorted(vars(model).items()))]:
-        leaves = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else [value]
-        for leaf in leaves:
-            if isinstance(leaf, keras.optimizers.Optimizer):
-                found.setdefault(id(leaf), leaf)
-    inner = {id(getattr(optimizer, "inner_optimizer", None)) for optimizer in found.values()}
-    return [optimizer for key, optimizer in found.items() if key not in inner]

@@ -15,7 +15,7 @@ from dlspark.job import INITIAL_WEIGHTS_FILE, WEIGHTS_FILE
 from dlspark.mends.keras_optimizer_state import variables_of
 from dlspark.storage import Store, differing
 from dlspark.worker.agreement import merge_of, states_of
-from dlspark.worker.gradient_sync import optimizers_of
+from dlspark.worker.model_parts import optimizers_of
 from dlspark.worker.session import WorkerSession
 
 logger = logging.getLogger(__name__)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -154,22 +153,6 @@ def test_a_worker_tells_its_own_traceback(command: Any, capsys: pytest.CaptureFi
     assert err.startswith("dlspark: error: rank 1 failed\n")
     assert 'File "user.py"' in err
     assert "dlspark/cli" not in err
-
-
-def test_an_interrupt_that_became_another_error_is_still_one(command: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    def handler(number: int, frame: Any) -> None:
-        raise RuntimeError("reentrant call")  # as pyspark's handler does during a call to the JVM
-
-    def fail() -> None:
-        before = signal.signal(signal.SIGINT, handler)
-        try:
-            signal.raise_signal(signal.SIGINT)
-        finally:
-            signal.signal(signal.SIGINT, before)
-
-    command(fail)
-    assert main(["backends"]) == 130
-    assert capsys.readouterr().err == "dlspark: interrupted\n"
 
 
 def test_stdout_is_for_the_result_alone(command: Any, capsys: pytest.CaptureFixture[str]) -> None:

@@ -46,6 +46,19 @@ def test_f26_sigterm_leaves_a_checkpoint(spark: Any, engine: str, fault: Any, tm
     assert_equal(result, undisturbed(engine))
 
 
+@pytest.mark.usually("mirrored", "local")
+@pytest.mark.parametrize("engine", ["local", *ENGINES])
+def test_ctrl_c_is_a_keyboard_interrupt(spark: Any, engine: str, fault: Any, tmp_path: Path) -> None:
+    injected = fault("interrupt driver", rank=0)
+    with pytest.raises(KeyboardInterrupt):
+        fit(trainer(engine, tmp_path, max_restarts=1), injected)
+    assert seconds_until_told(time.time(), injected) < 25
+    assert spark.range(3).count() == 3, "the session goes on"
+    result = fit(trainer(engine, tmp_path), injected)
+    assert result.resumed_from == "epoch-0001-step-000000"
+    assert_equal(result, undisturbed(engine))
+
+
 def test_f26_a_sigterm_that_comes_too_late_is_told(fault: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     import keras
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import os
 import socket
 import subprocess
 import sys
+import textwrap
 import threading
 from pathlib import Path
 from typing import Any
@@ -252,3 +254,12 @@ def test_horovod_waits_for_an_answer_without_a_bound() -> None:
             assert not asking.is_alive()
     assert failures
     assert network.socket is socket, "Horovod has its own module again"
+
+
+def test_pysparks_handler_of_ctrl_c_cancels_nothing_in_the_middle_of_a_call() -> None:
+    from pyspark import SparkContext
+
+    tree = ast.parse(textwrap.dedent(inspect.getsource(SparkContext._do_init)))
+    handler = next(each for each in ast.walk(tree) if isinstance(each, ast.FunctionDef) and each.name == "signal_handler")
+    assert "cancelAllJobs" in ast.dump(handler), "PySpark cancels in another way now"
+    assert "Thread" not in ast.dump(handler), "PySpark cancels from another thread now"

@@ -248,7 +248,7 @@ GIVEN = (
     "masked steps", "masked steps with weights", "ignored pixels", "two outputs", "two outputs with weights",
     "a trained scalar", "constants of many dtypes", "a counter", "a callback that evaluates", "frozen batch norm", "LoRA",
     "spectral norm", "mixed bfloat16 without its policy", "sample weights", "many metrics",
-    "an activity regularizer",
+    "an activity regularizer", "one of two trackers, and a log",
 )  # fmt: skip
 """Models of tests.given_models whose exchanges are special."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import pickle
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from types import MappingProxyType
 from typing import Any
 
@@ -16,9 +16,9 @@ import cloudpickle
 
 from dlspark.errors import ConfigError
 from dlspark.job import PAYLOAD_FILE, TrainJob
-from dlspark.mends import keras_layers
 from dlspark.mends.keras_compiled_metrics import compiled_metrics
 from dlspark.storage import Store
+from dlspark.worker.model_parts import optimizers_of, parts_of
 
 
 class Payload:
@@ -68,26 +68,13 @@ def pickled_payload(builder: Callable[[], Any] | None, callbacks: Sequence[Any],
         ) from error
 
 
-def parts_of(model: Any) -> dict[tuple[str, int], Any]:
-    """Everything in a model that a callback may refer to, by kind and position."""
-    inner = getattr(model.optimizer, "inner_optimizer", None)
-    kinds = {
-        "layer": keras_layers.flatten(model),
-        "variable": model.weights,
-        "optimizer": [model.optimizer, *([] if inner is None else [inner])],
-        # An optimizer has these two before the others, built or not.
-        "optimizer variable": list((inner or model.optimizer).variables[:2]),
-        "metric": compiled_metrics(model),
-        "loss": [] if isinstance(model.loss, str) or model.loss is None else [model.loss],
-    }
-    return {(kind, i): part for kind, parts in kinds.items() for i, part in enumerate(parts)}
-
-
 def _pickled(model: Any, first: Any, callbacks: Any) -> bytes:
     file = io.BytesIO()
     pickler = _Pickler(file)
     pickler.dump(first)
     pickler.positions = {id(part): position for position, part in parts_of(model).items()}
+    built = [*model.variables, *model.metrics_variables, *compiled_metrics(model)]
+    pickler.model_has = {id(part) for part in built} | {id(v) for each in optimizers_of(model) for v in each.variables}
     pickler.dump(callbacks)
     return file.getvalue()
 
@@ -104,9 +91,15 @@ class _Pickler(cloudpickle.Pickler):
     """Pickles the parts of a model by their ``positions``."""
 
     positions: Mapping[int, tuple[str, int]] = MappingProxyType({})
+    model_has: Set[int] = frozenset()
 
     def persistent_id(self, value: Any) -> tuple[str, int] | None:
         position = self.positions.get(id(value))
+        if position is None and id(value) in self.model_has:
+            raise ConfigError(
+                f"the {type(value).__name__} {value.name!r} belongs to the model that is trained, and workers cannot find "
+                "it in theirs. Take it from self.model, in on_train_begin or later."
+            )
         if position is None and type(value).__module__ != "builtins" and _is_layer(value):
             shared = next((variable for variable in value.variables if id(variable) in self.positions), None)
             if shared is not None:  # it would become a copy, which nobody trains
@@ -127,4 +120,8 @@ class _Unpickler(pickle.Unpickler):
     parts: Mapping[tuple[str, int], Any] = MappingProxyType({})
 
     def persistent_load(self, position: Any) -> Any:
+        if position not in self.parts:
+            raise ConfigError(
+                f"Expected a model with the {position[0]} {position[1]}, to which a callback refers; it has none."
+            )
         return self.parts[position]
