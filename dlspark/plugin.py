@@ -17,7 +17,7 @@ from dlspark.job import (
     load_job,
     versions,
 )
-from dlspark.mends import tensorflow_context
+from dlspark.mends import horovod_lifetime, tensorflow_context
 from dlspark.mends.horovod_connections import ending_connections
 from dlspark.mends.horovod_rendezvous import stopped_rendezvous
 from dlspark.mends.horovod_signals import own_signals
@@ -85,6 +85,7 @@ __all__ = [
     "ending_connections",
     "environment",
     "get_session",
+    "horovod_lifetime",
     "is_local",
     "load_job",
     "load_model",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import keras
@@ -62,8 +63,21 @@ def state_of(model: Any) -> dict[str, np.ndarray[Any, Any]]:
     return arrays | {"variables' flags": np.array([variable.trainable for variable in model.weights])}
 
 
+# Others of a kind that another row has.
+FULL = {
+    "nadam", "adafactor", "lion", "ftrl", "adagrad", "moving averages", "accumulation", "clipped norms", "a schedule",
+    "no decay by name", "loss scaling by hand", "batch norm", "noise", "layer norm", "constraints", "two outputs",
+    "ignored pixels, -1", "focal loss", "a rate that falls", "masked steps", "mixed bfloat16 without its policy",
+}  # fmt: skip
+
+
+def marked(names: Iterable[str], full: Collection[str]) -> list[Any]:
+    """Parameters, of which ``full`` are for make test-all."""
+    return [pytest.param(name, marks=pytest.mark.full) if name in full else name for name in names]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", marked(MODELS, FULL))
 def test_local_trains_the_model_that_was_given(name: str, tmp_path: Any) -> None:
     ours, theirs = given(name), given(name)
     expected = by_keras(theirs, Store(tmp_path))
@@ -81,18 +95,26 @@ def test_local_trains_the_model_that_was_given(name: str, tmp_path: Any) -> None
         np.testing.assert_allclose(history[key], values, **tolerance, err_msg=f"{name}: {key}")
 
 
-# Those that exchange differently: masks, output losses, states, scalars, other dtypes, several optimizers, callbacks.
+# Those that exchange differently: masks, output losses, states, scalars, other dtypes, several optimizers, callbacks. What
+# an engine itself does with them shows in the first; tests/worker/test_gradient_sync.py has them without an engine.
 EXCHANGED = (
-    "masked steps with weights", "ignored pixels", "two outputs", "a trained scalar", "constants of many dtypes",
-    "a counter", "a tracker", "two optimizers", "a callback that evaluates", "LoRA", "mixed precision without its policy",
+    "constants of many dtypes", "two optimizers", "a counter", "masked steps with weights", "two outputs", "ignored pixels",
+    "a trained scalar", "a tracker", "a callback that evaluates", "LoRA", "mixed precision without its policy",
 )  # fmt: skip
+USUAL = {"mirrored": EXCHANGED[:5], "horovod": EXCHANGED[:2]}
 TOLERANCE = {"mixed precision without its policy": 2e-2}
 
 
 @pytest.mark.spark
 @pytest.mark.slow
-@pytest.mark.parametrize("name", EXCHANGED)
-@pytest.mark.parametrize("backend", ["mirrored", "horovod"])
+@pytest.mark.parametrize(
+    ("backend", "name"),
+    [
+        pytest.param(backend, name, marks=() if name in usual else pytest.mark.full)
+        for backend, usual in USUAL.items()
+        for name in EXCHANGED
+    ],
+)
 def test_two_workers_train_the_model_that_was_given(backend: str, name: str, spark: Any) -> None:
     ours, theirs = given(name), given(name)
     expected = fitted(theirs, Trainer("local"))

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlspark.errors import DataError
-from dlspark.images.intact import PNG, bare_png, check_png, check_tiff
+from dlspark.images.intact import PNG, bare_png, check_png, load_tiff
 from dlspark.images.jpeg import load_jpeg
 
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")
@@ -110,9 +110,7 @@ def _decoded(data: bytes, image_size: tuple[int, int], resize: str, bits: int) -
             image.draft("RGB", (height, width) if orientation in _TURNED else (width, height))
             image = load_jpeg(image, data)
         else:
-            if image.format == "TIFF":
-                check_tiff(image, data)
-            image.load()
+            load_tiff(image, data) if image.format == "TIFF" else image.load()
             orientation = _orientation(image)  # Pillow has rotated a TIFF upright
         size = (height, width) if orientation in _TURNED else (width, height)
         if image.format == "TIFF":  # upright by now, and not scaled on load

@@ -1,7 +1,7 @@
 """Find damage in PNG and TIFF files that Pillow's decoders pass over, and drop what they need not read.
 
-BMP, WebP and TIFF have no checksum, except in TIFF's Deflate and LZMA: a truncated file is found, overwritten bytes may not
-be.
+BMP, WebP and TIFF have no checksum, except in TIFF's Deflate: a truncated file is found, overwritten bytes may not be.
+libtiff stops where a strip is full, before its checksum.
 """
 
 from __future__ import annotations
@@ -13,11 +13,14 @@ from typing import Any
 
 from dlspark.errors import DataError
 from dlspark.images.jpeg import check_jpeg
+from dlspark.mends import libtiff_messages
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
 _PIXELS = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"})
 _WIDTH, _HEIGHT, _COMPRESSION, _SAMPLES, _PLANES, _SAMPLE_FORMAT, _JPEG_TABLES = 256, 257, 259, 277, 284, 339, 347
+_DEFLATE = frozenset({8, 32946})
+_PIECE = 1 << 20
 _STRIP_OFFSETS, _STRIP_LENGTHS, _STRIP_HEIGHT = 273, 279, 278
 _TILE_OFFSETS, _TILE_LENGTHS, _TILE_WIDTH, _TILE_HEIGHT = 324, 325, 322, 323
 
@@ -43,8 +46,25 @@ def bare_png(data: bytes) -> bytes:
     return PNG + b"".join(data[start:end] for start, kind, end, intact in _chunks(data) if intact and kind in needed)
 
 
-def check_tiff(image: Any, data: bytes) -> None:
-    """Check that all strips or tiles are in the file, that JPEGs in them are intact, and that samples are unsigned.
+def load_tiff(image: Any, data: bytes) -> None:
+    """Load the pixels of a TIFF.
+
+    Args:
+        image: what Pillow opened, before its pixels are loaded.
+        data: the content of the file.
+
+    Raises:
+        DataError: samples are signed, or strips or tiles are missing or damaged.
+    """
+    _check_tiff(image, data)
+    with libtiff_messages.reported() as found:
+        image.load()
+    if found:
+        raise DataError(f"damaged: {found[0]}")
+
+
+def _check_tiff(image: Any, data: bytes) -> None:
+    """Check that all strips or tiles are in the file, that JPEGs and checksums in them hold, and that samples are unsigned.
 
     Args:
         image: what Pillow opened, before its pixels are loaded.
@@ -76,6 +96,18 @@ def check_tiff(image: Any, data: bytes) -> None:
         if image.info.get("compression") == "jpeg":
             part = data[offset:end]
             check_jpeg(tables[:-2] + part[2:] if tables else part)
+        elif tags.get(_COMPRESSION) in _DEFLATE:
+            _check_deflate(data[offset:end], f"{name} {number} of {count}")
+
+
+def _check_deflate(part: bytes, name: str) -> None:
+    """Check the checksum of a stream by decompressing it piece by piece. One that ends early has none."""
+    stream = zlib.decompressobj()
+    try:
+        while part and stream.decompress(part, _PIECE):
+            part = stream.unconsumed_tail
+    except zlib.error as error:
+        raise DataError(f"damaged: {name}: {error}") from error
 
 
 def _chunks(data: bytes) -> Iterator[tuple[int, bytes, int, bool]]:

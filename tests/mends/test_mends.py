@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import io
 import os
 import socket
 import subprocess
@@ -16,8 +17,16 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+from PIL import Image
 
-from dlspark.mends import keras_batch_norm, keras_layers, keras_optimizer_state, keras_step_logs, tensorflow_context
+from dlspark.mends import (
+    keras_batch_norm,
+    keras_layers,
+    keras_optimizer_state,
+    keras_step_logs,
+    libtiff_messages,
+    tensorflow_context,
+)
 from dlspark.mends.keras_compiled_metrics import compiled_metrics, metrics_in_effect
 from dlspark.mends.keras_masked_means import masked_means
 from dlspark.mends.keras_output_losses import output_losses
@@ -206,6 +215,12 @@ def test_horovod_forgets_its_rendezvous_server() -> None:
     assert "rendezvous.stop" not in inspect.getsource(gloo_run.launch_gloo)
 
 
+def test_horovod_starts_the_clock_of_a_command_when_it_has_ended() -> None:
+    task_service = pytest.importorskip("horovod.spark.task.task_service", reason="Horovod is not installed")
+    source = inspect.getsource(task_service.SparkTaskService)
+    assert 0 < source.index("super(SparkTaskService, self)._run_command") < source.index("timeout.Timeout(self._minimum")
+
+
 def test_a_forgotten_rendezvous_server_is_stopped() -> None:
     gloo_run = pytest.importorskip("horovod.runner.gloo_run")
     from dlspark.mends.horovod_rendezvous import stopped_rendezvous
@@ -263,3 +278,16 @@ def test_pysparks_handler_of_ctrl_c_cancels_nothing_in_the_middle_of_a_call() ->
     handler = next(each for each in ast.walk(tree) if isinstance(each, ast.FunctionDef) and each.name == "signal_handler")
     assert "cancelAllJobs" in ast.dump(handler), "PySpark cancels in another way now"
     assert "Thread" not in ast.dump(handler), "PySpark cancels from another thread now"
+
+
+def test_pillow_passes_over_what_libtiff_reports(capfd: pytest.CaptureFixture[str]) -> None:
+    file = io.BytesIO()
+    noise = np.random.default_rng(0).uniform(size=(200, 300)) > 0.8
+    Image.fromarray(noise).save(file, "TIFF", compression="group4")
+    data = file.getvalue()
+    data = data[:2000] + b"\x33" * 40 + data[2040:]
+    with libtiff_messages.reported() as found:
+        Image.open(io.BytesIO(data)).load()  # without an error
+        os.write(2, b"another thread's line\n")
+    assert found
+    assert capfd.readouterr().err == "another thread's line\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ import pytest
 from dlspark.errors import ConfigError, DataError
 from dlspark.images.decode import decode
 from dlspark.ml import KerasImageClassificationModel, KerasImageClassifier
+from tests.models.tiny import TINY
 
 pytestmark = [pytest.mark.spark, pytest.mark.timeout(400)]
 
-TINY: dict[str, Any] = {"backbone": "mobilenetv2", "weights": None, "imageSize": (32, 32), "fineTune": "head"}
+MOBILENET: dict[str, Any] = {"backbone": "mobilenetv2", "weights": None, "imageSize": (32, 32), "fineTune": "head"}
+SMALL = {**MOBILENET, "backbone": TINY}
 
 
 @pytest.fixture
@@ -38,7 +41,7 @@ def test_fit_predict_save_and_read(
     store = tmp_path / "store"
     stage = KerasImageClassifier(
         inputCol="image",
-        **TINY,
+        **MOBILENET,
         batchNorm="frozen",
         dense=(8,),
         dropout=0.1,
@@ -83,23 +86,23 @@ def test_spark_tunes_it(rows: Any) -> None:
     from pyspark.ml.evaluation import MulticlassClassificationEvaluator
     from pyspark.ml.tuning import CrossValidator
 
-    stage = KerasImageClassifier(inputCol="image", **TINY, batchSize=8)
+    stage = KerasImageClassifier(inputCol="image", **SMALL, batchSize=8)
     evaluator = MulticlassClassificationEvaluator(metricName="accuracy")
     grid = [
-        {stage.backbone: "mobilenetv2", stage.fineTune: "head", stage.dropout: 0.0},
-        {stage.backbone: "mobilenet", stage.fineTune: "top:1", stage.dropout: 0.2},
+        {stage.backbone: TINY, stage.fineTune: "head", stage.dropout: 0.0},
+        {stage.backbone: replace(TINY, name="tuned"), stage.fineTune: "top:1", stage.dropout: 0.2},
     ]
     folds = CrossValidator(estimator=stage, estimatorParamMaps=grid, evaluator=evaluator, numFolds=2, seed=3).fit(rows)
     assert len(folds.avgMetrics) == 2
     model, best = folds.bestModel.getModel(), int(np.argmax(folds.avgMetrics))
-    backbone = model.get_layer(["mobilenetv2", "mobilenet"][best])
+    backbone = model.get_layer(["tiny", "tuned"][best])
     assert any(layer.trainable for layer in backbone.layers if layer.weights) == (best == 1)
     assert ("dropout" in [layer.name for layer in model.layers]) == (best == 1)
     assert evaluator.evaluate(folds.transform(rows)) >= 0
 
 
 def test_it_trains_on_spark_workers(rows: Any) -> None:
-    stage = KerasImageClassifier(inputCol="image", **TINY, backend="mirrored", numWorkers=2, batchSize=8, epochs=1)
+    stage = KerasImageClassifier(inputCol="image", **SMALL, backend="mirrored", numWorkers=2, batchSize=8, epochs=1)
     model = stage.fit(rows)
     assert len(model.history["loss"]) == 1
     assert model.transform(rows).filter("prediction IS NULL").count() == 0
@@ -116,8 +119,8 @@ def test_what_cannot_work_is_refused(spark: Any, rows: Any) -> None:
         ({"fineTune": "some"}, "fine_tune"),
     ):
         with pytest.raises(ConfigError, match=message):
-            KerasImageClassifier(**{"inputCol": "image", **TINY, **settings}).fit(rows)
-    stage = KerasImageClassifier(inputCol="image", **TINY)
+            KerasImageClassifier(**{"inputCol": "image", **MOBILENET, **settings}).fit(rows)
+    stage = KerasImageClassifier(inputCol="image", **MOBILENET)
     for labels, message in ((0.5, "24 of 24 rows have none"), (0, "two classes or more"), (-1, "have none")):
         from pyspark.sql import functions as F
 

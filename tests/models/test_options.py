@@ -10,8 +10,9 @@ import pytest
 
 from dlspark.cli.arguments import Parser, add_options
 from dlspark.errors import ConfigError
-from dlspark.models import Backbone, ClassifierOptions, build_classifier, build_from_options, option_schemas
+from dlspark.models import ClassifierOptions, build_classifier, build_from_options, option_schemas
 from dlspark.models.options import option
+from tests.models.tiny import TINY
 
 keras = pytest.importorskip("keras")
 
@@ -23,15 +24,6 @@ class Toy(ClassifierOptions):
     label_smoothing: float = field(
         default=0.25, metadata=option("moved to the other classes", {"type": "number", "minimum": 0, "exclusiveMaximum": 1})
     )
-
-
-def tiny(*, input_shape: tuple[int, int, int], **_: object) -> Any:
-    inputs = keras.Input(input_shape)
-    x = keras.layers.Conv2D(4, 3, strides=4, name="stem_conv")(inputs)
-    return keras.Model(inputs, keras.layers.Conv2D(5, 1, name="block1_conv")(x))
-
-
-TINY = Backbone("tiny", tiny, "scale", 8, r"stem|block\d+")
 
 
 def test_build_classifier_takes_the_options_and_their_defaults() -> None:

@@ -22,7 +22,7 @@ from dlspark.testing.cells import cell_files
 
 pytestmark = [pytest.mark.spark, pytest.mark.slow, pytest.mark.timeout(600)]
 
-EPOCHS = 20
+EPOCHS = 10
 STUDY = """\
 name: cells
 store: store
@@ -40,7 +40,7 @@ networks:
     batch_size: 16
     backend: mirrored
     workers: 2
-    phases: [{epochs: 20, fine_tune: head, learning_rate: 1e-3}]
+    phases: [{epochs: 10, fine_tune: head, learning_rate: 1e-3}]
 metadata: {numeric: [cell]}
 features:
   dense: {networks: [tuned], layer: dense_1}

@@ -32,6 +32,7 @@ from dlspark.plugin import (
     ending_connections,
     environment,
     get_session,
+    horovod_lifetime,
     is_local,
     own_signals,
     own_threads,
@@ -116,6 +117,7 @@ class HorovodBackend(SparkLaunchBackend):
         resources = task_resources(spark)
         nics = self.options.nics or ("lo" if is_local(spark) else None)
         logging.getLogger("horovod.spark").setLevel(logging.WARNING)
+        horovod_lifetime.mend()
         with _quiet_spark_thread(), stopped_rendezvous(), own_signals():
             results: list[WorkerResult] = horovod.spark.run(
                 partial(_rank, function, self.options, resources.cores, resources.gpus > 0),
