@@ -284,7 +284,7 @@ def _new_job(
     given = _prepare_model(settings, store, model, train)
     for name, rows in (("data", data), ("validation_data", validation_data)):
         if unbuilt and rows is not None:  # only now its inputs and outputs are known
-            checks.rows(name, rows, model, settings.batch_size, settings.num_workers)
+            checks.fits(name, rows, model)
     if exchanges:
         check_exact(model, train)
     return TrainJob(**vars(settings), uri=store.uri, train=train, validation=validation, given=given)

@@ -60,35 +60,18 @@ def rows(name: str, data: Any, model: Any, batch_size: int, num_workers: int, *,
     Args:
         name: what the data is, for messages.
         data: arrays or rows of shards. A DataFrame is checked when its executors have written and counted its rows.
-        model: compiled. What is unknown of an unbuilt model is not checked.
+        model: compiled. What is unknown of an unbuilt model is not checked; `fits` does that later.
         batch_size: the most rows of a step.
         num_workers: the world size.
-        labels: check labels and sample weights against the model's losses and metrics too.
+        labels: check labels and sample weights too.
     """
     if array_checks.is_dataframe(data):
         dataframe_checks.columns(name, data)
         return
-    if isinstance(data, ShardedRows):
-        count = data.rows
-        units = label_checks.classes_of(model)
-        if data.num_classes is not None and units is not None and data.num_classes > units:
-            raise DataError(
-                f"Expected at most {units} classes in {name}, one for each output of the model; got {data.num_classes}. "
-                f"Give the model {data.num_classes} outputs."
-            )
-        if count:
-            with data.open() as reader:
-                some = reader.batch(np.arange(min(count, metric_checks.ROWS)))
-            array_checks.inputs(name, some[0], model)
-            if labels:
-                label_checks.labels(name, some, model)
-    else:
-        count = array_checks.arrays(name, data)
-        if count:
-            array_checks.inputs(name, data[0], model)
-            label_checks.labels(name, data, model)
+    count = data.rows if isinstance(data, ShardedRows) else array_checks.arrays(name, data)
     if count == 0:
         raise DataError(f"Expected at least one row per worker ({num_workers}) in {name}; got none.")
+    fits(name, data, model, labels=labels)
     fewest = fewest_rows(count, batch_size, num_workers)
     if fewest == 0:
         steps = num_steps(count, batch_size)
@@ -96,6 +79,32 @@ def rows(name: str, data: Any, model: Any, batch_size: int, num_workers: int, *,
             f"Expected at least {num_workers} rows in a step, one for each worker; got {count // steps}: {name} has {count} "
             f"rows in {steps} steps (batch_size {batch_size}). Use a larger batch_size or fewer workers."
         )
+
+
+def fits(name: str, data: Any, model: Any, *, labels: bool = True) -> None:
+    """Reject data that is not empty and does not fit the model: its inputs, its losses and its metrics.
+
+    Args:
+        name: what the data is, for messages.
+        data: arrays, rows of shards, or a DataFrame, whose labels take a small Spark job.
+        model: compiled.
+        labels: check labels and sample weights too.
+    """
+    if array_checks.is_dataframe(data):
+        dataframe_checks.labels(name, data, model)
+        return
+    if isinstance(data, ShardedRows):
+        units = label_checks.classes_of(model)
+        if data.num_classes is not None and units is not None and data.num_classes > units:
+            raise DataError(
+                f"Expected at most {units} classes in {name}, one for each output of the model; got {data.num_classes}. "
+                f"Give the model {data.num_classes} outputs."
+            )
+        with data.open() as reader:
+            data = reader.batch(np.arange(min(data.rows, metric_checks.ROWS)))
+    array_checks.inputs(name, data[0], model)
+    if labels:
+        label_checks.labels(name, data, model)
 
 
 def validation(data: Any, validation_data: Any) -> None:

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from dlspark.driver.failure import Failure, reported
 from dlspark.driver.stops import Place, lone_stop
-from dlspark.errors import WorkerError
 from dlspark.timeouts import Timeouts
 from dlspark.wire import HEARTBEAT_SECONDS, messages
 
@@ -18,48 +18,6 @@ SLOW_SECONDS = 5.0
 SLOW_STEPS = 5
 # A sum that breaks is noticed by the ranks that wait in it, perhaps before the driver hears of the rank that broke it.
 CAUSE_SECONDS = 1.0
-
-
-@dataclass
-class Failure:
-    """Why a run failed: the first failure, which causes the others.
-
-    Attributes:
-        rank: the rank that failed; None if unknown.
-        host: where it ran.
-        message: what happened, and at which step.
-        remote_traceback: the worker's traceback, or the stacks of all ranks.
-        complete: False if another report may still name the cause.
-        retryable: a restart may succeed.
-        epoch: from 0; None before the first.
-        step: complete steps of that epoch.
-    """
-
-    rank: int | None
-    host: str | None
-    message: str
-    remote_traceback: str = ""
-    complete: bool = True
-    retryable: bool = True
-    epoch: int | None = None
-    step: int | None = None
-
-    def add(self, other: Failure) -> None:
-        """Merge details from another report of this failure."""
-        if not self.complete and other.rank == self.rank and other.complete:
-            self.message, self.complete = other.message, True
-
-    def as_error(self, backend: str) -> WorkerError:
-        """The error for the caller of ``fit``."""
-        return WorkerError(
-            f"Training on backend {backend!r} failed: {self.message}",
-            rank=self.rank,
-            host=self.host,
-            remote_traceback=self.remote_traceback,
-            epoch=self.epoch,
-            step=self.step,
-            retryable=self.retryable,
-        )
 
 
 @dataclass
@@ -166,10 +124,10 @@ class Watch:
             case messages.Failed():
                 rank.left, rank.left_at, rank.host = True, now, message.host
                 if not message.waits:
-                    return _reported(message)
+                    return reported(message)
                 if (alone := self._alone()) is not None:
                     return alone  # whose sum broke as the other rank ended
-                self._broken = self._broken or (now, _reported(message))
+                self._broken = self._broken or (now, reported(message))
             case messages.Lost() if not rank.left:
                 rank.lost = True
                 return self._death(rank, message)
@@ -314,27 +272,3 @@ def _note_heartbeat(rank: _Rank, message: messages.Heartbeat, now: float) -> Non
 
 def _place(rank: _Rank | None) -> dict[str, Any]:
     return {} if rank is None or rank.epoch is None else {"epoch": rank.epoch, "step": rank.step}
-
-
-def _reported(message: messages.Failed) -> Failure:
-    """The failure that a worker has reported itself."""
-    where = f"rank {message.rank} on {message.host}"
-    if message.epoch is not None:
-        where += f", epoch {message.epoch + 1}, after step {message.step}"
-    memory = "out of memory: " if _is_about_memory(message) else ""
-    return Failure(
-        message.rank,
-        message.host,
-        f"{memory}{message.error} on {where}: {message.message}",
-        message.traceback,
-        retryable=message.retryable,
-        epoch=message.epoch,
-        step=message.step,
-    )
-
-
-def _is_about_memory(failed: messages.Failed) -> bool:
-    """Whether an exception means that memory ran out. Each framework words it differently."""
-    if failed.error in ("MemoryError", "ResourceExhaustedError", "OutOfMemoryError"):
-        return True
-    return "RESOURCE_EXHAUSTED" in failed.message or "out of memory" in failed.message.lower()

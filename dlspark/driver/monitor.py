@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 from dlspark.driver.display import Display, open_display
 from dlspark.driver.events import EventLog
-from dlspark.driver.health import Failure, Watch
+from dlspark.driver.failure import Failure
+from dlspark.driver.health import Watch
 from dlspark.driver.in_process import InProcess
 from dlspark.errors import DlsparkError, RunInterruptedError, WorkerError
 from dlspark.job import FitResult, TrainJob, WorkerResult

@@ -31,7 +31,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from dlspark._require import LAYOUTS, known
-from dlspark.data import empty, quoted, trimmed, try_cast
+from dlspark.data import empty, quoted, trimmed
 from dlspark.errors import ConfigError, DataError, did_you_mean
 from dlspark.images.csv_table import check_form, read_csv
 from dlspark.images.files import EMPTY, EXTENSIONS, images, subfolders
@@ -234,98 +234,6 @@ class KnownLayout:
             unknown = empty(column) | (F.lower(trimmed(column)) == "unknown")
             problems.append(F.when(unknown, f"its {column} is not known"))
         return rows.withColumn("problem", F.coalesce(*problems))
-
-
-def ham10000(source: str, spark: SparkSession) -> DataFrame:
-    """HAM10000 as downloaded: ``HAM10000_metadata.csv`` or ``.tab``, and the images, in folders at any depth.
-
-    The label is ``dx``, the group ``lesion_id``. The columns ``lesion_id``, ``dx_type``, ``age`` (years, NaN if unknown),
-    ``sex`` and ``localization`` are kept. An image that the table names and that does not exist is rejected.
-
-    Raises:
-        DataError: the table is missing.
-    """
-    from pyspark.sql import functions as F
-
-    store = Store(source)
-    files = sorted(images(store.uri))
-    tables = [path for path, name, _ in files if "ham10000_metadata" in PurePosixPath(name).name.lower()]
-    if not tables:
-        raise DataError(f"Expected a file HAM10000_metadata.csv in {store.uri!r}; got none.")
-    uri, *others = tables
-    if others:
-        logger.warning("%s is read; %s is not.", uri, ", ".join(others))
-    pictures: dict[str, str] = {}
-    aside = []
-    for path, name, passed_over in files:
-        if passed_over is None and pictures.setdefault(PurePosixPath(name).stem, path) != path:
-            passed_over = "a second image of one name"
-        if passed_over and path != uri:
-            aside.append((path, name, passed_over))
-    paths = spark.createDataFrame(list(pictures.items()), "name string, path string")
-    missing = F.concat(F.lit(f"{store.uri}/"), trimmed("image_id"), F.lit(".jpg"))
-    table = read_csv(uri, spark)
-    wanted = ("lesion_id", "image_id", "dx", "dx_type", "age", "sex", "localization")
-    for column in wanted:
-        known(f"a column of {uri!r}", column, table.columns)
-    rows = (
-        table.select(*wanted)
-        .withColumn("listed", F.lit(True))
-        .join(paths, trimmed("image_id") == paths["name"], "full")
-        .select(
-            F.coalesce("path", missing).alias("path"),
-            F.coalesce("image_id", "name").alias("id"),
-            F.col("dx").alias("label"),
-            F.col("lesion_id").alias("group"),
-            "lesion_id",
-            "dx_type",
-            try_cast("age", "double").alias("age"),
-            "sex",
-            "localization",
-            F.when(F.col("listed").isNull(), "not in the table").alias("passed_over"),
-        )
-    )
-    left = spark.createDataFrame(aside, "path string, id string, passed_over string")
-    return rows.unionByName(left, allowMissingColumns=True)
-
-
-_CNMC_NAME = r"^UID_(H?\d+)_(\d{1,9})_(\d{1,9})_(all|hem)\.[A-Za-z]+$"
-
-
-def cnmc(source: str, spark: SparkSession) -> DataFrame:
-    """C-NMC 2019, labelled cells: images at any depth named ``UID_<subject>_<image>_<cell>_<all or hem>``.
-
-    The label is ``all`` (malignant) or ``hem`` (healthy), the group the subject as written: ``11``, or ``H12`` for a
-    healthy one. The columns ``subject``, ``image_number`` and ``cell`` are kept. The id is the path within ``source``. An
-    image with another name, or whose label contradicts its subject, is rejected: nothing is guessed.
-    """
-    from pyspark.sql import functions as F
-
-    root = Store(source).uri
-    found = spark.createDataFrame(sorted(images(root)), "path string, id string, passed_over string")
-    name = F.element_at(F.split("id", "/"), -1)
-
-    def field(number: int) -> Any:
-        return F.regexp_extract(name, _CNMC_NAME, number)
-
-    parsed = name.rlike(_CNMC_NAME)
-    consistent = field(1).startswith("H") == (field(4) == "hem")
-    texts = found.select(
-        "path",
-        "id",
-        field(4).alias("label"),
-        field(1).alias("group"),
-        field(1).alias("subject"),
-        field(2).alias("image_number"),
-        field(3).alias("cell"),
-        F.when(~parsed, "its name is not UID_<subject>_<image>_<cell>_<all or hem>")
-        .when(~consistent, "its name gives a diagnosis that contradicts its subject")
-        .alias("problem"),
-        "passed_over",
-    )
-    for number in ("image_number", "cell"):
-        texts = texts.withColumn(number, try_cast(number, "int"))
-    return texts
 
 
 def _list_class(task: tuple[str, str | None], *, uri: str) -> Iterator[tuple[str | None, ...]]:

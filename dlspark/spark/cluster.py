@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -98,7 +98,8 @@ def cancellable(spark: SparkSession) -> Iterator[Callable[[], None]]:
     try:
         yield lambda: context.cancelJobsWithTag(tag)
     finally:
-        context.removeJobTag(tag)
+        with suppress(Exception):  # the JVM may be dead, as after a SIGTERM to all processes; then so is the tag
+            context.removeJobTag(tag)
 
 
 def check_cluster(settings: JobSettings, uri: str, *, backend: str, barrier: bool, packages: Sequence[str] = ()) -> None:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from dlspark.errors import DlsparkError
 from dlspark.mends import keras_layers
+from dlspark.worker.attributes import foreign
 from dlspark.worker.session import WorkerSession
 
 MERGES = ("mean", "sum", "same")
@@ -33,7 +34,7 @@ def merge_of(layer: Any) -> str | None:
         return declared
     if isinstance(layer, keras.layers.BatchNormalization):
         return "mean"
-    return "same" if type(layer).__module__.startswith("keras.") else None
+    return None if foreign(layer) else "same"
 
 
 def states_of(model: Any) -> list[tuple[Any, Any]]:

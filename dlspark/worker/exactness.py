@@ -18,6 +18,7 @@ from dlspark.mends import keras_layers
 from dlspark.mends.keras_compiled_metrics import compiled_metrics
 from dlspark.mends.keras_masked_means import masked_means
 from dlspark.worker.agreement import merge_of, states_of
+from dlspark.worker.attributes import foreign
 from dlspark.worker.process import random_states
 
 MERGEABLE_REDUCTIONS = ("sum_over_batch_size", "mean", "auto")
@@ -188,9 +189,8 @@ def _predictions(model: Any, x: Any) -> Any:
 def _adds_losses(model: Any) -> bool:
     """Whether layers may add losses when they are called."""
     return any(
-        getattr(layer, "activity_regularizer", None) is not None or not type(layer).__module__.startswith("keras.")
-        for layer in keras_layers.flatten(model)
-    ) or any(type(layer).__name__ == "ActivityRegularization" for layer in keras_layers.flatten(model))
+        getattr(layer, "activity_regularizer", None) is not None or foreign(layer) for layer in keras_layers.flatten(model)
+    )
 
 
 def _suspects(model: Any) -> str:

@@ -51,22 +51,21 @@ def save_model(store: Store, model: Any) -> GivenModel:
         ConfigError: workers could not load it, or would load another model. The message names what differs.
     """
     given = _given(model)
-    with store.open_writer(MODEL_FILE) as path:
+    with store.open_writer(MODEL_FILE) as path, random_states(), _refused():
         model.save(path)
         _all_registered(path)
-        with random_states(), _refused():
-            loaded = _loaded(path, given)
-            arrays = optimizer_arrays(model) if given.optimizer_built else {}
-            # Most files hold all weights; those of LoRA do not.
-            if not _equal(model.weights, loaded.weights):
-                arrays |= numbered("w", model.weights)
-            seeds = _seeds_that_draw(model)
-            if len(seeds) == len(_seeds_that_draw(loaded)) == len(seed_variables(loaded)) and not _equal(
-                seeds, seed_variables(loaded)
-            ):
-                arrays |= numbered("s", seeds)
-            save_arrays(store, INITIAL_WEIGHTS_FILE, arrays)
-            _complete(loaded, given, load_arrays(store, INITIAL_WEIGHTS_FILE))
+        loaded = _loaded(path, given)
+        arrays = optimizer_arrays(model) if given.optimizer_built else {}
+        # Most files hold all weights; those of LoRA do not.
+        if not _equal(model.weights, loaded.weights):
+            arrays |= numbered("w", model.weights)
+        seeds = _seeds_that_draw(model)
+        if len(seeds) == len(_seeds_that_draw(loaded)) == len(seed_variables(loaded)) and not _equal(
+            seeds, seed_variables(loaded)
+        ):
+            arrays |= numbered("s", seeds)
+        save_arrays(store, INITIAL_WEIGHTS_FILE, arrays)
+        _complete(loaded, given, load_arrays(store, INITIAL_WEIGHTS_FILE))
     found = _difference(model, loaded, given)
     if found:
         raise ConfigError(f"Workers would train another model than the one given: {found}. {_BUILDER}")
@@ -253,7 +252,7 @@ def _refused() -> Iterator[None]:
             warnings.filterwarnings("ignore", message="Skipping variable loading for optimizer")
             warnings.filterwarnings("ignore", message="`compile\\(\\)` was not called as part of model loading")
             yield
-    except ConfigError:
+    except (ConfigError, OSError):  # the disk may be full
         raise
     except Exception as error:  # Keras raises many kinds here
         reason = _reason(error)

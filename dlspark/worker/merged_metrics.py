@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from dlspark.errors import DlsparkError
 from dlspark.mends import keras_step_logs
 from dlspark.worker.agreement import Agreement
 from dlspark.worker.session import WorkerSession
@@ -109,12 +110,25 @@ class MergedMetrics:
             return result_or_logs(logs)
         if self._pass == "train":
             self._agreement.reach()
+        else:
+            self._check_all_evaluated()
         self._ending = True
         try:
             result = result_or_logs(logs)
         finally:
             self._ending = False
         return self._combined(logs) if result is logs and isinstance(logs, dict) and logs else result
+
+    def _check_all_evaluated(self) -> None:
+        import keras
+
+        ended = np.array(float(bool(getattr(self._model, "stop_evaluating", False))), np.float32)
+        (ranks,) = self._session.sum([keras.ops.convert_to_tensor(ended)])
+        if 0 < float(ranks) < self._session.world_size:
+            raise DlsparkError(
+                f"Expected all ranks to evaluate the same batches; a callback set stop_evaluating on {float(ranks):.0f} of "
+                f"{self._session.world_size} ranks. Decide by what all ranks share, not by the logs of a batch."
+            )
 
     def _combined(self, logs: dict[str, Any]) -> dict[str, Any]:
         """What a custom step returned: the results of metrics where it is those on every rank, otherwise means by rows.

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from dlspark.driver.health import Failure, Watch
+from dlspark.driver.failure import Failure
+from dlspark.driver.health import Watch
 from dlspark.driver.stops import lone_stop
 from dlspark.timeouts import Timeouts
 from dlspark.wire import messages

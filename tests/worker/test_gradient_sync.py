@@ -107,3 +107,8 @@ def test_a_synchronized_layer_skipped_on_one_rank_is_noticed(fit: Fit) -> None:
 def test_weights_that_differ_are_noticed(fit: Fit) -> None:
     with pytest.raises(DlsparkError, match=r"weights on ranks \[1\] differ"):
         fit("weights that differ", 2)
+
+
+def test_a_validation_that_ends_on_one_rank_is_noticed(fit: Fit) -> None:
+    with pytest.raises(DlsparkError, match="set stop_evaluating on 1 of 2 ranks"):
+        fit("a validation that ends", 2)

@@ -95,7 +95,16 @@ def callbacks_of(case: str, rank: int) -> list[Any]:
         ]
     if case == "weights that differ" and rank == 1:
         return [keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: None), Strays()]
+    if case == "a validation that ends" and rank == 1:
+        return [EndsValidation()]
     return []
+
+
+class EndsValidation(keras.callbacks.Callback):  # type: ignore[misc]
+    """Ends each validation after one batch, on this rank only."""
+
+    def on_test_batch_end(self, batch: int, logs: Any = None) -> None:
+        self.model.stop_evaluating = True
 
 
 class Strays(keras.callbacks.Callback):  # type: ignore[misc]
@@ -266,6 +275,7 @@ CASES: dict[str, Callable[[], Any]] = {
     "custom train_step": own_step_model,
     "callbacks decide alike": toys.dense_classifier,
     "weights that differ": toys.dense_classifier,
+    "a validation that ends": toys.dense_classifier,
     "batch norm": batch_norm_model,
     "mixed precision": mixed_precision_model,
     "synchronized batch norm": synchronized_model,
@@ -274,5 +284,5 @@ CASES: dict[str, Callable[[], Any]] = {
     "synchronized batch norm, second derivatives": penalised_model,
     "a skipped layer": lambda: synchronized_model(skips_on=1),
 }
-NOT_EQUAL = {"batch norm", "weights that differ", "a skipped layer"}
+NOT_EQUAL = {"batch norm", "weights that differ", "a validation that ends", "a skipped layer"}
 """Cases in which several workers do not train as one process."""
