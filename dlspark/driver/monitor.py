@@ -155,7 +155,11 @@ class RunMonitor:
     def _begin_interruption(self) -> None:
         with self._changed:
             self._interrupted_at = time.monotonic()
-        self.receive(messages.Note(rank=0, text="asked to end" + ": writing a checkpoint" * self._pausable))
+        self.receive(
+            messages.Note(
+                rank=0, text="asked to end" + ": writing a checkpoint" * (self._pausable and self._job.checkpoints)
+            )
+        )
         if self._in_process is not None:
             return  # the worker checks `_asked_to_end`
         if self._server is not None and self._pausable:

@@ -1,15 +1,16 @@
 """Ctrl-C in the middle of a call to the JVM raises RuntimeError("reentrant call …") in place of KeyboardInterrupt.
 
-PySpark's handler of SIGINT calls the JVM to cancel all jobs, and raises KeyboardInterrupt afterwards. Each Python thread
-has one connection to the JVM, so the handler's call fails in the middle of another one: nothing is cancelled, and
-programs get an error that they do not expect. The interrupted call also leaves its answer in the connection, where the
-next call reads it. Spark 4.2 raises KeyboardInterrupt in any case (SPARK-55404). Needed until PySpark's handler also
-cancels the jobs then.
+PySpark's handler of SIGINT calls the JVM to cancel all jobs, and raises KeyboardInterrupt afterwards. Each Python
+thread has one connection to the JVM, so the handler's call fails in the middle of another one: nothing is cancelled,
+and programs get an error that they do not expect. Spark 4.2 raises KeyboardInterrupt in any case (SPARK-55404). Needed
+until PySpark's handler also cancels the jobs then. Py4j closes the connection of the interrupted call, and logs a
+traceback that nobody needs.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import signal
 import threading
 from typing import Any, NoReturn
@@ -22,6 +23,11 @@ def mend() -> None:
     handler = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is threading.main_thread() and getattr(handler, "__module__", "").startswith("pyspark."):
         signal.signal(signal.SIGINT, _interrupt)
+        logging.getLogger().addFilter(_needed)
+
+
+def _needed(record: logging.LogRecord) -> bool:
+    return record.msg != "KeyboardInterrupt while sending command."
 
 
 def _interrupt(number: int, frame: Any) -> NoReturn:
@@ -33,10 +39,6 @@ def _interrupt(number: int, frame: Any) -> NoReturn:
         canceller = threading.Thread(target=_cancel, args=[context], name="dlspark-cancel", daemon=True)
         canceller.start()
         canceller.join(CANCEL_SECONDS)
-        client = context._gateway._gateway_client
-        connection = client.get_thread_connection() if hasattr(client, "get_thread_connection") else None
-        if connection is not None:
-            connection.close()
     raise KeyboardInterrupt
 
 

@@ -85,12 +85,15 @@ def _check_weights(name: str, value: Any, schema: Schema) -> str | Path | None:
         return value
     if not isinstance(value, (str, os.PathLike)):
         raise ConfigError(f"Expected {name} to be 'imagenet', a file or None; got {value!r}.")
-    file = Path(value).expanduser()
+    expected, file = f"Expected {name} to be 'imagenet', a local file or None", Path(value).expanduser()
+    if re.match(r"\w\w+:/", str(value)):
+        raise ConfigError(f"{expected}; got {str(value)!r}, a URI. Copy it to a local file.")
     if not file.is_file():
-        raise ConfigError(f"Expected {name} to be 'imagenet', a file or None; got {str(file)!r}, which does not exist.")
+        what = "which is a folder" if file.is_dir() else "which does not exist"
+        raise ConfigError(f"{expected}; got {str(file)!r}, {what}.")
     if file.suffix not in _WEIGHT_SUFFIXES:
-        expected = " or ".join(_WEIGHT_SUFFIXES)
-        raise ConfigError(f"Expected a weights file that ends in {expected}; got {file.name!r}. Use Keras' save_weights.")
+        suffixes = " or ".join(_WEIGHT_SUFFIXES)
+        raise ConfigError(f"Expected a weights file that ends in {suffixes}; got {file.name!r}. Use Keras' save_weights.")
     return file
 
 

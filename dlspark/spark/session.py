@@ -136,7 +136,8 @@ def told_plainly() -> Iterator[None]:
     except DlsparkError:
         raise
     except Exception as error:
-        told = re.search(r"(?:^|[:\]] )dlspark\.errors\.DataError: (.*)$", str(error), re.MULTILINE)
+        # Spark 4 adds a state of SQL.
+        told = re.search(r"(?:^|[:\]] )dlspark\.errors\.DataError: (.*?)(?: SQLSTATE: \w+)?$", str(error), re.MULTILINE)
         if told is None:
             raise
         raise DataError(told[1]) from error

@@ -157,7 +157,7 @@ class _SocketReporter:
             self._frames.send(encode(message))
         except OSError:
             if not self._closing.is_set():
-                self._end_process("the driver is gone")
+                self._end_process("the driver has closed its connection, or is gone")
 
     def close(self) -> None:
         self._closing.set()
@@ -171,7 +171,7 @@ class _SocketReporter:
             try:
                 message = decode(self._frames.receive(), FromDriver)
             except (OSError, ValueError) as error:
-                reason = f"the driver is gone ({error})"
+                reason = f"the driver has closed its connection, or is gone ({error})"
                 break
             match message:
                 case Hold():

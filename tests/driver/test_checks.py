@@ -461,7 +461,9 @@ TRAINS = {
     "ignored labels": case(
         lambda: segmentation(ignore_class=255), (IMAGES, np.where(MASKS == 2, 255, MASKS).astype(np.uint8))
     ),
-    "ignored labels of -1": case(lambda: segmentation(ignore_class=-1), (IMAGES, np.where(MASKS == 2, -1, MASKS))),
+    "ignored labels of -1": case(
+        lambda: segmentation(ignore_class=-1), (IMAGES, np.where(MASKS == 2, -1, MASKS.astype(np.int64)))
+    ),
     "images without a channel": case(segmentation, (IMAGES, MASKS)),
     "weights per pixel (keras#15181)": case(segmentation, (IMAGES, MASKS, MASKS / 2)),
     "labels of a sequence": case(sequence, (WORDS, TAGS)),
