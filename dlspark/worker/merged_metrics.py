@@ -137,6 +137,7 @@ class MergedMetrics:
         """
         import keras
 
+        logs = _flat(logs)
         here = _numbers(self._model.get_metrics_result())
         rows = np.float32(self._last_step_rows(self._pass))
         values = {name: np.asarray(keras.ops.convert_to_numpy(value), np.float32) for name, value in logs.items()}
@@ -161,6 +162,14 @@ def passes_callback(begin: Callable[[], None], sums: Callable[[], dict[str, Any]
             begin()
 
     return Passes()
+
+
+def _flat(logs: dict[str, Any]) -> dict[str, Any]:
+    """Logs without dicts in them, as Keras makes them at the end of an epoch."""
+    flat: dict[str, Any] = {}
+    for name, value in sorted(logs.items()):
+        flat |= _flat(value) if isinstance(value, dict) else {name: value}
+    return flat
 
 
 def _numbers(results: Any) -> Any:

@@ -16,6 +16,7 @@ import cloudpickle
 
 from dlspark.errors import ConfigError
 from dlspark.job import PAYLOAD_FILE, TrainJob
+from dlspark.mends import keras_tracked
 from dlspark.mends.keras_compiled_metrics import compiled_metrics
 from dlspark.storage import Store
 from dlspark.worker.model_parts import optimizers_of, parts_of
@@ -108,6 +109,10 @@ class _Pickler(cloudpickle.Pickler):
                     "trained. Build it from self.model, in on_train_begin."
                 )
         return position
+
+    def reducer_override(self, value: Any) -> Any:
+        # Keras' lists and dicts of layers or variables cannot be pickled without the model that tracks them.
+        return keras_tracked.as_plain(value) or super().reducer_override(value)
 
 
 def _is_layer(value: Any) -> bool:
