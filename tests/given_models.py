@@ -188,7 +188,7 @@ class Tracks(keras.Model):  # type: ignore[misc]
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
 class Selects(Tracks):
-    """A custom train_step that returns one of two trackers, and a dict with a constant."""
+    """A custom train_step that returns one of two trackers, the other under another name, and a dict with a constant."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -201,7 +201,7 @@ class Selects(Tracks):
     def train_step(self, data: Any) -> dict[str, Any]:
         logs = super().train_step(data)
         self.second.update_state(data[0], self(data[0]))
-        return {**logs, "more": {"constant": ops.convert_to_tensor(3.0)}}
+        return {**logs, "error": self.second.result(), "more": {"constant": ops.convert_to_tensor(3.0)}}
 
 
 class Closes(keras.callbacks.Callback):  # type: ignore[misc]
