@@ -188,7 +188,7 @@ class Tracks(keras.Model):  # type: ignore[misc]
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
 class Selects(Tracks):
-    """A custom train_step that returns one of two trackers, and the loss of its batch."""
+    """A custom train_step that returns one of two trackers, the other under another name, and a dict with a constant."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -201,7 +201,7 @@ class Selects(Tracks):
     def train_step(self, data: Any) -> dict[str, Any]:
         logs = super().train_step(data)
         self.second.update_state(data[0], self(data[0]))
-        return {**logs, "constant": ops.convert_to_tensor(3.0)}
+        return {**logs, "error": self.second.result(), "more": {"constant": ops.convert_to_tensor(3.0)}}
 
 
 class Closes(keras.callbacks.Callback):  # type: ignore[misc]
@@ -427,6 +427,31 @@ def closing_over_more() -> Given:
     return Given(model, callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=change)])
 
 
+@keras.saving.register_keras_serializable(package=PACKAGE)
+class Heads(keras.Model):  # type: ignore[misc]
+    """Has a list of layers."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.heads = [layers.Dense(4, kernel_regularizer="l2"), layers.Dense(3, activation="softmax")]
+
+    def call(self, inputs: Any) -> Any:
+        return self.heads[1](self.heads[0](inputs))
+
+
+def closing_over_helpers() -> Given:
+    """A schedule, a regularizer and a list of layers."""
+    rate = optimizers.schedules.ExponentialDecay(0.1, 3, 0.5)
+    model = compiled(build_on_rows(Heads()), optimizers.SGD(rate))
+    heads, penalty = model.heads, model.heads[0].kernel_regularizer
+
+    def change(logs: Any) -> None:
+        rate.initial_learning_rate, penalty.l2 = 0.01, 1.0
+        heads[0].kernel.assign(heads[0].kernel / 2)
+
+    return Given(model, callbacks=[keras.callbacks.LambdaCallback(on_train_begin=change)])
+
+
 def build_on_rows(model: Any) -> Any:
     model(np.zeros((1, 8), np.float32))
     return model
@@ -503,6 +528,7 @@ MODELS: dict[str, Callable[[], Any]] = {
     "a callback that closes over the optimizer's variables": closing_over_variables,
     "a callback that evaluates": lambda: Given(SGD(), callbacks=[Evaluates()]),
     "a callback that closes over a second optimizer, a seed and a metric": closing_over_more,
+    "a callback that closes over a schedule, a regularizer and a list": closing_over_helpers,
     "a tracker": lambda: compiled(build_on_rows(Tracks()), loss=None),
     "one of two trackers, and a log": lambda: compiled(build_on_rows(Selects()), loss=None),
     "two optimizers": lambda: compiled(build_on_rows(TwoOptimizers())),

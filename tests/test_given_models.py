@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import pytest
 
-from dlspark import ConfigError, Trainer
+from dlspark import ConfigError, Trainer, WorkerError
 from dlspark.data import Feed
 from dlspark.data.shard_writer import write_rows
 from dlspark.mends import keras_layers
@@ -128,6 +128,18 @@ def test_two_workers_train_the_model_that_was_given(backend: str, name: str, spa
         np.testing.assert_allclose(mine[key].astype(np.float64), array.astype(np.float64), **tolerance, err_msg=key)
     for key, values in expected.items():
         np.testing.assert_allclose(history[key], values, **tolerance, err_msg=key)
+
+
+@pytest.mark.slow
+def test_a_callback_cannot_change_what_layers_share() -> None:
+    """A file does not keep that two layers share one regularizer."""
+    penalty = keras.regularizers.L2(0.1)
+    hidden = [keras.layers.Dense(3, kernel_regularizer=penalty) for _ in range(2)]
+    model = keras.Sequential([keras.layers.Input((8,)), *hidden])
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    callback = keras.callbacks.LambdaCallback(on_train_begin=lambda logs: setattr(penalty, "l2", 1.0))
+    with pytest.raises(WorkerError, match="kernel_regularizer of layer 2, kernel_regularizer of layer 3 are one"):
+        Trainer("local").fit(model, toys.separable(20), callbacks=[callback], verbose=0)
 
 
 @keras.saving.register_keras_serializable(package=PACKAGE)

@@ -163,6 +163,9 @@ def _difference(model: Any, loaded: Any, given: GivenModel) -> str | None:
     """The first difference between the given model and what workers load; None if there is none."""
     ours, theirs = keras_layers.flatten(model), keras_layers.flatten(loaded)
     if [type(layer) for layer in ours] != [type(layer) for layer in theirs]:
+        if _names(ours) == _names(theirs):
+            again = next(a for a, b in zip(ours, theirs, strict=True) if type(a) is not type(b))
+            return f"the class {type(again).__name__} was defined again after the model was built; build the model again"
         return f"it has the layers {_names(ours)}, its file {_names(theirs)}"
     for layer, other in zip(ours, theirs, strict=True):
         found = _difference_of(layer, other)

@@ -137,17 +137,20 @@ class MergedMetrics:
         """
         import keras
 
+        logs = _flat(logs)
         here = _numbers(self._model.get_metrics_result())
         rows = np.float32(self._last_step_rows(self._pass))
         values = {name: np.asarray(keras.ops.convert_to_numpy(value), np.float32) for name, value in logs.items()}
-        same = [float(name in here and np.array_equal(np.float32(here[name]), value)) for name, value in values.items()]
+        same = [[np.array_equal(np.float32(found), value) for found in here.values()] for value in values.values()]
         parts = [*(value * rows for value in values.values()), np.array(same, np.float32), rows]
         *sums, agreed, total = self._session.sum([keras.ops.convert_to_tensor(part) for part in parts])
-        results = keras.ops.convert_to_numpy(agreed) == self._session.world_size
-        return {
-            name: self._merged[name] if result else float(value / total)
-            for name, value, result in zip(logs, sums, results, strict=True)
-        }
+        everywhere = keras.ops.convert_to_numpy(agreed) == self._session.world_size
+        combined = {}
+        for name, value, equal in zip(logs, sums, everywhere, strict=True):
+            # A step may return a result under another name.
+            results = sorted((each for each, same in zip(here, equal, strict=True) if same), key=lambda each: each != name)
+            combined[name] = self._merged[results[0]] if results else float(value / total)
+        return combined
 
 
 def passes_callback(begin: Callable[[], None], sums: Callable[[], dict[str, Any]], seconds: Callable[[], float]) -> Any:
@@ -161,6 +164,14 @@ def passes_callback(begin: Callable[[], None], sums: Callable[[], dict[str, Any]
             begin()
 
     return Passes()
+
+
+def _flat(logs: dict[str, Any]) -> dict[str, Any]:
+    """Logs without dicts in them, as Keras makes them at the end of an epoch."""
+    flat: dict[str, Any] = {}
+    for name, value in sorted(logs.items()):
+        flat |= _flat(value) if isinstance(value, dict) else {name: value}
+    return flat
 
 
 def _numbers(results: Any) -> Any:

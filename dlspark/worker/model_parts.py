@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from dlspark.mends import keras_layers
@@ -33,17 +34,36 @@ def parts_of(model: Any) -> dict[tuple[str, int], Any]:
     optimizers = [
         inner for each in optimizers_of(model) for inner in (each, getattr(each, "inner_optimizer", None)) if inner
     ]
-    kinds = {
-        "layer": layers,
-        "variable": model.weights,
-        "optimizer": optimizers,
-        "metric": metrics,
-        "loss": [loss for loss in keras.tree.flatten(model.loss) if isinstance(loss, keras.Loss)],
+    losses = [loss for loss in keras.tree.flatten(model.loss) if isinstance(loss, keras.Loss)]
+    kinds = {"layer": layers, "variable": model.weights, "optimizer": optimizers, "metric": metrics, "loss": losses}
+    helpers = {
+        f"{name} of {kind} {i}": [helper]
+        for kind in ("layer", "optimizer", "metric", "loss")
+        for i, owner in enumerate(kinds[kind])
+        for name, helper in _helpers(owner)
+    }
+    kinds |= {
         **{f"variable of optimizer {i}": each.variables for i, each in enumerate(optimizers)},
         **{f"variable of metric {i}": each.variables for i, each in enumerate(metrics)},
         **{f"seed of layer {i}": _seeds(each) for i, each in enumerate(layers)},
     }
-    return {(kind, i): part for kind, parts in kinds.items() for i, part in enumerate(parts)}
+    return {(kind, i): part for kind, parts in (helpers | kinds).items() for i, part in enumerate(parts)}
+
+
+def _helpers(owner: Any, above: tuple[int, ...] = ()) -> Iterator[tuple[str, Any]]:
+    """What an object of Keras has besides: schedules, regularizers, initializers, constraints; by the attributes' names."""
+    import keras
+
+    for name, value in sorted(vars(owner).items()):
+        listed = enumerate(value) if isinstance(value, list | tuple) else [(None, value)]
+        for key, each in value.items() if isinstance(value, dict) else listed:
+            others = (keras.Layer, keras.Metric, keras.optimizers.Optimizer, keras.DTypePolicy, type)
+            if not hasattr(each, "get_config") or not hasattr(each, "__dict__") or isinstance(each, others):
+                continue
+            if id(each) not in above:
+                path = name if key is None else f"{name}[{key!r}]"
+                yield path, each
+                yield from ((f"{path}.{inner}", helper) for inner, helper in _helpers(each, (*above, id(each))))
 
 
 def _seeds(layer: Any) -> list[Any]:

@@ -16,6 +16,7 @@ import cloudpickle
 
 from dlspark.errors import ConfigError
 from dlspark.job import PAYLOAD_FILE, TrainJob
+from dlspark.mends import keras_tracked
 from dlspark.mends.keras_compiled_metrics import compiled_metrics
 from dlspark.storage import Store
 from dlspark.worker.model_parts import optimizers_of, parts_of
@@ -72,7 +73,10 @@ def _pickled(model: Any, first: Any, callbacks: Any) -> bytes:
     file = io.BytesIO()
     pickler = _Pickler(file)
     pickler.dump(first)
-    pickler.positions = {id(part): position for position, part in parts_of(model).items()}
+    positions: dict[int, tuple[Any, ...]] = {}
+    for position, part in parts_of(model).items():
+        positions[id(part)] = (*positions.get(id(part), ()), position)
+    pickler.positions = positions
     built = [*model.variables, *model.metrics_variables, *compiled_metrics(model)]
     pickler.model_has = {id(part) for part in built} | {id(v) for each in optimizers_of(model) for v in each.variables}
     pickler.dump(callbacks)
@@ -90,10 +94,10 @@ def _pickles(model: Any, value: Any) -> bool:
 class _Pickler(cloudpickle.Pickler):
     """Pickles the parts of a model by their ``positions``."""
 
-    positions: Mapping[int, tuple[str, int]] = MappingProxyType({})
+    positions: Mapping[int, tuple[Any, ...]] = MappingProxyType({})
     model_has: Set[int] = frozenset()
 
-    def persistent_id(self, value: Any) -> tuple[str, int] | None:
+    def persistent_id(self, value: Any) -> tuple[Any, ...] | None:
         position = self.positions.get(id(value))
         if position is None and id(value) in self.model_has:
             raise ConfigError(
@@ -109,6 +113,10 @@ class _Pickler(cloudpickle.Pickler):
                 )
         return position
 
+    def reducer_override(self, value: Any) -> Any:
+        # Keras' lists and dicts of layers or variables cannot be pickled without the model that tracks them.
+        return keras_tracked.as_plain(value) or super().reducer_override(value)
+
 
 def _is_layer(value: Any) -> bool:
     import keras
@@ -119,9 +127,15 @@ def _is_layer(value: Any) -> bool:
 class _Unpickler(pickle.Unpickler):
     parts: Mapping[tuple[str, int], Any] = MappingProxyType({})
 
-    def persistent_load(self, position: Any) -> Any:
-        if position not in self.parts:
+    def persistent_load(self, positions: Any) -> Any:
+        found = {id(part): part for part in map(self.parts.get, positions) if part is not None}
+        if not found:
+            kind, number = positions[0]
+            raise ConfigError(f"Expected a model with the {kind} {number}, to which a callback refers; it has none.")
+        if len(found) > 1:  # a file does not keep that layers share one regularizer
+            places = ", ".join(kind for kind, _ in positions)
             raise ConfigError(
-                f"Expected a model with the {position[0]} {position[1]}, to which a callback refers; it has none."
+                f"Expected one object for each part of the model to which a callback refers; {places} are one, and several "
+                "in a worker's model. Give each its own, or change them through self.model."
             )
-        return self.parts[position]
+        return next(iter(found.values()))
