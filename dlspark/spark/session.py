@@ -64,14 +64,19 @@ def get_session(num_workers: int = 1, *, app_name: str = "dlspark") -> SparkSess
         app_name: the name of a session started here.
 
     Raises:
-        ConfigError: no supported Java was found, or ``num_workers`` is not a positive integer.
+        ConfigError: no supported Java was found, ``num_workers`` is not a positive integer, or the JVM has ended.
         MissingDependencyError: pyspark is not installed.
     """
     num_workers = whole_number("num_workers", num_workers)
     require("pyspark", install="dlspark[spark]", purpose="Running on Spark")
     from pyspark.sql import SparkSession
 
-    session = SparkSession.getActiveSession() or _started(num_workers, app_name)
+    try:
+        session = SparkSession.getActiveSession() or _started(num_workers, app_name)
+    except ConnectionError as error:
+        raise ConfigError(
+            "Expected the JVM of the Spark session to run; it has ended, perhaps by a signal. Start this program again."
+        ) from error
     spark_interrupts.mend()
     return session
 
