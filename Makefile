@@ -1,16 +1,26 @@
-# Targets that need .venv set it up first with tools/set_up.py, which returns at once if nothing changed.
+# Targets that need an environment set it up first with tools/set_up.py, which returns at once if nothing changed.
+# SET=all has all engines, with Spark 3.5 on Python 3.11; SET=current has the versions of today, with Spark 4 on Python 3.12
+# or 3.13.
 
 .DEFAULT_GOAL := help
-.PHONY: help set-up set-up-jax demo test test-all test-fast soak check bench lock clean distclean
+.PHONY: help python set-up set-up-jax demo test test-all test-fast soak check bench lock clean distclean
 .NOTPARALLEL:
 SHELL := /bin/sh
-# Without bytecode in .venv, every process compiles TensorFlow's Python again: ten seconds of a core.
+# Without bytecode in the environment, every process compiles TensorFlow's Python again: ten seconds of a core.
 unexport PYTHONDONTWRITEBYTECODE
 
-# The first of these that is a working Python 3.11: a version manager's python3.11 may exist without working.
-is_311 = $(shell $(1) -c 'import sys; print("yes" * (sys.version_info[:2] == (3, 11)))' 2>/dev/null)
-PYTHON ?= $(firstword $(foreach name,python3.11 python3 python,$(if $(call is_311,$(name)),$(name))))
-BIN := .venv/bin
+# The first working Python of these versions. A version manager's python3.12 may exist without working, and work elsewhere.
+WANTED := $(if $(filter current,$(SET)),3.12 3.13,3.11 $(if $(SET),,3.12 3.13))
+version_of = $(shell $(1) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+places_of = python$(1) $(wildcard $(or $(PYENV_ROOT),$(HOME)/.pyenv)/versions/$(1).*/bin/python) python3 python
+found = $(firstword $(foreach python,$(places_of),$(if $(filter $(1),$(call version_of,$(python))),$(python))))
+ifndef PYTHON
+PYTHON := $(or $(call found,$(word 1,$(WANTED))),$(call found,$(word 2,$(WANTED))),$(call found,$(word 3,$(WANTED))))
+endif
+ifndef SET
+SET := $(if $(filter 3.12 3.13,$(call version_of,$(PYTHON))),current,all)
+endif
+BIN := $(if $(filter current,$(SET)),.venv-current,.venv)/bin
 PYTEST := $(BIN)/python -m pytest
 # Each worker runs whole files, in the order set by conftest.py, in its own Spark session.
 TWO_WORKERS := -n 2 --dist loadfile --no-loadscope-reorder
@@ -18,20 +28,32 @@ TWO_WORKERS := -n 2 --dist loadfile --no-loadscope-reorder
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
 
-set-up:  ## create or update .venv
+set-up:  ## create or update .venv, or .venv-current with SET=current
 	@if [ -z "$(PYTHON)" ]; then \
-	  echo "Expected Python 3.11; got none. Install it, or run make PYTHON=/path/to/python3.11." >&2; exit 1; fi
-	@"$(PYTHON)" tools/set_up.py
+	  echo "Expected Python $(or $(WANTED),3.11); got none. Install one, or run make PYTHON=/path/to/python." >&2; exit 1; fi
+	@"$(PYTHON)" tools/set_up.py --set $(SET)
 
-demo: set-up  ## train on local Spark workers with each engine and show the results
-	@$(BIN)/python demo/run.py
+demo: set-up  ## train on two local Spark workers and show the results (make demo ENGINES=all compares the engines)
+	@$(BIN)/python demo/run.py $(ENGINES)
+
+python:
+	@echo "$(PYTHON)"
 
 set-up-jax: set-up
-	@"$(PYTHON)" tools/set_up.py --jax
+	@"$(PYTHON)" tools/set_up.py --set $(SET) --jax
 
-test: set-up-jax check  ## run check, then the tests except those marked full, two at a time
+# What depends on the versions of Spark, Python, TensorFlow and NumPy. Everything is tested with SET=all.
+CURRENT := backends/mirrored tests/test_contract_local.py tests/spark tests/data tests/driver tests/mends tests/worker \
+  tests/images/test_prepare.py tests/ml/test_stages.py tests/ml/test_saving.py tests/cli tests/study/test_study.py
+
+ifeq ($(SET),current)
+test: set-up  ## run check, then the tests except those marked full, two at a time
+	$(PYTEST) $(TWO_WORKERS) -m "not alone and not full" $(wildcard $(CURRENT))
+else
+test: set-up-jax check
 	$(PYTEST) $(TWO_WORKERS) -m "not alone and not full"
 	$(PYTEST) -m "alone and not full"
+endif
 
 test-all: set-up-jax check  ## run all tests: every fault on every engine
 	$(PYTEST) $(TWO_WORKERS) -m "not alone"
@@ -52,18 +74,21 @@ check: set-up  ## check lint, format, types and architecture
 bench: set-up  ## measure the engines on this machine; updates benchmarks/results and the README's table
 	$(BIN)/python benchmarks/short.py
 
-lock: set-up  ## write requirements.lock from requirements.in (make lock UPGRADE=1 for the newest versions)
+lock: set-up  ## write the three locks (make lock UPGRADE=1 for the newest versions)
 	$(BIN)/uv --no-config pip compile $(if $(UPGRADE),--upgrade) --quiet --generate-hashes --no-annotate \
 	  --python-version 3.11 --python-platform x86_64-manylinux_2_28 --no-emit-index-url --no-emit-find-links \
 	  --custom-compile-command "make lock" --output-file requirements.lock requirements.in
 	$(BIN)/uv --no-config pip compile $(if $(UPGRADE),--upgrade) --quiet --generate-hashes --no-annotate \
 	  --python-version 3.11 --python-platform x86_64-manylinux_2_28 --no-emit-index-url --no-emit-find-links \
 	  --custom-compile-command "make lock" --output-file requirements-jax.lock requirements-jax.in
+	$(BIN)/uv --no-config pip compile $(if $(UPGRADE),--upgrade) --quiet --generate-hashes --no-annotate \
+	  --python-version 3.12 --python-platform x86_64-manylinux_2_28 --no-emit-index-url --no-emit-find-links \
+	  --custom-compile-command "make lock" --output-file requirements-current.lock requirements-current.in
 
 clean:  ## remove caches, builds and the demo's output
 	rm -rf build dist demo-output spark-warehouse metastore_db derby.log .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	find . -path ./.venv -prune -o -path ./.git -prune -o \( -name __pycache__ -o -name '*.egg-info' \) -print0 | xargs -0 rm -rf
+	find . -path './.venv*' -prune -o -path ./.git -prune -o \( -name __pycache__ -o -name '*.egg-info' \) -print0 | xargs -0 rm -rf
 	find backends benchmarks -name build -type d -print0 2>/dev/null | xargs -0 rm -rf
 
-distclean: clean  ## run clean and remove .venv; keeps the built Horovod in ~/.cache/dlspark
-	rm -rf .venv .venv-jax
+distclean: clean  ## run clean and remove the environments; keeps the built Horovod in ~/.cache/dlspark
+	rm -rf .venv .venv-jax .venv-current

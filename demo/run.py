@@ -1,4 +1,4 @@
-"""make demo: train ResNet50 on two Spark workers with each engine in turn, on real images from scikit-image.
+"""make demo: train ResNet50 on two Spark workers, on real images from scikit-image.
 
 The folder demo-output/ receives the images, the prepared dataset and, for each backend, the model (.keras), the history
 (JSON) and the learning curves (PNG).
@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dlspark import (
+    ConfigError,
     DlsparkError,
     FitResult,
     ImageDataset,
@@ -131,15 +132,21 @@ def table_of(results: list[FitResult]) -> Table:
 def main() -> int:
     """Run the demo; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--backend", action="append", help="use only this backend; repeatable (default: all installed)")
+    parser.add_argument(
+        "engines", nargs="*", default=["mirrored"], help=f"of {', '.join(ORDER)}, in turn, or all (default: mirrored)"
+    )
     parser.add_argument("--epochs", type=int, default=EPOCHS)
     parser.add_argument("--out", type=local_folder, default=Path("demo-output"))
     options = parser.parse_args()
     started = time.monotonic()
+    asked = ORDER if "all" in options.engines else options.engines
     installed = available_backends()
-    backends = options.backend or [name for name in ORDER if name in installed]
-    for name in sorted(set(ORDER) - set(installed)):
-        console.print(f"Skipping backend {name}, which is not installed. `dlspark backends` shows how to install it.")
+    for name in asked:
+        if name not in ORDER:
+            raise ConfigError(f"Expected engines of {', '.join(ORDER)}, or all; got {name!r}.")
+        if name not in installed:
+            console.print(f"Skipping {name}, which is not installed. `dlspark backends` shows how to install it.")
+    backends = [name for name in asked if name in installed]
 
     console.print(f"Cutting photographs of materials into patches in {options.out / 'images'}")
     images = write_patches(options.out / "images")
@@ -159,7 +166,9 @@ def main() -> int:
     (options.out / "results.json").write_text(json.dumps([json.loads(result.to_json()) for result in results], indent=2))
     console.print(
         f"{time.monotonic() - started:.0f} s in total. Models, histories and curves are in "
-        f"{', '.join(str(options.out / result.backend) for result in results)}."
+        f"{', '.join(str(options.out / result.backend) for result in results)}.\n"
+        "Spark has prepared the images, and two of its workers have trained one Keras model, each on its part of every "
+        "batch. Next: make demo ENGINES=all compares the engines, and the README's script trains on your images."
     )
     return 0
 

@@ -136,11 +136,12 @@ class Trainer:
                 logs are over all rows.
             class_weight: weight of the loss by class index; 1 for the others. Not together with sample weights.
             verbose: 0 silent, 1 live display, 2 plain lines, "auto" 1 on a terminal and 2 elsewhere.
-            resume: resume the unfinished run of the same ``fit`` in the trainer's store. False begins a new run beside it.
+            resume: resume the unfinished run of the same ``fit`` in the trainer's store, or give back the result and weights
+                of a finished one with a warning. False begins a new run beside it.
 
         Raises:
-            ConfigError, DataError: something cannot work. Raised before any job starts; also if this run has finished
-                already, or if another unfinished run in the store could be resumed.
+            ConfigError, DataError: something cannot work. Raised before any job starts; also if another unfinished run in
+                the store could be resumed.
             StoreError: the store cannot be read or written.
             MissingDependencyError: the backend lacks a package; the message has the command that installs it.
             WorkerError: a worker failed more often than ``max_restarts`` allows.
@@ -187,6 +188,11 @@ class Trainer:
             return runs.identity(settings, backend.name, backend.options, model, data, validation_data, callbacks)
 
         with self._run_folder(identity, resume=resume) as (store, resumed):
+            done = runs.finished(store) if resumed else None
+            if done is not None:
+                if not model.built:
+                    build(model, load_job(store.uri).train)
+                return _with_weights(done, model, load_trained(store))
             self._backend.check(settings, store.uri)
             store.write_bytes(PAYLOAD_FILE, payload)
             if resumed:
@@ -198,20 +204,15 @@ class Trainer:
             preparation_seconds = time.perf_counter() - started
             result = self._launch_with_restarts(job, store, model)
             trained = load_trained(store)
-            if [tuple(w.shape) for w in weights_of(trained)] != [tuple(v.shape) for v in model.weights]:
-                raise ConfigError(
-                    "Expected the model to keep its shapes during fit; got trained weights of other shapes. Do not change "
-                    "the model while it trains."
-                )
             result = dataclasses.replace(
                 result,
                 time_to_first_step_seconds=result.time_to_first_step_seconds + preparation_seconds,
                 resumed_from=job.resume_from,
             )
+            _check_shapes(model, trained)
             if self.store is not None:
                 runs.finish(store, result)
-        give_back(model, trained)  # last: whatever fails before leaves the model as it was
-        return dataclasses.replace(result, weights=model.get_weights(), model=model)
+        return _with_weights(result, model, trained)  # last: whatever fails before leaves the model as it was
 
     def _launch_with_restarts(self, job: TrainJob, store: Store, model: Any) -> FitResult:
         """Run the job, and run it again from its last checkpoint after a failure, at most ``max_restarts`` times."""
@@ -269,6 +270,21 @@ class Trainer:
         except BaseException:
             runs.forget_if_refused(run)
             raise
+
+
+def _check_shapes(model: Any, trained: Mapping[str, Any]) -> None:
+    if [tuple(w.shape) for w in weights_of(trained)] != [tuple(v.shape) for v in model.weights]:
+        raise ConfigError(
+            "Expected the model to keep its shapes during fit; got trained weights of other shapes. Do not change the model "
+            "while it trains."
+        )
+
+
+def _with_weights(result: FitResult, model: Any, trained: Mapping[str, Any]) -> FitResult:
+    """The result with the trained model: the caller's, which takes the weights and the state of its optimizers."""
+    _check_shapes(model, trained)
+    give_back(model, trained)
+    return dataclasses.replace(result, weights=model.get_weights(), model=model)
 
 
 def _new_job(

@@ -68,6 +68,7 @@ FULL = {
     "nadam", "adafactor", "lion", "ftrl", "adagrad", "moving averages", "accumulation", "clipped norms", "a schedule",
     "no decay by name", "loss scaling by hand", "batch norm", "noise", "layer norm", "constraints", "two outputs",
     "ignored pixels, -1", "focal loss", "a rate that falls", "masked steps", "mixed bfloat16 without its policy",
+    "an autoencoder", "early stopping", "a subclassed model", "class weights", "steps per execution", "LoRA",
 }  # fmt: skip
 
 

@@ -78,7 +78,8 @@ def test_a_subject_that_fails_says_why_and_leaves_no_file(tmp_path: Path) -> Non
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_an_interrupted_run_leaves_no_process_and_no_file(number: int, tmp_path: Path) -> None:
     # A feed has no model, so it starts within seconds. All subjects end the same way.
     flags = ["--image-size", "8", "--rows-per-core", "64", "--subjects", "feed:2x1", "--out", str(tmp_path)]

@@ -33,6 +33,7 @@ def run(out: Path, *flags: str) -> Path:
     return Path(json.loads(done.stdout)["written"])
 
 
+@pytest.mark.full
 def test_a_compiled_run_in_mixed_precision_compares_with_a_tensorflow_run(
     recorded: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

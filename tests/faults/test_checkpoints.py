@@ -351,15 +351,28 @@ def test_other_data_are_told(tmp_path: Path) -> None:
         Trainer("local", store=tmp_path / "store").fit(toys.dense_classifier(), toys.separable(201), epochs=3, verbose=0)
 
 
-def test_a_finished_run_is_not_returned_in_silence(tmp_path: Path) -> None:
+@pytest.mark.parametrize("built", [True, False])
+def test_a_finished_run_is_given_back_with_a_warning(built: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     def fit(**settings: Any) -> FitResult:
+        import keras
+
+        model = toys.dense_classifier()
+        if not built:
+            keras.utils.set_random_seed(1)
+            model = keras.Sequential([keras.layers.Dense(3, activation="softmax")])
+            model.compile("adam", "sparse_categorical_crossentropy")
         trainer = Trainer("local", store=tmp_path)
-        return trainer.fit(toys.dense_classifier(), toys.separable(200), **{"epochs": 2, "verbose": 0, **settings})
+        return trainer.fit(model, toys.separable(200), **{"epochs": 2, "verbose": 0, **settings})
 
     first = fit()
-    with pytest.raises(ConfigError, match=r"finished already .*result\.json.*resume=False") as caught:
-        fit()
-    assert f"loss {first.history['loss'][-1]:.4g}" in str(caught.value)
+    again = fit()
+    assert "This run has finished already" in caplog.text
+    assert f"loss {first.history['loss'][-1]:.4g}" in caplog.text
+    assert again.history == first.history
+    assert all((a == b).all() for a, b in zip(again.model.get_weights(), first.weights, strict=True))
+    for ours, theirs in zip(again.model.optimizer.variables, first.model.optimizer.variables, strict=True):
+        assert (np.asarray(ours) == np.asarray(theirs)).all()
+    assert len(list(tmp_path.glob("run-*"))) == 1
     assert fit(resume=False).history == first.history
     assert len(list(tmp_path.glob("run-*"))) == 2
     assert len(fit(epochs=3).history["loss"]) == 3, "another fit is a new run beside the finished ones"

@@ -91,6 +91,7 @@ def test_f21_a_straggler_is_a_warning(
     assert_equal(result, undisturbed(engine))
 
 
+@pytest.mark.full
 def test_f18_two_runs_at_once(spark: Any, tmp_path: Path, fault: Any) -> None:
     """In one session, in two threads; Elephas, as two barrier stages of two slots each cannot both be there."""
     from concurrent.futures import ThreadPoolExecutor

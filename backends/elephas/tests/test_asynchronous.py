@@ -195,7 +195,7 @@ class TestOptions:
         with pytest.raises(ConfigError, match=message):
             Trainer("elephas", options=options)
 
-    @pytest.mark.parametrize("mode", ["synchronous", "asynchronous"])
+    @pytest.mark.parametrize("mode", ["synchronous", pytest.param("asynchronous", marks=pytest.mark.full)])
     def test_speculation_is_refused(self, mode: str) -> None:
         done = subprocess.run(
             [sys.executable, "-c", _SPECULATING, mode], capture_output=True, text=True, timeout=120, check=False
