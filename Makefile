@@ -1,7 +1,7 @@
 # Targets that need .venv set it up first with tools/set_up.py, which returns at once if nothing changed.
 
 .DEFAULT_GOAL := help
-.PHONY: help set-up set-up-jax demo test test-all test-fast soak check bench lock clean distclean
+.PHONY: help set-up set-up-jax demo test test-all test-fast soak check bench dist lock clean distclean
 .NOTPARALLEL:
 SHELL := /bin/sh
 # Without bytecode in .venv, every process compiles TensorFlow's Python again: ten seconds of a core.
@@ -11,6 +11,7 @@ unexport PYTHONDONTWRITEBYTECODE
 is_311 = $(shell $(1) -c 'import sys; print("yes" * (sys.version_info[:2] == (3, 11)))' 2>/dev/null)
 PYTHON ?= $(firstword $(foreach name,python3.11 python3 python,$(if $(call is_311,$(name)),$(name))))
 BIN := .venv/bin
+DIST := dist
 PYTEST := $(BIN)/python -m pytest
 # Each worker runs whole files, in the order set by conftest.py, in its own Spark session.
 TWO_WORKERS := -n 2 --dist loadfile --no-loadscope-reorder
@@ -51,6 +52,13 @@ check: set-up  ## check lint, format, types and architecture
 
 bench: set-up  ## measure the engines on this machine; updates benchmarks/results and the README's table
 	$(BIN)/python benchmarks/short.py
+
+# Offline and with the .venv's setuptools. Each wheel is built from its sdist, which proves the sdist complete.
+dist: set-up  ## build a wheel and an sdist of every distribution into dist/ and check them
+	rm -rf $(DIST)
+	set -e; for folder in . $(patsubst %/setup.cfg,%,$(wildcard backends/*/setup.cfg)) benchmarks; do \
+	  $(BIN)/uv --no-config build --quiet --offline --no-build-isolation --python $(BIN)/python --out-dir $(DIST) $$folder; done
+	$(BIN)/twine check --strict $(DIST)/*
 
 lock: set-up  ## write requirements.lock from requirements.in (make lock UPGRADE=1 for the newest versions)
 	$(BIN)/uv --no-config pip compile $(if $(UPGRADE),--upgrade) --quiet --generate-hashes --no-annotate \

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from dlspark._require import require
+from dlspark._require import extra, require
 from dlspark.errors import ConfigError
 
 _JAVA_VERSIONS = {3: (8, 11, 17), 4: (17, 21)}  # by major version of Spark, from its "Overview" page
@@ -23,7 +23,7 @@ def find_java() -> Path:
         ConfigError: none is supported; the message lists the candidates and what to install.
         MissingDependencyError: pyspark is not installed.
     """
-    pyspark = require("pyspark", install="dlspark[spark]", purpose="Running on Spark")
+    pyspark = require("pyspark", install=extra("spark"), purpose="Running on Spark")
     spark_version = pyspark.__version__
     major = int(spark_version.partition(".")[0])
     fitting = _JAVA_VERSIONS.get(major, _JAVA_VERSIONS[max(_JAVA_VERSIONS)])

@@ -198,7 +198,7 @@ class TestExecutorsOfTheirOwn:
         [
             ("version", ["cloudpickle", " here and 0.0.1 on ", "Install the driver's versions"]),
             ("minor", ["(3, 7)", "PYSPARK_PYTHON"]),
-            ("absent", ["dlspark ", "and absent on", "Install the driver's versions"]),
+            ("absent", ["dlspark-keras ", "and absent on", "Install the driver's versions"]),
             ("unwritable", ["run-", "Cannot write", "File too large", "Give Trainer another store"]),
             ("unseen", ["memory://runs", "no such file", "Give Trainer another store"]),
             ("nothing", ["/no/such/python: not found", "PYSPARK_PYTHON"]),
