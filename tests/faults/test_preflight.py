@@ -161,6 +161,13 @@ def test_what_counts_as_a_difference() -> None:
     ]
 
 
+def test_a_distribution_whose_module_is_missing_counts_as_absent(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["dlspark-keras", "dlspark-keras-mirrored"]
+    assert all(preflight.describe_process(names)["versions"].values())
+    monkeypatch.setitem(sys.modules, "dlspark_mirrored", None)
+    assert [bool(version) for version in preflight.describe_process(names)["versions"].values()] == [True, False]
+
+
 @pytest.fixture(scope="module")
 def told(own_temporary_folder: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     pytest.importorskip("elephas")
