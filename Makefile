@@ -3,7 +3,7 @@
 # or 3.13.
 
 .DEFAULT_GOAL := help
-.PHONY: help python set-up set-up-jax demo test test-all test-fast soak check bench lock clean distclean
+.PHONY: help python set-up set-up-jax demo test test-all test-fast soak check bench dist lock clean distclean
 .NOTPARALLEL:
 SHELL := /bin/sh
 # Without bytecode in the environment, every process compiles TensorFlow's Python again: ten seconds of a core.
@@ -21,6 +21,7 @@ ifndef SET
 SET := $(if $(filter 3.12 3.13,$(call version_of,$(PYTHON))),current,all)
 endif
 BIN := $(if $(filter current,$(SET)),.venv-current,.venv)/bin
+DIST := dist
 PYTEST := $(BIN)/python -m pytest
 # Each worker runs whole files, in the order set by conftest.py, in its own Spark session.
 TWO_WORKERS := -n 2 --dist loadfile --no-loadscope-reorder
@@ -73,6 +74,13 @@ check: set-up  ## check lint, format, types and architecture
 
 bench: set-up  ## measure the engines on this machine; updates benchmarks/results and the README's table
 	$(BIN)/python benchmarks/short.py
+
+# Offline and with the .venv's setuptools. Each wheel is built from its sdist, which proves the sdist complete.
+dist: set-up  ## build a wheel and an sdist of every distribution into dist/ and check them
+	rm -rf $(DIST)
+	set -e; for folder in . $(patsubst %/setup.cfg,%,$(wildcard backends/*/setup.cfg)) benchmarks; do \
+	  $(BIN)/uv --no-config build --quiet --offline --no-build-isolation --python $(BIN)/python --out-dir $(DIST) $$folder; done
+	$(BIN)/twine check --strict $(DIST)/*
 
 lock: set-up  ## write the three locks (make lock UPGRADE=1 for the newest versions)
 	$(BIN)/uv --no-config pip compile $(if $(UPGRADE),--upgrade) --quiet --generate-hashes --no-annotate \

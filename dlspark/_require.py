@@ -12,13 +12,21 @@ from typing import Any
 
 from dlspark.errors import ConfigError, MissingDependencyError, did_you_mean, nearest
 
+DISTRIBUTION = "dlspark-keras"
+"""What pip installs; `dlspark` on PyPI is another project."""
+
+
+def extra(name: str) -> str:
+    """What ``pip install`` takes for one of this project's extras."""
+    return f"{DISTRIBUTION}[{name}]"
+
 
 def require(module: str, *, install: str, purpose: str) -> ModuleType:
     """Import and return ``module``.
 
     Args:
         module: dotted name of the module.
-        install: the argument of ``pip install``, for instance ``"dlspark[spark]"``.
+        install: the argument of ``pip install``, for instance ``extra("spark")``.
         purpose: who needs it, for the message: ``"Reading images with Spark"``.
 
     Raises:
@@ -37,9 +45,9 @@ def require(module: str, *, install: str, purpose: str) -> ModuleType:
 
 
 def installed_version(name: str) -> str | None:
-    """The version of the distribution ``name``; None if it is not installed."""
+    """The version of the distribution ``name``; None if it is not installed. "dlspark" is this project, `DISTRIBUTION`."""
     try:
-        return metadata.version(name)
+        return metadata.version(DISTRIBUTION if name == "dlspark" else name)
     except metadata.PackageNotFoundError:
         return None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from importlib.util import find_spec
 
 from dlspark._require import Registered
 from dlspark.backend import Backend, Engine
@@ -14,17 +15,27 @@ logger = logging.getLogger(__name__)
 GROUP = "dlspark.backends"
 BACKENDS = Registered(GROUP, "backend")
 
-# This project's plug-ins and the commands that install them, for messages about absent ones.
+# This project's plug-ins and the commands that install them, for messages about absent ones; see `install_command`.
 PLUGINS: Mapping[str, str] = {
-    "mirrored": "pip install ./backends/mirrored   (in a checkout of dlspark)",
-    "horovod": "python tools/build_horovod.py && pip install ./backends/horovod   (in a checkout; needs a C++ compiler)",
-    "elephas": "pip install ./backends/elephas   (in a checkout of dlspark)",
+    "mirrored": "pip install './backends/mirrored{spark}'",
+    "horovod": "python tools/build_horovod.py && pip install './backends/horovod{spark}'",
+    # Elephas itself requires pyspark, which --no-deps keeps out.
+    "elephas": "pip install --no-deps elephas==7.3.0 && pip install './backends/elephas{spark}'",
 }
 
 
 def available_backends() -> list[str]:
     """Names of the installed backends, sorted. Nothing is imported."""
     return list(BACKENDS)
+
+
+def install_command(name: str) -> str:
+    """The command that installs this project's plug-in ``name``.
+
+    It brings pyspark only where there is none: a second one would hide the platform's own.
+    """
+    command = PLUGINS[name].format(spark="" if find_spec("pyspark") else "[spark]")
+    return f"{command}   (in a checkout of dlspark)"
 
 
 def load_backend(name: str) -> type[Backend]:
@@ -39,7 +50,7 @@ def load_backend(name: str) -> type[Backend]:
         raise ConfigError(f"Expected the name of a backend, such as 'local'; got {name!r}.")
     if name not in BACKENDS:
         if name in PLUGINS:
-            raise MissingDependencyError(f"Backend {name!r} is not installed. Run: {PLUGINS[name]}")
+            raise MissingDependencyError(f"Backend {name!r} is not installed. Run: {install_command(name)}")
         raise ConfigError(f"Unknown backend {name!r}. {did_you_mean(name, {*BACKENDS, *PLUGINS})}")
     backend = BACKENDS[name]
     if not (isinstance(backend, type) and issubclass(backend, Backend)):

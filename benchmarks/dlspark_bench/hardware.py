@@ -72,7 +72,7 @@ def versions() -> dict[str, str]:
     engines = [package for backend in available_backends() for package in load_backend(backend).engine.packages]
     for name in (*_FRAMEWORKS, "pyspark", *engines):
         try:
-            found[name] = metadata.version(name)
+            found[name] = metadata.version("dlspark-keras" if name == "dlspark" else name)
         except metadata.PackageNotFoundError:
             continue
     return found

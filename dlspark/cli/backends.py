@@ -7,8 +7,11 @@ import dataclasses
 import os
 import re
 import typing
+from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from dlspark._require import DISTRIBUTION, installed_versions
 from dlspark.cli.arguments import add_command
 from dlspark.cli.output import Block, Report, Table
 
@@ -19,6 +22,7 @@ _EXAMPLE = """
 dlspark backends
 dlspark backends --format json
 """
+_OF_SPARK = re.compile(r"""extra == ['"]spark['"]""")
 _FRAMEWORKS = ("tensorflow", "jax", "torch")
 
 
@@ -61,12 +65,12 @@ def describe_backends() -> list[dict[str, Any]]:
 
     ``status`` is "ready", "incomplete" (a package that it requires is missing), "broken" or "not installed".
     """
-    from dlspark.registry import BACKENDS, PLUGINS
+    from dlspark.registry import BACKENDS, PLUGINS, install_command
 
     found = [_describe(point) for point in BACKENDS.points().values()]
-    for name, install in PLUGINS.items():
+    for name in PLUGINS:
         if name not in BACKENDS:
-            found.append({**_blank(name), "status": "not installed", "install": install})
+            found.append({**_blank(name), "status": "not installed", "install": install_command(name)})
     return sorted(found, key=lambda each: str(each["name"]))
 
 
@@ -84,13 +88,14 @@ def _blank(name: str) -> dict[str, Any]:
 
 
 def _describe(point: EntryPoint) -> dict[str, Any]:
-    from dlspark.registry import PLUGINS, load_backend
+    from dlspark.registry import PLUGINS, install_command, load_backend
 
     document = _blank(point.name)
     document["versions"], document["missing"] = _requirements(point)
     if document["missing"]:
         document["status"] = "incomplete"
-        document["install"] = PLUGINS.get(point.name) or f"pip install {' '.join(document['missing'])}"
+        missing = f"pip install {' '.join(document['missing'])}"
+        document["install"] = install_command(point.name) if point.name in PLUGINS else missing
     try:
         backend = load_backend(point.name)
         document["capabilities"] = dataclasses.asdict(backend.capabilities)
@@ -101,23 +106,22 @@ def _describe(point: EntryPoint) -> dict[str, Any]:
 
 
 def _requirements(point: EntryPoint) -> tuple[dict[str, str], list[str]]:
-    """Versions of the packages that the plug-in's distribution requires, and the missing ones."""
+    """Versions of the packages that the plug-in's distribution and its extra ``spark`` require, and the missing ones."""
     if point.dist is None:
         return {}, []
-    from importlib.util import find_spec
-
-    if point.dist.name == "dlspark":  # local: whichever framework Keras computes with
+    if point.dist.name == DISTRIBUTION:  # local: whichever framework Keras computes with
         there = [name for name in _FRAMEWORKS if find_spec(name) is not None]
         chosen = os.environ.get("KERAS_BACKEND") or (there[0] if there else _FRAMEWORKS[0])
         return _split(["keras", chosen])
-    named = [re.match(r"[\w.-]+", text) for text in point.dist.requires or () if "extra ==" not in text]
-    return _split([match[0] for match in named if match and match[0] != "dlspark"])
+    needed = [text for text in point.dist.requires or () if "extra ==" not in text or _OF_SPARK.search(text)]
+    named = [re.match(r"[\w.-]+", text) for text in needed]
+    return _split([*dict.fromkeys(match[0] for match in named if match and match[0] != DISTRIBUTION)])
 
 
 def _split(names: list[str]) -> tuple[dict[str, str], list[str]]:
-    from dlspark._require import installed_versions
-
     versions = installed_versions(names)
+    if "pyspark" in names and "pyspark" not in versions and find_spec("pyspark"):
+        versions["pyspark"] = import_module("pyspark").__version__  # the copy in SPARK_HOME has no metadata
     return versions, [name for name in names if name not in versions]
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from dlspark._require import DISTRIBUTION
 from dlspark.cli.arguments import add_command
 from dlspark.cli.output import Block, Report, Table
 from dlspark.errors import ConfigError, DlsparkError
@@ -90,7 +91,7 @@ def diagnose(workers: int | None, store: str | None) -> Iterator[Check]:
         return
     here = describe_process(packages)
     yield from checks.executors(found, here)
-    if not all(each["versions"]["dlspark"] for each in found):
+    if not all(each["versions"][DISTRIBUTION] for each in found):
         return
     yield checks.way_to_driver(spark, tasks)
     if store is not None:

@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from dlspark._require import installed_version
+from dlspark._require import extra, installed_version
 from dlspark.cli import backends, doctor, evaluate, explore, output, prepare, study, train
 from dlspark.cli.arguments import Parser
 from dlspark.errors import (
@@ -115,7 +115,7 @@ def _told(error: Exception) -> str:
         return " ".join(str(error).splitlines())
     if lacking := _lacks(error):
         return (
-            f"The Keras backend {lacking!r} is not installed. Run: pip install 'dlspark[{lacking}]', or set KERAS_BACKEND "
+            f"The Keras backend {lacking!r} is not installed. Run: pip install {extra(lacking)!r}, or set KERAS_BACKEND "
             f"to an installed one of {', '.join(_FRAMEWORKS)}."
         )
     first = next(iter(str(error).strip().splitlines()), "")

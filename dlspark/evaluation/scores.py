@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dlspark._require import require
+from dlspark._require import extra, require
 from dlspark.evaluation.bootstrap import Floats, summing_to_1
 
-INSTALL = "dlspark[evaluate]"
+INSTALL = extra("evaluate")
 CURVE_POINTS = 400
 """The maximum number of points of a curve."""
 

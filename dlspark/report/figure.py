@@ -7,14 +7,14 @@ import unicodedata
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from dlspark._require import require
+from dlspark._require import extra, require
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 logger = logging.getLogger(__name__)
 
-INSTALL = "dlspark[report]"
+INSTALL = extra("report")
 _LONGEST = 32  # characters of a name; a longer one leaves a picture no room
 _TURNS = ("LRE", "RLE", "LRO", "RLO", "LRI", "RLI", "FSI")
 _MARK = "\u200e"  # left to right; it has no width

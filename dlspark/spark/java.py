@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from dlspark._require import require
+from dlspark._require import extra, require
 from dlspark.errors import ConfigError
 from dlspark.mends import java_vector
 
@@ -44,7 +44,7 @@ def java_home() -> Iterator[Path]:
 
 def _chosen() -> tuple[Path, bool]:
     """The home of a Java, and whether it has all modules that Spark names."""
-    pyspark = require("pyspark", install="dlspark[spark]", purpose="Running on Spark")
+    pyspark = require("pyspark", install=extra("spark"), purpose="Running on Spark")
     spark_version = pyspark.__version__
     major = int(spark_version.partition(".")[0])
     fitting = _JAVA_VERSIONS.get(major, _JAVA_VERSIONS[max(_JAVA_VERSIONS)])

@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dlspark._require import DISTRIBUTION
 from dlspark.errors import ConfigError
 from dlspark.spark.executors import on_executors
 from dlspark.spark.session import is_local
@@ -22,7 +23,7 @@ from dlspark.storage import Store
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-PACKAGES = ("dlspark", "keras", "tensorflow", "numpy", "pyspark", "cloudpickle", "pyarrow")
+PACKAGES = (DISTRIBUTION, "keras", "tensorflow", "numpy", "pyspark", "cloudpickle", "pyarrow")
 UNKNOWN = "of unknown version"
 _DRIVER_FILE = "driver"
 
@@ -159,7 +160,7 @@ def _question(packages: Sequence[str], folder: Store | None) -> Callable[[int], 
     It therefore uses no other name of this module, and gets the folder by its URI.
     """
     uri = folder.uri if folder else None
-    driver_file, unknown = _DRIVER_FILE, UNKNOWN
+    driver_file, unknown, own = _DRIVER_FILE, UNKNOWN, DISTRIBUTION
 
     def answer(task: int) -> dict[str, Any]:
         import importlib.util
@@ -171,7 +172,8 @@ def _question(packages: Sequence[str], folder: Store | None) -> Callable[[int], 
         from importlib import metadata
 
         def version(name: str) -> str | None:
-            there = importlib.util.find_spec(name.replace("-", "_")) is not None
+            module = name.replace(own, "dlspark").replace("-", "_")  # dlspark-keras-mirrored: dlspark_mirrored
+            there = importlib.util.find_spec(module) is not None
             if name.startswith("dlspark") and not there:  # an editable install whose folder is missing here
                 return None
             try:

@@ -66,7 +66,7 @@ def write_dataframe(
         DataError: there are no rows, a value is null, a label or weight is NaN, or shapes differ between rows; the message
             names the column. The folder is removed.
     """
-    require("pandas", install="dlspark[spark]", purpose="Reading a Spark DataFrame")
+    require("pandas", install="pandas<3", purpose="Reading a Spark DataFrame")
     structures = tuple(with_tuples(structure) for structure in (features, label, sample_weight))
     complete = frozenset(column for structure in structures[1:] for column in columns_of(structure))
     names = tuple(dict.fromkeys(column for structure in structures for column in columns_of(structure)))

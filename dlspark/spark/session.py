@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dlspark._require import require, whole_number
+from dlspark._require import extra, require, whole_number
 from dlspark.errors import ConfigError, DataError, DlsparkError
 from dlspark.mends import spark_interrupts
 from dlspark.spark.java import java_home
@@ -68,7 +68,7 @@ def get_session(num_workers: int = 1, *, app_name: str = "dlspark") -> SparkSess
         MissingDependencyError: pyspark is not installed.
     """
     num_workers = whole_number("num_workers", num_workers)
-    require("pyspark", install="dlspark[spark]", purpose="Running on Spark")
+    require("pyspark", install=extra("spark"), purpose="Running on Spark")
     from pyspark.sql import SparkSession
 
     try:

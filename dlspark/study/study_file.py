@@ -12,7 +12,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from dlspark._require import known, require
+from dlspark._require import extra, known, require
 from dlspark.errors import ConfigError, did_you_mean
 from dlspark.images import LAYOUTS, find_layout
 from dlspark.models import AUGMENTATIONS, ClassifierOptions, option_schemas
@@ -20,7 +20,7 @@ from dlspark.registry import available_backends
 from dlspark.study.classifiers import available_classifiers
 from dlspark.study.settings import StudySettings
 
-INSTALL = "dlspark[study]"
+INSTALL = extra("study")
 EXAMPLES = ("cnmc", "ham10000")
 """Names of the example studies."""
 

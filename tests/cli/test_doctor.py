@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from dlspark._require import DISTRIBUTION
 from dlspark.cli import checks
 from dlspark.cli.main import main
 from dlspark.errors import ConfigError
@@ -65,7 +66,7 @@ def test_executors_unlike_the_driver() -> None:
     versions = {**here["versions"], "numpy": "0.1"}
     told = wrong_with(here, {**elsewhere, "versions": versions})["packages"]
     assert "0.1 on far" in told.found
-    told = wrong_with({**elsewhere, "versions": {**here["versions"], "dlspark": None}})["packages"]
+    told = wrong_with({**elsewhere, "versions": {**here["versions"], DISTRIBUTION: None}})["packages"]
     assert "absent on far" in told.found
 
 

@@ -161,6 +161,13 @@ def test_what_counts_as_a_difference() -> None:
     ]
 
 
+def test_a_distribution_whose_module_is_missing_counts_as_absent(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["dlspark-keras", "dlspark-keras-mirrored"]
+    assert all(preflight.describe_process(names)["versions"].values())
+    monkeypatch.setitem(sys.modules, "dlspark_mirrored", None)
+    assert [bool(version) for version in preflight.describe_process(names)["versions"].values()] == [True, False]
+
+
 @pytest.fixture(scope="module")
 def told(own_temporary_folder: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     pytest.importorskip("elephas")
@@ -198,7 +205,7 @@ class TestExecutorsOfTheirOwn:
         [
             ("version", ["cloudpickle", " here and 0.0.1 on ", "Install the driver's versions"]),
             ("minor", ["(3, 7)", "PYSPARK_PYTHON"]),
-            ("absent", ["dlspark ", "and absent on", "Install the driver's versions"]),
+            ("absent", ["dlspark-keras ", "and absent on", "Install the driver's versions"]),
             ("unwritable", ["run-", "Cannot write", "File too large", "Give Trainer another store"]),
             ("unseen", ["memory://runs", "no such file", "Give Trainer another store"]),
             ("nothing", ["/no/such/python: not found", "PYSPARK_PYTHON"]),

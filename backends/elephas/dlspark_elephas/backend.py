@@ -89,7 +89,7 @@ class ElephasBackend(Backend):
     """Weight averaging between epochs, or a parameter server, over Spark tasks that do not wait for each other."""
 
     name: ClassVar[str] = "elephas"
-    engine: ClassVar[Engine] = Engine(packages=("dlspark-elephas", "elephas"), modules=("elephas",))
+    engine: ClassVar[Engine] = Engine(packages=("dlspark-keras-elephas", "elephas"), modules=("elephas",))
     options_type: ClassVar[type] = ElephasOptions
     capabilities = Capabilities(synchronous_gradients=False, exact_rows=True, deterministic=True, resumable=True)
 

@@ -76,7 +76,7 @@ class HorovodBackend(SparkLaunchBackend):
 
     name: ClassVar[str] = "horovod"
     engine: ClassVar[Engine] = Engine(
-        packages=("dlspark-horovod", "horovod"),
+        packages=("dlspark-keras-horovod", "horovod"),
         modules=("horovod",),
         environment=("HOROVOD_CYCLE_TIME", "CUDA_VISIBLE_DEVICES"),
         barrier=True,

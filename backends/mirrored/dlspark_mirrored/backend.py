@@ -58,7 +58,7 @@ class MirroredBackend(SparkLaunchBackend):
 
     name: ClassVar[str] = "mirrored"
     engine: ClassVar[Engine] = Engine(
-        packages=("dlspark-mirrored", "spark-tensorflow-distributor"),
+        packages=("dlspark-keras-mirrored", "spark-tensorflow-distributor"),
         modules=("spark_tensorflow_distributor",),
         environment=("TF_CONFIG", "CUDA_VISIBLE_DEVICES"),
         barrier=True,
