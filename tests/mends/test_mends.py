@@ -11,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,8 @@ def test_tensorflow_cannot_be_reconfigured_once_it_runs() -> None:
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("mended", [False, True])
 def test_tensorflow_speaks_of_libraries_for_gpus_where_there_is_none(mended: bool) -> None:
+    if not mended and metadata.version("tensorflow") >= "2.21":
+        pytest.skip("TensorFlow 2.21 is silent about them: delete the mend when 2.19 is not supported")
     script = "import tensorflow"
     if mended:
         script = """
