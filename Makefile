@@ -3,7 +3,7 @@
 # or 3.13.
 
 .DEFAULT_GOAL := help
-.PHONY: help python set-up set-up-jax demo test test-all test-fast soak check bench dist lock clean distclean
+.PHONY: help set-up set-up-jax demo test test-all test-fast soak check bench dist lock clean distclean
 .NOTPARALLEL:
 SHELL := /bin/sh
 # Without bytecode in the environment, every process compiles TensorFlow's Python again: ten seconds of a core.
@@ -31,14 +31,11 @@ help:  ## list the targets
 
 set-up:  ## create or update .venv, or .venv-current with SET=current
 	@if [ -z "$(PYTHON)" ]; then \
-	  echo "Expected Python $(or $(WANTED),3.11); got none. Install one, or run make PYTHON=/path/to/python." >&2; exit 1; fi
+	  echo "Expected Python $(WANTED); got none. Install one, or run make PYTHON=/path/to/python." >&2; exit 1; fi
 	@"$(PYTHON)" tools/set_up.py --set $(SET)
 
 demo: set-up  ## train on two local Spark workers and show the results (make demo ENGINES=all compares the engines)
 	@$(BIN)/python demo/run.py $(ENGINES)
-
-python:
-	@echo "$(PYTHON)"
 
 set-up-jax: set-up
 	@"$(PYTHON)" tools/set_up.py --set $(SET) --jax

@@ -192,7 +192,9 @@ class Trainer:
             if done is not None:
                 if not model.built:
                     build(model, load_job(store.uri).train)
-                return _with_weights(done, model, load_trained(store))
+                trained = load_trained(store)
+                _check_shapes(model, trained)
+                return _with_weights(done, model, trained)
             self._backend.check(settings, store.uri)
             store.write_bytes(PAYLOAD_FILE, payload)
             if resumed:
@@ -282,7 +284,6 @@ def _check_shapes(model: Any, trained: Mapping[str, Any]) -> None:
 
 def _with_weights(result: FitResult, model: Any, trained: Mapping[str, Any]) -> FitResult:
     """The result with the trained model: the caller's, which takes the weights and the state of its optimizers."""
-    _check_shapes(model, trained)
     give_back(model, trained)
     return dataclasses.replace(result, weights=model.get_weights(), model=model)
 

@@ -18,10 +18,8 @@ def mend() -> None:
     """Let the tasks of later runs of this driver mend themselves; once per process."""
     from horovod.spark import runner
 
-    original = runner._make_mapper
-
     def make_mapper(*arguments: Any) -> Callable[[int, Any], Iterator[Any]]:
-        mapper = original(*arguments)
+        mapper = original(*arguments)  # bound below, before any launch
 
         def mended(index: int, rows: Any) -> Iterator[Any]:
             mend_task()
@@ -30,6 +28,7 @@ def mend() -> None:
         return mended
 
     with _lock:
+        original = runner._make_mapper
         if original.__name__ != make_mapper.__name__:  # not mended yet
             runner._make_mapper = make_mapper
 

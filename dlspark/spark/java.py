@@ -54,11 +54,13 @@ def _chosen() -> tuple[Path, bool]:
     for source, home in candidates.items():
         if not home:
             continue
-        release, complaint = _java_release(Path(home))
+        release, complaint = _java_release(Path(home), modules)
         if release in fitting:
-            if not modules or _java_release(Path(home), modules)[0]:
-                return Path(home), True
-            small.append(Path(home))
+            return Path(home), True
+        if modules and release is None:
+            release, complaint = _java_release(Path(home))
+            if release in fitting:
+                small.append(Path(home))
         found.append(f"{source} ({home}) {complaint or f'is Java {release}'}")
     if small:
         return small[0], False

@@ -54,10 +54,10 @@ def _helpers(owner: Any, above: tuple[int, ...] = ()) -> Iterator[tuple[str, Any
     """What an object of Keras has besides: schedules, regularizers, initializers, constraints; by the attributes' names."""
     import keras
 
+    others = (keras.Layer, keras.Metric, keras.optimizers.Optimizer, keras.DTypePolicy, type)
     for name, value in sorted(vars(owner).items()):
         listed = enumerate(value) if isinstance(value, list | tuple) else [(None, value)]
         for key, each in value.items() if isinstance(value, dict) else listed:
-            others = (keras.Layer, keras.Metric, keras.optimizers.Optimizer, keras.DTypePolicy, type)
             if not hasattr(each, "get_config") or not hasattr(each, "__dict__") or isinstance(each, others):
                 continue
             if id(each) not in above:
